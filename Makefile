@@ -1,0 +1,37 @@
+# make demo and make test do all the set-up: they make a virtual environment and install what they need.
+# A host's tests and demo use the ComfyUI at COMFYUI_PATH (default ~/comfy/ComfyUI) with the Python at COMFYUI_PYTHON.
+
+PYTHON ?= python3
+VENV ?= .venv
+TORCH ?= torch==2.13.0
+BIN := $(VENV)/bin
+READY := $(VENV)/.ready
+
+.PHONY: demo test lint format api clean
+
+$(READY): requirements.txt tests/requirements.txt Makefile
+	$(PYTHON) -m venv $(VENV)
+	$(BIN)/pip install --quiet --disable-pip-version-check $(TORCH)
+	$(BIN)/pip install --quiet --disable-pip-version-check -r requirements.txt -r tests/requirements.txt
+	touch $(READY)
+
+demo: $(READY)
+	$(BIN)/python demo/run.py
+
+test: $(READY) lint
+	$(BIN)/python -m pytest
+
+lint: $(READY)
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+
+format: $(READY)
+	$(BIN)/ruff check --fix .
+	$(BIN)/ruff format .
+
+# Convert the workflows to the API form that the host tests post, with the host's own front end in headless Chromium.
+api: $(READY)
+	$(BIN)/python tests/browser/export_api.py
+
+clean:
+	rm -rf $(VENV) demo_output

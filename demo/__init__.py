@@ -1,0 +1,1 @@
+"""``make demo``: the pack on its own, or through a ComfyUI, on a tiny model with random weights."""

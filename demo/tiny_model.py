@@ -1,0 +1,136 @@
+"""Write a tiny CogVideoX-Fun model with random weights, in hub layout.
+
+It has every part that a real one has, so that loaders, samplers and hosts run as they would; its videos are noise.
+"""
+
+import dataclasses
+import io
+import json
+from pathlib import Path
+
+import torch
+from safetensors.torch import save_file
+
+from ..model_loading.config import TransformerConfig
+from ..model_loading.transformer import CogVideoXTransformer
+from ..model_loading.vae import CogVideoXVAE, VAEConfig
+
+TEXT_DIM = 32
+WORDS = (
+    "a the of in on and with to from over under red green blue yellow white black small large bright dark ball cat "
+    "dog horse cup coffee rocket sky sea sand grass mountain city street face woman man moves turns flies runs walks "
+    "left right up down slowly fast camera video photo start end blurry low quality distorted bad day night sun rain"
+).split()
+
+TINY = {"num_attention_heads": 2, "num_layers": 2, "time_embed_dim": 32, "text_embed_dim": TEXT_DIM}
+VARIANTS = {
+    "2b": {"in_channels": 33},
+    "5b": {"in_channels": 33, "use_rotary_positional_embeddings": True},
+    "v1.5": {
+        "in_channels": 33,
+        "use_rotary_positional_embeddings": True,
+        "patch_size_t": 2,
+        "patch_bias": False,
+        "sample_width": 300,
+        "sample_height": 300,
+        "sample_frames": 85,
+    },
+    "2b-control": {"in_channels": 32},
+    "2b-text": {"in_channels": 16},
+}
+
+
+def write_json(path: Path, value: dict) -> None:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text(json.dumps(value, indent=2) + "\n", encoding="utf-8")
+
+
+def random_weights(module: torch.nn.Module, seed: int) -> dict[str, torch.Tensor]:
+    """Weights of a size that keeps activations near one, from a seed."""
+    generator = torch.Generator().manual_seed(seed)
+    state = {}
+    for name, parameter in module.state_dict().items():
+        noise = torch.randn(parameter.shape, generator=generator)
+        if parameter.ndim == 1:
+            state[name] = 1 + 0.1 * noise if name.endswith("weight") else 0.1 * noise
+        else:
+            state[name] = noise / parameter[0].numel() ** 0.5
+    return state
+
+
+def tokenizer_model() -> bytes:
+    """A sentencepiece model over `WORDS` with T5's ids: pad 0, end 1, unknown 2."""
+    import sentencepiece
+
+    writer = io.BytesIO()
+    sentencepiece.SentencePieceTrainer.train(
+        sentence_iterator=iter([" ".join(WORDS), *WORDS]),
+        model_writer=writer,
+        vocab_size=128,
+        hard_vocab_limit=False,
+        pad_id=0,
+        eos_id=1,
+        unk_id=2,
+        bos_id=-1,
+        minloglevel=2,
+    )
+    return writer.getvalue()
+
+
+def write_text_encoder(folder: Path, seed: int) -> None:
+    import transformers
+
+    (folder / "tokenizer").mkdir(parents=True, exist_ok=True)
+    (folder / "tokenizer" / "spiece.model").write_bytes(tokenizer_model())
+    config = transformers.T5Config(
+        vocab_size=128, d_model=TEXT_DIM, d_kv=16, d_ff=64, num_layers=2, num_heads=2, feed_forward_proj="gated-gelu"
+    )
+    model = transformers.T5EncoderModel(config)
+    state = {k: v for k, v in random_weights(model, seed).items() if k != "encoder.embed_tokens.weight"}
+    write_json(folder / "text_encoder" / "config.json", config.to_dict())
+    save_file(state, folder / "text_encoder" / "model.safetensors")
+
+
+def write_tiny_model(folder: str | Path, variant: str = "2b", seed: int = 0) -> Path:
+    """Write a model of about 3 MB.
+
+    Args:
+        folder: made if it does not exist.
+        variant: a key of `VARIANTS`.
+    """
+    folder = Path(folder)
+    config = TransformerConfig(**TINY, **VARIANTS[variant])
+    write_json(
+        folder / "transformer" / "config.json",
+        {"_class_name": "CogVideoXTransformer3DModel", **dataclasses.asdict(config)},
+    )
+    state = random_weights(CogVideoXTransformer(config), seed)
+    save_file(state, folder / "transformer" / "diffusion_pytorch_model.safetensors")
+
+    vae = VAEConfig(
+        block_out_channels=(8, 16, 16, 16),
+        layers_per_block=1,
+        norm_num_groups=4,
+        scaling_factor=config.default_scale_factor,
+    )
+    write_json(folder / "vae" / "config.json", {"_class_name": "AutoencoderKLCogVideoX", **dataclasses.asdict(vae)})
+    save_file(random_weights(CogVideoXVAE(vae), seed + 1), folder / "vae" / "diffusion_pytorch_model.safetensors")
+
+    schedule = config.default_schedule
+    write_json(
+        folder / "scheduler" / "scheduler_config.json",
+        {
+            "_class_name": "CogVideoXDDIMScheduler",
+            "beta_end": schedule.beta_end,
+            "beta_schedule": "scaled_linear",
+            "beta_start": schedule.beta_start,
+            "num_train_timesteps": schedule.num_timesteps,
+            "prediction_type": "v_prediction",
+            "rescale_betas_zero_snr": True,
+            "set_alpha_to_one": True,
+            "snr_shift_scale": schedule.snr_shift,
+            "timestep_spacing": schedule.spacing,
+        },
+    )
+    write_text_encoder(folder, seed + 2)
+    return folder

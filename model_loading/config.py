@@ -1,0 +1,200 @@
+"""What a transformer is: its configuration, and the table of variants that shapes alone can tell apart."""
+
+import dataclasses
+import typing
+from collections.abc import Mapping
+
+from ..sampling.geometry import frames_to_latent_t
+from ..sampling.schedule import NoiseSchedule
+
+TEXT_TOKENS = 226
+
+
+class CheckpointError(ValueError):
+    """A file or folder that is no model of this pack; the message names the file, what is wrong and the remedy."""
+
+
+@dataclasses.dataclass(frozen=True)
+class TransformerConfig:
+    """The fields of ``transformer/config.json`` that define a model, under the hub's names."""
+
+    num_attention_heads: int = 30
+    attention_head_dim: int = 64
+    num_layers: int = 30
+    in_channels: int = 16
+    out_channels: int = 16
+    time_embed_dim: int = 512
+    text_embed_dim: int = 4096
+    sample_width: int = 90
+    sample_height: int = 60
+    sample_frames: int = 49
+    patch_size: int = 2
+    patch_size_t: int | None = None
+    temporal_compression_ratio: int = 4
+    max_text_seq_length: int = TEXT_TOKENS
+    attention_bias: bool = True
+    patch_bias: bool = True
+    norm_eps: float = 1e-5
+    spatial_interpolation_scale: float = 1.875
+    temporal_interpolation_scale: float = 1.0
+    use_rotary_positional_embeddings: bool = False
+    add_noise_in_inpaint_model: bool = False
+
+    @classmethod
+    def from_dict(cls, values: Mapping) -> "TransformerConfig":
+        """Read a configuration, ignoring fields of no consequence.
+
+        Raises:
+            CheckpointError: a value of the wrong type, or an architecture that the pack does not know.
+        """
+        known = {}
+        for field in dataclasses.fields(cls):
+            if field.name not in values:
+                continue
+            value = values[field.name]
+            allowed = typing.get_args(field.type) or (field.type,)
+            if float in allowed:
+                allowed = (*allowed, int)
+            if type(value) not in allowed:
+                raise CheckpointError(
+                    f"{field.name} is {value!r} in the transformer's configuration, expected {field.type}"
+                )
+            known[field.name] = value
+        fixed = {
+            "flip_sin_to_cos": True,
+            "freq_shift": 0,
+            "norm_elementwise_affine": True,
+            "activation_fn": "gelu-approximate",
+            "timestep_activation_fn": "silu",
+            "use_learned_positional_embeddings": False,
+            "ofs_embed_dim": None,
+            "patch_size": 2,
+            "attention_head_dim": 64,
+            "out_channels": 16,
+        }
+        for name, expected in fixed.items():
+            if values.get(name, expected) != expected:
+                raise CheckpointError(
+                    f"{name} is {values[name]!r} in the transformer's configuration, expected {expected!r}"
+                )
+        config = cls(**known)
+        if config.conditioning is None:
+            raise CheckpointError(
+                f"in_channels is {config.in_channels} in the transformer's configuration, expected 16 (text), "
+                "32 (control) or 33 (inpaint)"
+            )
+        if config.patch_size_t not in (None, 2):
+            raise CheckpointError(f"patch_size_t is {config.patch_size_t}, expected none or 2")
+        return config
+
+    @property
+    def dim(self) -> int:
+        return self.num_attention_heads * self.attention_head_dim
+
+    @property
+    def conditioning(self) -> str | None:
+        """What the channels beyond the noise hold: "text" (none), "control" or "inpaint"."""
+        return {16: "text", 32: "control", 33: "inpaint"}.get(self.in_channels)
+
+    @property
+    def base_grid(self) -> tuple[int, int, int]:
+        """The trained grid (t, h, w) in tokens; 13 x 30 x 45 for V1.0 and V1.1."""
+        return frames_to_latent_t(self.sample_frames), self.sample_height // 2, self.sample_width // 2
+
+    @property
+    def max_latent_t(self) -> int | None:
+        """The most latent frames of one call: 13 on V1.0 and V1.1, no limit on V1.5."""
+        return frames_to_latent_t(self.sample_frames) if self.patch_size_t is None else None
+
+    @property
+    def max_length(self) -> int | None:
+        """The most frames of a run without context windows: 49 on V1.0 and V1.1, no limit on V1.5."""
+        return self.sample_frames if self.patch_size_t is None else None
+
+    @property
+    def family(self) -> str:
+        """ "2B", "5B" or "5B V1.5", told apart by how positions are encoded."""
+        if not self.use_rotary_positional_embeddings:
+            return "2B"
+        return "5B" if self.patch_size_t is None else "5B V1.5"
+
+    @property
+    def fp16_is_safe(self) -> bool:
+        """fp16 overflows in the rotary (5B) models."""
+        return not self.use_rotary_positional_embeddings
+
+    @property
+    def default_scale_factor(self) -> float:
+        """The VAE scaling of the family, for files that carry no VAE configuration."""
+        return 0.7 if self.use_rotary_positional_embeddings else 1.15258426
+
+    @property
+    def default_schedule(self) -> NoiseSchedule:
+        """The schedule of the family, for files that carry no scheduler configuration."""
+        return NoiseSchedule(snr_shift=1.0 if self.use_rotary_positional_embeddings else 3.0)
+
+
+# Detection from shapes, for single files without a configuration: heads -> what the shapes cannot say.
+VARIANTS_BY_HEADS = {
+    30: {"num_layers": 30, "use_rotary_positional_embeddings": False},
+    48: {"num_layers": 42, "use_rotary_positional_embeddings": True},
+}
+# V1.5 counts integer positions, so its trained grid only states what it was trained on.
+V15_SAMPLE = {"sample_width": 300, "sample_height": 300, "sample_frames": 85, "patch_bias": False}
+
+
+def shape_fields(shapes: Mapping[str, tuple[int, ...]]) -> dict:
+    """The configuration fields that the tensors' shapes fix, under the hub's names.
+
+    Raises:
+        CheckpointError: the tensors are not those of a CogVideoX transformer.
+    """
+    needed = (
+        "patch_embed.proj.weight",
+        "patch_embed.text_proj.weight",
+        "time_embedding.linear_1.weight",
+        "transformer_blocks.0.attn1.to_q.weight",
+        "transformer_blocks.0.norm1.linear.weight",
+        "proj_out.weight",
+    )
+    missing = [name for name in needed if name not in shapes]
+    if missing:
+        found = ", ".join(sorted(shapes)[:3]) or "no tensors"
+        raise CheckpointError(f"this is not a CogVideoX transformer: {missing[0]} is missing (it holds {found} ...)")
+    proj = shapes["patch_embed.proj.weight"]
+    patch_t = 2 if len(proj) == 2 else None
+    dim = proj[0]
+    blocks = {int(name.split(".")[1]) for name in shapes if name.startswith("transformer_blocks.")}
+    return {
+        "num_attention_heads": dim // 64,
+        "num_layers": max(blocks) + 1,
+        "in_channels": proj[1] if patch_t is None else proj[1] // 8,
+        "patch_size_t": patch_t,
+        "time_embed_dim": shapes["time_embedding.linear_1.weight"][0],
+        "text_embed_dim": shapes["patch_embed.text_proj.weight"][1],
+    }
+
+
+def detect(shapes: Mapping[str, tuple[int, ...]], config: Mapping | None) -> TransformerConfig:
+    """The configuration of a transformer from its written configuration, if there is one, and its shapes.
+
+    Raises:
+        CheckpointError: another family, an unknown variant, or a configuration that the shapes contradict.
+    """
+    fields = shape_fields(shapes)
+    if config is None:
+        heads = fields["num_attention_heads"]
+        if heads not in VARIANTS_BY_HEADS:
+            raise CheckpointError(
+                f"the transformer has {heads} heads and the file carries no configuration: only 30 heads (2B) and "
+                "48 heads (5B) are known from shapes; load the model's folder with its config.json"
+            )
+        config = {**VARIANTS_BY_HEADS[heads], **(V15_SAMPLE if fields["patch_size_t"] else {}), **fields}
+    result = TransformerConfig.from_dict(config)
+    for name, value in fields.items():
+        if getattr(result, name) != value:
+            raise CheckpointError(
+                f"the configuration says {name} = {getattr(result, name)!r}, but the weights' shapes say {value!r}: "
+                "the configuration belongs to another model"
+            )
+    return result

@@ -1,0 +1,316 @@
+"""The MODEL: our transformer inside the host's BaseModel and ModelPatcher, on every supported ComfyUI.
+
+Only this module and its neighbours ``host_text`` and ``host_vae`` know the host's classes. What differs between host
+versions is asked of the host (a signature, an attribute), never of its version number.
+"""
+
+import inspect
+import logging
+import math
+from pathlib import Path
+
+import comfy.conds
+import comfy.latent_formats
+import comfy.model_base
+import comfy.model_management
+import comfy.model_patcher
+import comfy.patcher_extension
+import comfy.supported_models_base
+import comfy.utils
+import torch
+from comfy.ldm.modules.attention import optimized_attention
+
+from ..sampling.geometry import SPATIAL_COMPRESSION, latent_t_to_frames
+from ..sampling.inpaint import inpaint_latents
+from ..sampling.masks import mask_to_latent
+from .checkpoint import SAVED_CONFIG, Checkpoint, encode_config, open_checkpoint
+from .config import CheckpointError
+from .transformer import CogVideoXTransformer
+
+log = logging.getLogger(__name__)
+
+WEIGHT_DTYPES = {
+    "default": None,
+    "bf16": torch.bfloat16,
+    "fp16": torch.float16,
+    "fp32": torch.float32,
+    "fp8_e4m3fn": torch.float8_e4m3fn,
+}
+
+# From scaled latents to RGB, for the picture while sampling: factors listed for 16 channels in
+# ComfyUI-CogVideoXWrapper's latent preview. How they were fitted is not published.
+RGB_FACTORS = [
+    [0.1195, 0.0992, -0.0048],
+    [-0.0012, 0.0550, 0.0213],
+    [-0.0141, -0.0087, -0.0210],
+    [0.0306, 0.1219, 0.0140],
+    [0.0927, 0.0303, 0.0508],
+    [0.0379, 0.0494, 0.0586],
+    [0.0177, 0.0088, 0.0360],
+    [0.1061, 0.0234, 0.0572],
+    [0.1274, -0.0110, 0.0433],
+    [-0.0187, 0.0822, 0.1061],
+    [0.0084, 0.0762, 0.0930],
+    [0.1294, 0.1236, 0.0448],
+    [0.0457, 0.0411, -0.0177],
+    [0.0002, -0.0140, 0.0533],
+    [0.0808, 0.1155, -0.0215],
+    [-0.0152, -0.0058, 0.0722],
+]
+
+
+def accepts(function, name: str) -> bool:
+    """Whether a host's function takes an argument; newer hosts have more."""
+    return name in inspect.signature(function).parameters
+
+
+def check_interrupt(_done: int, _total: int) -> None:
+    comfy.model_management.throw_exception_if_processing_interrupted()
+
+
+def host_attention(q, k, v, heads: int, transformer_options: dict | None = None) -> torch.Tensor:
+    """The host's attention, with the overrides it finds in transformer_options. B heads N d -> B N (heads d)."""
+    return optimized_attention(q, k, v, heads, skip_reshape=True, transformer_options=transformer_options)
+
+
+class HostTransformer(CogVideoXTransformer):
+    """The transformer with the host's operations, attention, interruption and DIFFUSION_MODEL wrappers."""
+
+    def __init__(self, config, device=None, dtype=None, operations=None):
+        super().__init__(config, operations, host_attention, check_interrupt, device=device, dtype=dtype)
+
+    def forward(self, x, timestep, context, transformer_options=None, **conds):
+        options = transformer_options or {}
+        wrappers = comfy.patcher_extension.get_all_wrappers(
+            comfy.patcher_extension.WrappersMP.DIFFUSION_MODEL, options
+        )
+        executor = comfy.patcher_extension.WrapperExecutor.new_class_executor(super().forward, self, wrappers)
+        return executor.execute(x, timestep, context, transformer_options=options, **conds)
+
+
+class CogVideoXLatent(comfy.latent_formats.LatentFormat):
+    latent_channels = 16
+    latent_dimensions = 3
+    temporal_downscale_ratio = 4
+    latent_rgb_factors = RGB_FACTORS
+
+    def __init__(self, scale_factor: float):
+        self.scale_factor = scale_factor
+
+
+class CogVideoXFunConfig(comfy.supported_models_base.BASE):
+    """The host's model configuration of a `Checkpoint`."""
+
+    unet_extra_config: dict = {}
+
+    def __init__(self, checkpoint: Checkpoint):
+        super().__init__({"config": checkpoint.config})
+        schedule = checkpoint.schedule
+        self.checkpoint_config = checkpoint.saved_config
+        self.schedule = schedule
+        self.latent_format = CogVideoXLatent(checkpoint.scale_factor)
+        self.supported_inference_dtypes = [torch.bfloat16, torch.float32]
+        if checkpoint.config.fp16_is_safe:
+            self.supported_inference_dtypes.insert(0, torch.float16)
+        # "linear" is the host's name for betas linear in their roots; the sigmas are replaced by the schedule's own.
+        self.sampling_settings = {
+            "beta_schedule": "linear",
+            "linear_start": schedule.beta_start,
+            "linear_end": schedule.beta_end,
+            "timesteps": schedule.num_timesteps,
+            "zsnr": schedule.zero_terminal_snr,
+        }
+
+    def process_unet_state_dict_for_saving(self, state_dict):
+        """Let ModelSave's file carry the configuration that its shapes don't tell."""
+        return super().process_unet_state_dict_for_saving(
+            {**state_dict, SAVED_CONFIG: encode_config(self.checkpoint_config)}
+        )
+
+
+class CogVideoXFun(comfy.model_base.BaseModel):
+    """The host's model: v-prediction on the zero-terminal-SNR schedule, with InP or Control latents."""
+
+    def __init__(self, model_config: CogVideoXFunConfig, device=None):
+        super().__init__(
+            model_config, comfy.model_base.ModelType.V_PREDICTION, device=device, unet_model=HostTransformer
+        )
+        self.schedule = model_config.schedule
+        self.model_sampling.set_sigmas(self.schedule.sigmas())
+        # exact where the sigmas can't be: no signal at all at the last timestep
+        self.model_sampling.alphas_cumprod = self.schedule.alphas_cumprod()
+
+    @property
+    def config(self):
+        return self.diffusion_model.config
+
+    def process_latent_in(self, latent):
+        if not torch.isfinite(latent).all():
+            raise ValueError("the latent holds NaN or infinity: check the node that made it")
+        return super().process_latent_in(latent)
+
+    def extra_conds(self, **kwargs):
+        out = super().extra_conds(**kwargs)
+        extra = self.extra_latents(
+            kwargs["noise"], kwargs.get("concat_latent_image"), kwargs.get("concat_mask"), kwargs["device"]
+        )
+        if extra is not None:  # a key of its own: as c_concat, EasyCache of 0.3.64 would see the wrong channel count
+            out["extra_latents"] = comfy.conds.CONDNoiseShape(extra)
+        return out
+
+    def extra_latents(self, noise, latent, mask, device) -> torch.Tensor | None:
+        """The channels that the model takes beside the noise, B C T h w, scaled; None for zeros (text to video).
+
+        Raises:
+            ValueError: conditioning for another kind of model, or of another size than the noise.
+        """
+        if latent is None and mask is None:
+            return None
+        kind = self.config.conditioning
+        given = "control" if mask is None else "inpaint"
+        if latent is None or given != kind:
+            remedy = {
+                "text": "remove the conditioning, or load an InP (33 channels) or Control (32 channels) model",
+                "inpaint": "use Inpaint Conditioning, or load a Control model",
+                "control": "use Control Conditioning, or load an InP model",
+            }[kind]
+            have = f"{given} latents" if latent is not None else "a mask without a latent"
+            raise ValueError(
+                f"this model takes {self.config.in_channels} channels ({kind}), but the conditioning holds {have}: "
+                f"{remedy}"
+            )
+        if latent.ndim != 5 or latent.shape[1] != 16 or latent.shape[2:] != noise.shape[2:]:
+            raise ValueError(
+                f"the conditioning's latent has the shape {list(latent.shape)}, but the sampled latent "
+                f"{list(noise.shape)}: give Empty Latent and VAE Encode the same width, height and length"
+            )
+        latent = self.process_latent_in(latent).to(device)
+        if kind == "control":
+            return latent
+        mask = self.latent_mask(mask, noise)
+        if mask is None:
+            return None
+        mask = comfy.utils.repeat_to_batch_size(mask.to(device), latent.shape[0])
+        return inpaint_latents(mask, latent, self.latent_format.scale_factor)
+
+    @staticmethod
+    def latent_mask(mask: torch.Tensor, noise: torch.Tensor) -> torch.Tensor | None:
+        """A conditioning's mask as B 1 T h w, 1 = generate; None where a pixel mask keeps nothing."""
+        latent_t, latent_h, latent_w = noise.shape[2:]
+        if mask.ndim == 5 and mask.shape[1] == 1 and mask.shape[2:] == noise.shape[2:]:
+            return mask
+        height, width = latent_h * SPATIAL_COMPRESSION, latent_w * SPATIAL_COMPRESSION
+        frames = latent_t_to_frames(latent_t)
+        is_pixel_mask = mask.ndim == 4 and mask.shape[1] == 1 and mask.shape[2:] == (height, width)
+        if not is_pixel_mask or mask.shape[0] not in (1, frames):
+            raise ValueError(
+                f"the conditioning's mask has the shape {list(mask.shape)}, but the latent is {latent_t} x {latent_h} "
+                f"x {latent_w}: bring the mask to the latent's size with Mask Resize 3D"
+            )
+        log.warning(
+            "the conditioning's latent was made by the host's InpaintModelConditioning, which greys out what the model "
+            "expects black: use our VAE Encode and Inpaint Conditioning for the result that the model was trained for"
+        )
+        latent_mask = mask_to_latent(mask[:, 0], latent_t, latent_h, latent_w)
+        return None if (mask >= 0.5).all() else latent_mask[None, None]
+
+    def inference_dtype(self) -> torch.dtype:
+        return self.get_dtype() if self.manual_cast_dtype is None else self.manual_cast_dtype
+
+    def memory_required(self, input_shape, cond_shapes=None) -> float:
+        """Bytes of activations of one call: about ten copies of the token stream, feed-forward included."""
+        patch_t = self.config.patch_size_t or 1
+        tokens = math.prod(input_shape[2:]) / (4 * patch_t) + self.config.max_text_seq_length
+        element = comfy.model_management.dtype_size(self.inference_dtype())
+        return input_shape[0] * tokens * self.config.dim * (10 * element + 8)
+
+
+def choose_dtypes(checkpoint: Checkpoint, config: CogVideoXFunConfig, weight_dtype: str, load_device):
+    """The dtype that weights are stored in and, where it differs, the one that is computed in."""
+    management = comfy.model_management
+    infos = checkpoint.weights.tensors.values()
+    supported = config.supported_inference_dtypes
+    stored = WEIGHT_DTYPES[weight_dtype]
+    if stored is None:
+        on_disk = [info.dtype for info in infos if len(info.shape) > 1]
+        stored = management.unet_dtype(
+            model_params=sum(math.prod(info.shape) for info in infos),
+            supported_dtypes=supported,
+            weight_dtype=max(set(on_disk), key=on_disk.count),
+        )
+    compute = management.unet_manual_cast(stored, load_device, supported)
+    if (compute or stored) not in supported:
+        compute = torch.bfloat16 if management.should_use_bf16(load_device) else torch.float32
+        log.info("computing in %s: %s overflows in the %s models", compute, stored, checkpoint.config.family)
+    return stored, compute
+
+
+def load_model(path: str | Path, weight_dtype: str = "default", disable_dynamic: bool = False):
+    """Load a transformer as the host's MODEL.
+
+    Args:
+        path: a folder in hub layout or a single file.
+        weight_dtype: how weights are stored, a key of `WEIGHT_DTYPES`.
+        disable_dynamic: for the host, when it makes an independent copy.
+
+    Raises:
+        CheckpointError: what is wrong with the files, and what to do.
+    """
+    checkpoint = open_checkpoint(path)
+    with torch.device("meta"):
+        expected = {k: tuple(v.shape) for k, v in CogVideoXTransformer(checkpoint.config).state_dict().items()}
+    checkpoint.weights.check(expected)
+    checkpoint.weights.check_finite()
+    unexpected = set(checkpoint.weights) - set(expected) - {"patch_embed.pos_embedding", "v_pred"}
+    if unexpected:
+        raise CheckpointError(
+            f"{path}: {len(unexpected)} tensors belong to no known CogVideoX transformer, first "
+            f"{sorted(unexpected)[0]}"
+        )
+
+    config = CogVideoXFunConfig(checkpoint)
+    load_device = comfy.model_management.get_torch_device()
+    offload_device = comfy.model_management.unet_offload_device()
+    config.set_inference_dtype(*choose_dtypes(checkpoint, config, weight_dtype, load_device))
+    model = CogVideoXFun(config)
+    Patcher = comfy.model_patcher.ModelPatcher
+    if not disable_dynamic:
+        Patcher = getattr(comfy.model_patcher, "CoreModelPatcher", Patcher)
+    model.to(offload_device)
+    patcher = Patcher(model, load_device=load_device, offload_device=offload_device)
+    state = {key: tensor for key, tensor in checkpoint.weights.load().items() if key in expected}
+    assign = {"assign": patcher.is_dynamic()} if accepts(model.load_model_weights, "assign") else {}
+    model.load_model_weights(state, "", **assign)
+    patcher.cached_patcher_init = (load_model, (str(path), weight_dtype))
+    log.info(
+        "%s: CogVideoX-Fun %s, %s, %d channels, weights %s, computing in %s",
+        path, checkpoint.config.family, checkpoint.config.conditioning, checkpoint.config.in_channels,
+        model.get_dtype(), model.inference_dtype(),
+    )  # fmt: skip
+    return patcher
+
+
+def model_of(patcher) -> CogVideoXFun:
+    """The model inside a MODEL.
+
+    Raises:
+        ValueError: it is of another family.
+    """
+    model = patcher.model
+    if not isinstance(model, CogVideoXFun):
+        raise ValueError(
+            f"the MODEL is a {type(model).__name__}, expected a CogVideoX-Fun model: load one with Load CogVideoX-Fun "
+            "Model"
+        )
+    return model
+
+
+def progress_tick(total: int):
+    """A tick(done, total) that moves a progress bar of the host and lets the user interrupt."""
+    bar = comfy.utils.ProgressBar(total)
+
+    def tick(done: int, total: int) -> None:
+        check_interrupt(done, total)
+        bar.update_absolute(done, total)
+
+    return tick

@@ -1,0 +1,157 @@
+"""T5: the folder's own tokenizer and configuration, and the encoder without a host.
+
+Every prompt becomes one chunk of 226 tokens: padded with id 0, truncated with its end token kept, no attention mask,
+as the authors do.
+"""
+
+import logging
+from pathlib import Path
+
+import torch
+
+from .checkpoint import Weights, open_weights, read_json
+from .config import TEXT_TOKENS, CheckpointError
+
+log = logging.getLogger(__name__)
+
+PAD, END = 0, 1
+
+
+class FolderTokenizer:
+    """The tokenizer of a model folder: ``spiece.model`` through sentencepiece, else ``tokenizer.json``.
+
+    Called with a text it returns ``{"input_ids": [..., END]}``, as the host's tokenizers expect.
+    """
+
+    def __init__(self, folder: Path):
+        spiece, fast = Path(folder) / "spiece.model", Path(folder) / "tokenizer.json"
+        if spiece.is_file():
+            import sentencepiece
+
+            processor = sentencepiece.SentencePieceProcessor()
+            try:
+                processor.LoadFromSerializedProto(spiece.read_bytes())
+            except RuntimeError as error:
+                raise CheckpointError(f"{spiece} is no sentencepiece model: download it again") from error
+            self._encode, self.decode = processor.encode, processor.decode
+            self._vocab = {processor.id_to_piece(i): i for i in range(processor.get_piece_size())}
+        elif fast.is_file():
+            import tokenizers
+
+            try:
+                tokenizer = tokenizers.Tokenizer.from_file(str(fast))
+            except Exception as error:  # the library raises bare Exceptions
+                raise CheckpointError(f"{fast} is no tokenizer ({error}): download it again") from error
+            self._encode = lambda text: tokenizer.encode(text, add_special_tokens=False).ids
+            self.decode = tokenizer.decode
+            self._vocab = tokenizer.get_vocab()
+        else:
+            raise CheckpointError(f"{folder} holds neither spiece.model nor tokenizer.json: download the folder again")
+
+    def __call__(self, text: str) -> dict[str, list[int]]:
+        return {"input_ids": [*self._encode(text), END]}
+
+    def get_vocab(self) -> dict[str, int]:
+        return self._vocab
+
+
+def fit_tokens(tokens: list, decode=None, end=END, pad=PAD, length: int = TEXT_TOKENS) -> list:
+    """Pad or truncate a list of tokens that ends with ``end`` to ``length``; what is cut goes to the log.
+
+    Args:
+        tokens: ids, or anything else that ``end`` and ``pad`` are of the same kind as.
+        decode: a list of the cut tokens -> text, for the log.
+    """
+    if len(tokens) > length:
+        cut = tokens[length - 1 : -1]
+        text = f": {decode(cut)!r} was left out" if decode else ""
+        log.warning("the prompt has %d tokens, the model reads %d%s", len(tokens), length, text)
+        tokens = [*tokens[: length - 1], end]
+    return [*tokens, *[pad] * (length - len(tokens))]
+
+
+def tokenize(tokenizer: FolderTokenizer, prompt: str) -> torch.Tensor:
+    """A prompt as [1, 226] ids."""
+    return torch.tensor([fit_tokens(tokenizer(prompt)["input_ids"], tokenizer.decode)])
+
+
+def host_t5_config(config: dict) -> dict:
+    """A transformers T5 configuration in the terms of the host's T5.
+
+    Raises:
+        CheckpointError: a T5 that the host's class can't be.
+    """
+    fixed = {
+        "relative_attention_num_buckets": 32,
+        "relative_attention_max_distance": 128,
+        "layer_norm_epsilon": 1e-6,
+        "model_type": "t5",
+    }
+    for name, expected in fixed.items():
+        if config.get(name, expected) != expected:
+            raise CheckpointError(
+                f"{name} is {config[name]!r} in the text encoder's configuration, expected {expected!r}"
+            )
+    projection = config.get("feed_forward_proj", "relu")
+    gated, activation = projection.startswith("gated-"), projection.removeprefix("gated-")
+    activation = config.get("dense_act_fn", activation)
+    activations = {"gelu_new": "gelu_pytorch_tanh", "gelu": "gelu_pytorch_tanh", "relu": "relu"}
+    if activation not in activations:
+        raise CheckpointError(f"the text encoder's activation is {activation!r}, expected one of {list(activations)}")
+    names = ("d_model", "d_kv", "d_ff", "num_heads", "num_layers", "vocab_size")
+    missing = [name for name in names if not isinstance(config.get(name), int)]
+    if missing:
+        raise CheckpointError(f"the text encoder's configuration lacks {missing[0]}: download it again")
+    return {
+        **{name: config[name] for name in names},
+        "dense_act_fn": activations[activation],
+        "is_gated_act": config.get("is_gated_act", gated),
+        "model_type": "t5",
+    }
+
+
+def t5_weights(weights: Weights) -> Weights:
+    """The encoder's weights under the names both T5s use, from a file or folder that may also hold a decoder.
+
+    Raises:
+        CheckpointError: no T5 encoder.
+    """
+    kept = {k: v for k, v in weights.tensors.items() if not k.startswith(("decoder.", "lm_head."))}
+    if "shared.weight" not in kept and "encoder.embed_tokens.weight" in kept:
+        kept["shared.weight"] = kept["encoder.embed_tokens.weight"]
+    kept.pop("encoder.embed_tokens.weight", None)
+    if "encoder.final_layer_norm.weight" not in kept or "shared.weight" not in kept:
+        raise CheckpointError(
+            f"{weights.name} is no T5 encoder: it lacks encoder.final_layer_norm.weight or shared.weight"
+        )
+    return Weights(kept, weights.metadata, weights.name)
+
+
+def is_t5_file(path: Path) -> bool:
+    """Whether a file's header is that of a T5 encoder, whatever its name."""
+    try:
+        t5_weights(open_weights(path))
+    except CheckpointError:
+        return False
+    return True
+
+
+class TextEncoder:
+    """T5 without a host: transformers' ``T5EncoderModel`` with the folder's weights and tokenizer."""
+
+    def __init__(self, folder: Path, tokenizer: Path, dtype: torch.dtype = torch.float32):
+        import transformers
+
+        config = transformers.T5Config.from_dict(read_json(Path(folder) / "config.json"))
+        self.model = transformers.T5EncoderModel(config).eval().to(dtype)
+        state = t5_weights(open_weights(folder)).load()
+        missing, _ = self.model.load_state_dict(state, strict=False)
+        missing = [key for key in missing if key != "encoder.embed_tokens.weight"]  # tied to shared.weight
+        if missing:
+            raise CheckpointError(f"{folder} lacks {missing[0]}: download it again")
+        self.tokenizer = FolderTokenizer(tokenizer)
+
+    @torch.no_grad()
+    def __call__(self, prompt: str) -> torch.Tensor:
+        """Features of a prompt, [1, 226, d_model]."""
+        return self.model(input_ids=tokenize(self.tokenizer, prompt)).last_hidden_state

@@ -1,0 +1,315 @@
+"""The CogVideoX transformer, its parameters named as on the hub.
+
+Built from an ``operations`` namespace (torch.nn's by default, the host's when it runs there). Text and video tokens run
+through the blocks as one sequence, text first.
+"""
+
+import torch
+import torch.nn.functional as F
+from einops import rearrange
+from torch import nn
+
+from ..sampling import positions
+from ..sampling.geometry import check_latent_t
+from .config import TransformerConfig
+
+
+def sdpa(q, k, v, heads: int, transformer_options: dict | None = None) -> torch.Tensor:
+    """Attention without a host. q, k, v: B heads N d -> B N (heads d)."""
+    return rearrange(F.scaled_dot_product_attention(q, k, v), "b h n d -> b n (h d)")
+
+
+def timestep_embedding(timestep: torch.Tensor, dim: int) -> torch.Tensor:
+    """[B] timesteps of 0..999 -> [B, dim]: cosines, then sines (diffusers' ``flip_sin_to_cos``), float32."""
+    half = dim // 2
+    exponent = torch.arange(half, dtype=torch.float32, device=timestep.device) / half
+    angles = timestep.float()[:, None] * positions.THETA ** (-exponent)
+    return torch.cat([angles.cos(), angles.sin()], dim=-1)
+
+
+def rotate(x: torch.Tensor, rope: torch.Tensor, start: int) -> torch.Tensor:
+    """Turn pairs of channels of the tokens from ``start`` on by their position.
+
+    x: B heads N d; rope: (N - start) d/2 complex64.
+    """
+    turned = torch.view_as_complex(x[:, :, start:].float().unflatten(-1, (-1, 2))) * rope
+    turned = torch.view_as_real(turned).flatten(-2).to(x.dtype)
+    return torch.cat([x[:, :, :start], turned], dim=2)
+
+
+class PatchEmbed(nn.Module):
+    """Latents and text features to one sequence of tokens."""
+
+    def __init__(self, config: TransformerConfig, operations, **factory):
+        super().__init__()
+        self.patch_t = config.patch_size_t
+        if self.patch_t is None:
+            self.proj = operations.Conv2d(
+                config.in_channels, config.dim, kernel_size=2, stride=2, bias=config.patch_bias, **factory
+            )
+        else:  # V1.5: a linear layer over patches of 2 x 2 x 2, which always has a bias
+            self.proj = operations.Linear(config.in_channels * self.patch_t * 4, config.dim, **factory)
+        self.text_proj = operations.Linear(config.text_embed_dim, config.dim, **factory)
+
+    def forward(self, x: torch.Tensor, context: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        batch = x.shape[0]
+        if self.patch_t is None:
+            x = self.proj(rearrange(x, "b c t h w -> (b t) c h w"))
+            image = rearrange(x, "(b t) c h w -> b (t h w) c", b=batch)
+        else:
+            image = self.proj(
+                rearrange(x, "b c (t pt) (h ph) (w pw) -> b (t h w) (c pt ph pw)", pt=self.patch_t, ph=2, pw=2)
+            )
+        return self.text_proj(context), image
+
+
+class TimeEmbedding(nn.Module):
+    def __init__(self, dim: int, time_dim: int, operations, **factory):
+        super().__init__()
+        self.linear_1 = operations.Linear(dim, time_dim, **factory)
+        self.linear_2 = operations.Linear(time_dim, time_dim, **factory)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return self.linear_2(F.silu(self.linear_1(x)))
+
+
+class LayerNormZero(nn.Module):
+    """Layer norm whose shift, scale and gate follow the timestep, separately for text and video."""
+
+    def __init__(self, config: TransformerConfig, operations, **factory):
+        super().__init__()
+        self.linear = operations.Linear(config.time_embed_dim, 6 * config.dim, **factory)
+        self.norm = operations.LayerNorm(config.dim, eps=config.norm_eps, **factory)
+
+    def forward(self, x: torch.Tensor, vec: torch.Tensor, text_tokens: int):
+        """x: B N C, text first. Returns the modulated tokens and the two gates (text, image), B 1 C each."""
+        shift, scale, gate, text_shift, text_scale, text_gate = self.linear(F.silu(vec))[:, None].chunk(6, dim=-1)
+        x = self.norm(x)
+        text = x[:, :text_tokens] * (1 + text_scale) + text_shift
+        image = x[:, text_tokens:] * (1 + scale) + shift
+        return torch.cat([text, image], dim=1), (text_gate, gate)
+
+
+class Attention(nn.Module):
+    def __init__(self, config: TransformerConfig, operations, attention, **factory):
+        super().__init__()
+        self.heads = config.num_attention_heads
+        self.attention = attention
+        dim, head_dim, bias = config.dim, config.attention_head_dim, config.attention_bias
+        self.to_q = operations.Linear(dim, dim, bias=bias, **factory)
+        self.to_k = operations.Linear(dim, dim, bias=bias, **factory)
+        self.to_v = operations.Linear(dim, dim, bias=bias, **factory)
+        self.norm_q = operations.LayerNorm(head_dim, eps=1e-6, **factory)
+        self.norm_k = operations.LayerNorm(head_dim, eps=1e-6, **factory)
+        self.to_out = nn.ModuleList([operations.Linear(dim, dim, **factory)])
+
+    def forward(self, x: torch.Tensor, rope: torch.Tensor | None, text_tokens: int, transformer_options: dict):
+        q, k, v = (rearrange(to(x), "b n (h d) -> b h n d", h=self.heads) for to in (self.to_q, self.to_k, self.to_v))
+        q, k = self.norm_q(q), self.norm_k(k)
+        if rope is not None:
+            q, k = rotate(q, rope, text_tokens), rotate(k, rope, text_tokens)
+        out = self.attention(q, k, v, self.heads, transformer_options=transformer_options)
+        for patch in transformer_options.get("patches", {}).get("attn1_output_patch", ()):
+            out = patch(out, {**transformer_options, "img_slice": [text_tokens, x.shape[1]]})
+        return self.to_out[0](out)
+
+
+class FeedForward(nn.Module):
+    """Parameters net.0.proj and net.2, as diffusers names them."""
+
+    def __init__(self, dim: int, operations, **factory):
+        super().__init__()
+        first = nn.Module()
+        first.proj = operations.Linear(dim, 4 * dim, **factory)
+        self.net = nn.ModuleList([first, nn.Identity(), operations.Linear(4 * dim, dim, **factory)])
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return self.net[2](F.gelu(self.net[0].proj(x), approximate="tanh"))
+
+
+def gated_add_(x: torch.Tensor, update: torch.Tensor, gates: tuple, text_tokens: int) -> torch.Tensor:
+    """x += gate * update for text and video tokens, in place where no gradient needs the old value."""
+    text_gate, gate = gates
+    update = torch.cat([update[:, :text_tokens] * text_gate, update[:, text_tokens:] * gate], dim=1)
+    return x + update if torch.is_grad_enabled() else x.add_(update)
+
+
+class Block(nn.Module):
+    def __init__(self, config: TransformerConfig, operations, attention, **factory):
+        super().__init__()
+        self.norm1 = LayerNormZero(config, operations, **factory)
+        self.attn1 = Attention(config, operations, attention, **factory)
+        self.norm2 = LayerNormZero(config, operations, **factory)
+        self.ff = FeedForward(config.dim, operations, **factory)
+
+    def forward(self, x, vec, rope, text_tokens: int, transformer_options: dict) -> torch.Tensor:
+        normed, gates = self.norm1(x, vec, text_tokens)
+        x = gated_add_(x, self.attn1(normed, rope, text_tokens, transformer_options), gates, text_tokens)
+        normed, gates = self.norm2(x, vec, text_tokens)
+        return gated_add_(x, self.ff(normed), gates, text_tokens)
+
+
+class NormOut(nn.Module):
+    def __init__(self, config: TransformerConfig, operations, **factory):
+        super().__init__()
+        self.linear = operations.Linear(config.time_embed_dim, 2 * config.dim, **factory)
+        self.norm = operations.LayerNorm(config.dim, eps=config.norm_eps, **factory)
+
+    def forward(self, x: torch.Tensor, vec: torch.Tensor) -> torch.Tensor:
+        shift, scale = self.linear(F.silu(vec))[:, None].chunk(2, dim=-1)
+        return self.norm(x) * (1 + scale) + shift
+
+
+class CogVideoXTransformer(nn.Module):
+    """CogVideoX's transformer for every variant of `TransformerConfig`.
+
+    Args:
+        config: what to build.
+        operations: a namespace with Linear, Conv2d and LayerNorm.
+        attention: (q, k, v, heads, transformer_options=) -> B N C, see `sdpa`.
+        tick: called with (done, total) before each block, to report progress or to interrupt.
+    """
+
+    def __init__(
+        self,
+        config: TransformerConfig,
+        # how to build
+        operations=nn,
+        attention=sdpa,
+        tick=None,
+        # where
+        device=None,
+        dtype=None,
+    ):
+        super().__init__()
+        factory = {"device": device, "dtype": dtype}
+        self.config = config
+        self.dtype = dtype
+        self.tick = tick
+        self.patch_embed = PatchEmbed(config, operations, **factory)
+        self.time_embedding = TimeEmbedding(config.dim, config.time_embed_dim, operations, **factory)
+        self.transformer_blocks = nn.ModuleList(
+            Block(config, operations, attention, **factory) for _ in range(config.num_layers)
+        )
+        self.norm_final = operations.LayerNorm(config.dim, eps=config.norm_eps, **factory)
+        self.norm_out = NormOut(config, operations, **factory)
+        patch = config.patch_size**2 * (config.patch_size_t or 1)
+        self.proj_out = operations.Linear(config.dim, config.out_channels * patch, **factory)
+        self._positions: dict = {}  # of the last grid only: (grid, device) -> tensor
+
+    def positions(self, grid: tuple[int, int, int], device: torch.device) -> torch.Tensor:
+        """The additive table (2B, N x dim) or the rope (5B, N x head_dim / 2) of a grid in tokens, cached."""
+        key = (grid, device)
+        if key not in self._positions:
+            config = self.config
+            base_t, base_h, base_w = config.base_grid
+            if not config.use_rotary_positional_embeddings:
+                scales = config.spatial_interpolation_scale, config.temporal_interpolation_scale
+                table = positions.trained_table(config.dim, base_t, base_h, base_w, *scales)
+                value = positions.interpolate_table(table, *grid)
+            elif config.patch_size_t is None:
+                value = positions.interpolated_rotary(*grid, base_h, base_w, config.attention_head_dim)
+            else:
+                value = positions.integer_rotary(*grid, config.attention_head_dim)
+            self._positions = {key: value.to(device)}
+        return self._positions[key]
+
+    def prepare(self, x: torch.Tensor, extra_latents: torch.Tensor | None) -> torch.Tensor:
+        """Concatenate what the model is conditioned on (zeros by default) and pad one V1.5 frame with a zero frame."""
+        config = self.config
+        if x.shape[3] % config.patch_size or x.shape[4] % config.patch_size:
+            raise ValueError(
+                f"the latent is {x.shape[3]} x {x.shape[4]}, expected even numbers: "
+                "make width and height multiples of 16 pixels"
+            )
+        check_latent_t(x.shape[2], config.patch_size_t, config.max_latent_t)
+        channels = config.in_channels - x.shape[1]
+        if extra_latents is None:
+            extra_latents = x.new_zeros(x.shape[0], channels, *x.shape[2:])
+        expected = (x.shape[0], channels, *x.shape[2:])
+        if extra_latents.shape != expected:
+            raise ValueError(
+                f"the conditioning latents have the shape {list(extra_latents.shape)}, expected {list(expected)}"
+            )
+        x = torch.cat([x, extra_latents.to(x)], dim=1)
+        if config.patch_size_t is not None and x.shape[2] == 1:
+            x = F.pad(x, (0, 0, 0, 0, 0, 1))
+        return x
+
+    def forward(
+        self,
+        x: torch.Tensor,
+        timestep: torch.Tensor,
+        context: torch.Tensor,
+        extra_latents: torch.Tensor | None = None,
+        transformer_options: dict | None = None,
+        **_ignored,
+    ) -> torch.Tensor:
+        """Predict v.
+
+        Args:
+            x: B 16 T h w, scaled and scaled to the model's input; h and w even, T even on V1.5 (or 1).
+            timestep: [B], 0..999.
+            context: B L text_embed_dim, text features, L up to 226.
+            extra_latents: B (in_channels - 16) T h w, scaled: 17 inpaint or 16 control channels; None is zeros.
+            transformer_options: the host's patches and options.
+
+        Returns:
+            B 16 T h w.
+
+        Raises:
+            ValueError: a shape that the variant does not take; the message names the legal ones.
+        """
+        options = dict(transformer_options or {})
+        latent_t = x.shape[2]
+        x = self.prepare(x, extra_latents)
+        patch_t = self.config.patch_size_t or 1
+        grid = (x.shape[2] // patch_t, x.shape[3] // 2, x.shape[4] // 2)
+        pos = self.positions(grid, x.device)
+
+        vec = self.time_embedding(timestep_embedding(timestep, self.config.dim).to(x.dtype))
+        text, image = self.patch_embed(x, context)
+        text_tokens = text.shape[1]
+        rope = pos
+        if not self.config.use_rotary_positional_embeddings:
+            image, rope = image + pos.to(image.dtype), None
+        x = self.run_blocks(torch.cat([text, image], dim=1), vec, rope, text_tokens, options)
+        x = self.proj_out(self.norm_out(self.norm_final(x[:, text_tokens:]), vec))
+        axes = {"t": grid[0], "h": grid[1], "w": grid[2], "pt": patch_t, "ph": 2, "pw": 2}
+        x = rearrange(x, "b (t h w) (c pt ph pw) -> b c (t pt) (h ph) (w pw)", **axes)
+        return x[:, :, :latent_t]
+
+    def run_blocks(self, x, vec, rope, text_tokens: int, options: dict) -> torch.Tensor:
+        """Run the blocks over B N C tokens, letting ``patches_replace["dit"]`` take over any of them."""
+        total = len(self.transformer_blocks)
+        replace = options.get("patches_replace", {}).get("dit", {})
+        options["total_blocks"] = total
+        options["block_type"] = "double"
+        for index, block in enumerate(self.transformer_blocks):
+            if self.tick is not None:
+                self.tick(index, total)
+            options["block_index"] = index
+            if ("double_block", index) in replace:
+                x = self.replaced_block(replace[("double_block", index)], block, x, vec, rope, text_tokens, options)
+            else:
+                x = block(x, vec, rope, text_tokens, options)
+        return x
+
+    @staticmethod
+    def replaced_block(replacement, block, x, vec, rope, text_tokens: int, options: dict) -> torch.Tensor:
+        """Call a host's block replacement with the arguments of its joint-attention models (img, txt, vec, pe)."""
+
+        def original(args):
+            tokens = torch.cat([args["txt"], args["img"]], dim=1)
+            out = block(tokens, args["vec"], args["pe"], args["txt"].shape[1], args["transformer_options"])
+            return {"txt": out[:, : args["txt"].shape[1]], "img": out[:, args["txt"].shape[1] :]}
+
+        args = {
+            "img": x[:, text_tokens:],
+            "txt": x[:, :text_tokens],
+            "vec": vec,
+            "pe": rope,
+            "transformer_options": options,
+        }
+        out = replacement(args, {"original_block": original})
+        return torch.cat([out["txt"], out["img"]], dim=1)

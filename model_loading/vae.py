@@ -1,0 +1,405 @@
+"""The causal video VAE of CogVideoX, its parameters named as on the hub, streamed in the authors' chunks.
+
+Every causal convolution sees the two frames before its chunk through a `CausalCache` that lives as long as one
+stream. GroupNorm makes the result depend on how a video is cut into chunks, so the cuts are the authors': eight frames
+at a time to encode, with the remainder in the first chunk (49 = 9 + 8 + 8 + 8 + 8 + 8); one latent frame, then two at
+a time to decode, which gives 1 + 8 + 8 ... frames, and four for a lone last one.
+"""
+
+import dataclasses
+from collections.abc import Callable, Iterator, Mapping
+
+import torch
+import torch.nn.functional as F
+from einops import rearrange
+from torch import nn
+
+from ..sampling.geometry import frames_to_latent_t, latent_t_to_frames
+from .config import CheckpointError
+
+CausalCache = dict[nn.Module, torch.Tensor]  # the last two input frames of every 3x3x3 convolution
+
+ENCODE_FRAMES = 8
+DECODE_LATENTS = 2
+
+
+@dataclasses.dataclass(frozen=True)
+class VAEConfig:
+    """The fields of ``vae/config.json`` that define the VAE, under the hub's names."""
+
+    in_channels: int = 3
+    out_channels: int = 3
+    block_out_channels: tuple[int, ...] = (128, 256, 256, 512)
+    latent_channels: int = 16
+    layers_per_block: int = 3
+    norm_eps: float = 1e-6
+    norm_num_groups: int = 32
+    temporal_compression_ratio: int = 4
+    scaling_factor: float = 1.15258426
+
+    @classmethod
+    def from_dict(cls, values: Mapping) -> "VAEConfig":
+        """Read a configuration.
+
+        Raises:
+            CheckpointError: an architecture that is not CogVideoX's.
+        """
+        known = {f.name: values[f.name] for f in dataclasses.fields(cls) if f.name in values}
+        if "block_out_channels" in known:
+            known["block_out_channels"] = tuple(known["block_out_channels"])
+        for name in ("use_quant_conv", "use_post_quant_conv"):
+            if values.get(name):
+                raise CheckpointError(f"{name} is true in the VAE's configuration: no CogVideoX VAE has one")
+        config = cls(**known)
+        if len(config.block_out_channels) != 4 or config.temporal_compression_ratio != 4:
+            raise CheckpointError(
+                f"the VAE's configuration has block_out_channels {list(config.block_out_channels)} and temporal "
+                f"compression {config.temporal_compression_ratio}, expected four blocks and 4"
+            )
+        return config
+
+
+class CausalConv3d(nn.Module):
+    """A 3x3x3 convolution that looks back two frames and never ahead."""
+
+    def __init__(self, in_channels: int, out_channels: int, operations, **factory):
+        super().__init__()
+        self.conv = operations.Conv3d(in_channels, out_channels, 3, padding=(0, 1, 1), **factory)
+
+    def forward(self, x: torch.Tensor, cache: CausalCache) -> torch.Tensor:
+        past = cache.get(self)
+        if past is None:
+            past = x[:, :, :1].expand(-1, -1, 2, -1, -1)
+        x = torch.cat([past, x], dim=2)
+        cache[self] = x[:, :, -2:].clone()  # a view would keep the whole chunk alive
+        return self.conv(x)
+
+
+class PointConv3d(nn.Module):
+    """A 1x1x1 convolution under the hub's name ``conv``; one frame is all that it sees, so it needs no cache."""
+
+    def __init__(self, in_channels: int, out_channels: int, operations, **factory):
+        super().__init__()
+        self.conv = operations.Conv3d(in_channels, out_channels, 1, **factory)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return self.conv(x)
+
+
+class SpatialNorm3D(nn.Module):
+    """GroupNorm whose scale and shift are read off the latent.
+
+    Both are computed at the latent's resolution and broadcast over the pixels that each latent covers: bit-equal to
+    enlarging the latent first, since nearest-neighbour enlargement commutes with a 1x1x1 convolution.
+    """
+
+    def __init__(self, channels: int, latent_channels: int, groups: int, operations, **factory):
+        super().__init__()
+        self.norm_layer = operations.GroupNorm(groups, channels, eps=1e-6, **factory)
+        self.conv_y = PointConv3d(latent_channels, channels, operations, **factory)
+        self.conv_b = PointConv3d(latent_channels, channels, operations, **factory)
+
+    def forward(self, x: torch.Tensor, z: torch.Tensor) -> torch.Tensor:
+        t, h, w = z.shape[2:]
+        scale = rearrange(self.conv_y(z), "b c t h w -> b c t 1 h 1 w 1")
+        shift = rearrange(self.conv_b(z), "b c t h w -> b c t 1 h 1 w 1")
+        x = rearrange(self.norm_layer(x), "b c (t ft) (h fh) (w fw) -> b c t ft h fh w fw", t=t, h=h, w=w)
+        x = x * scale + shift if torch.is_grad_enabled() else x.mul_(scale).add_(shift)
+        return rearrange(x, "b c t ft h fh w fw -> b c (t ft) (h fh) (w fw)")
+
+
+class ResnetBlock3D(nn.Module):
+    """Two causal convolutions with a shortcut; in the decoder the norms are conditioned on the latent."""
+
+    def __init__(self, in_channels: int, out_channels: int, config: VAEConfig, spatial: bool, operations, **factory):
+        super().__init__()
+        groups = config.norm_num_groups
+
+        def norm(channels: int) -> nn.Module:
+            if spatial:
+                return SpatialNorm3D(channels, config.latent_channels, groups, operations, **factory)
+            return operations.GroupNorm(groups, channels, eps=config.norm_eps, **factory)
+
+        self.norm1 = norm(in_channels)
+        self.conv1 = CausalConv3d(in_channels, out_channels, operations, **factory)
+        self.norm2 = norm(out_channels)
+        self.conv2 = CausalConv3d(out_channels, out_channels, operations, **factory)
+        self.conv_shortcut = None
+        if in_channels != out_channels:
+            self.conv_shortcut = operations.Conv3d(in_channels, out_channels, 1, **factory)
+
+    def forward(self, x: torch.Tensor, cache: CausalCache, z: torch.Tensor | None) -> torch.Tensor:
+        condition = () if z is None else (z,)
+        h = self.conv1(F.silu(self.norm1(x, *condition)), cache)
+        h = self.conv2(F.silu(self.norm2(h, *condition)), cache)
+        return h + (x if self.conv_shortcut is None else self.conv_shortcut(x))
+
+
+class Downsample3D(nn.Module):
+    """Halve the resolution and, where ``compress_time``, the frames: an odd chunk keeps its first frame."""
+
+    def __init__(self, channels: int, compress_time: bool, operations, **factory):
+        super().__init__()
+        self.compress_time = compress_time
+        self.conv = operations.Conv2d(channels, channels, 3, stride=2, **factory)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        batch, _, t, _, _ = x.shape
+        if self.compress_time and t > 1:
+            first = x[:, :, : t % 2]
+            x = torch.cat([first, F.avg_pool3d(x[:, :, t % 2 :], (2, 1, 1))], dim=2)
+        x = rearrange(x, "b c t h w -> (b t) c h w")
+        return rearrange(self.conv(F.pad(x, (0, 1, 0, 1))), "(b t) c h w -> b c t h w", b=batch)
+
+
+class Upsample3D(nn.Module):
+    """Double the resolution and, where ``compress_time`` and not on the first latent frame, the frames."""
+
+    def __init__(self, channels: int, compress_time: bool, operations, **factory):
+        super().__init__()
+        self.compress_time = compress_time
+        self.conv = operations.Conv2d(channels, channels, 3, padding=1, **factory)
+
+    def forward(self, x: torch.Tensor, first: bool) -> torch.Tensor:
+        batch = x.shape[0]
+        if self.compress_time and not first:
+            x = x.repeat_interleave(2, dim=2)
+        x = F.interpolate(rearrange(x, "b c t h w -> (b t) c h w"), scale_factor=2.0)
+        return rearrange(self.conv(x), "(b t) c h w -> b c t h w", b=batch)
+
+
+def _resnets(count: int, in_channels: int, out_channels: int, config, spatial, operations, **factory) -> nn.ModuleList:
+    channels = [in_channels] + [out_channels] * count
+    return nn.ModuleList(
+        ResnetBlock3D(channels[i], channels[i + 1], config, spatial, operations, **factory) for i in range(count)
+    )
+
+
+class Stage(nn.Module):
+    """ResNet blocks at one resolution, then a change of resolution (none after the last stage)."""
+
+    def __init__(self, resnets: nn.ModuleList, name: str | None = None, sampler: nn.Module | None = None):
+        super().__init__()
+        self.resnets = resnets
+        self.sampler_name = name
+        if sampler is not None:
+            self.add_module(name, nn.ModuleList([sampler]))
+
+    @property
+    def sampler(self) -> nn.Module | None:
+        return getattr(self, self.sampler_name)[0] if self.sampler_name else None
+
+    def forward(self, x: torch.Tensor, cache: CausalCache, z: torch.Tensor | None) -> torch.Tensor:
+        for resnet in self.resnets:
+            x = resnet(x, cache, z)
+        return x
+
+
+class Encoder3D(nn.Module):
+    def __init__(self, config: VAEConfig, operations, **factory):
+        super().__init__()
+        widths = config.block_out_channels
+        self.conv_in = CausalConv3d(config.in_channels, widths[0], operations, **factory)
+        self.down_blocks = nn.ModuleList()
+        for i, width in enumerate(widths):
+            resnets = _resnets(
+                config.layers_per_block, widths[max(i - 1, 0)], width, config, False, operations, **factory
+            )
+            last = i == len(widths) - 1
+            sampler = None if last else Downsample3D(width, i < 2, operations, **factory)
+            self.down_blocks.append(Stage(resnets, None if last else "downsamplers", sampler))
+        self.mid_block = Stage(_resnets(2, widths[-1], widths[-1], config, False, operations, **factory))
+        self.norm_out = operations.GroupNorm(config.norm_num_groups, widths[-1], eps=1e-6, **factory)
+        self.conv_out = CausalConv3d(widths[-1], 2 * config.latent_channels, operations, **factory)
+
+    def forward(self, x: torch.Tensor, cache: CausalCache) -> torch.Tensor:
+        x = self.conv_in(x, cache)
+        for block in self.down_blocks:
+            x = block(x, cache, None)
+            if block.sampler is not None:
+                x = block.sampler(x)
+        x = self.mid_block(x, cache, None)
+        return self.conv_out(F.silu(self.norm_out(x)), cache)
+
+
+class Decoder3D(nn.Module):
+    def __init__(self, config: VAEConfig, operations, **factory):
+        super().__init__()
+        widths = config.block_out_channels[::-1]
+        self.conv_in = CausalConv3d(config.latent_channels, widths[0], operations, **factory)
+        self.mid_block = Stage(_resnets(2, widths[0], widths[0], config, True, operations, **factory))
+        self.up_blocks = nn.ModuleList()
+        for i, width in enumerate(widths):
+            resnets = _resnets(
+                config.layers_per_block + 1, widths[max(i - 1, 0)], width, config, True, operations, **factory
+            )
+            last = i == len(widths) - 1
+            sampler = None if last else Upsample3D(width, i < 2, operations, **factory)
+            self.up_blocks.append(Stage(resnets, None if last else "upsamplers", sampler))
+        self.norm_out = SpatialNorm3D(
+            widths[-1], config.latent_channels, config.norm_num_groups, operations, **factory
+        )
+        self.conv_out = CausalConv3d(widths[-1], config.out_channels, operations, **factory)
+
+    def forward(self, z: torch.Tensor, cache: CausalCache, first: bool) -> torch.Tensor:
+        x = self.mid_block(self.conv_in(z, cache), cache, z)
+        for block in self.up_blocks:
+            x = block(x, cache, z)
+            if block.sampler is not None:
+                x = block.sampler(x, first)
+        return self.conv_out(F.silu(self.norm_out(x, z)), cache)
+
+
+def encode_chunks(length: int) -> list[slice]:
+    """The authors' chunks of a video of 4n + 1 frames: the remainder of a division by eight goes to the first."""
+    count = max(length // ENCODE_FRAMES, 1)
+    ends = [length - ENCODE_FRAMES * i for i in reversed(range(count))]
+    return [slice(start, end) for start, end in zip([0, *ends], ends, strict=False)]
+
+
+def decode_chunks(latent_t: int) -> list[slice]:
+    """The authors' chunks of a latent: the first frame alone, then two at a time; the last may be alone."""
+    return [slice(0, 1)] + [slice(i, min(i + DECODE_LATENTS, latent_t)) for i in range(1, latent_t, DECODE_LATENTS)]
+
+
+class CogVideoXVAE(nn.Module):
+    """CogVideoX's VAE. Pixels are B 3 F H W of -1..1, latents B 16 T h w, unscaled.
+
+    Args:
+        config: what to build.
+        operations: a namespace with Conv2d, Conv3d and GroupNorm.
+    """
+
+    def __init__(self, config: VAEConfig, operations=nn, device=None, dtype=None):
+        super().__init__()
+        factory = {"device": device, "dtype": dtype}
+        self.config = config
+        self.encoder = Encoder3D(config, operations, **factory)
+        self.decoder = Decoder3D(config, operations, **factory)
+
+    def encode_stream(self, pixels: torch.Tensor, to: Callable = lambda x: x) -> Iterator[torch.Tensor]:
+        """Yield mean and log-variance (B 32 T h w) chunk by chunk; ``to`` moves each chunk of pixels to the device."""
+        cache: CausalCache = {}
+        for chunk in encode_chunks(pixels.shape[2]):
+            yield self.encoder(to(pixels[:, :, chunk]), cache)
+
+    def decode_stream(self, latents: torch.Tensor, to: Callable = lambda x: x) -> Iterator[torch.Tensor]:
+        """Yield pixels chunk by chunk; ``to`` moves each chunk of latents to the device."""
+        cache: CausalCache = {}
+        for chunk in decode_chunks(latents.shape[2]):
+            yield self.decoder(to(latents[:, :, chunk]), cache, first=chunk.start == 0)
+
+    def encode(self, pixels: torch.Tensor, **options) -> torch.Tensor:
+        """The mode of the latent distribution of B 3 F H W pixels; options as in `stream`."""
+        latent_t = frames_to_latent_t(pixels.shape[2])
+        shape = (pixels.shape[0], self.config.latent_channels, latent_t, pixels.shape[3] // 8, pixels.shape[4] // 8)
+        channels = self.config.latent_channels
+
+        def run(part, to):
+            return (moments[:, :channels] for moments in self.encode_stream(part, to))
+
+        return stream(run, pixels, shape, len(encode_chunks(pixels.shape[2])), **options)
+
+    def decode(self, latents: torch.Tensor, **options) -> torch.Tensor:
+        """The pixels of B 16 T h w latents; options as in `stream`."""
+        batch, _, latent_t, h, w = latents.shape
+        shape = (batch, self.config.out_channels, latent_t_to_frames(latent_t), h * 8, w * 8)
+        return stream(self.decode_stream, latents, shape, len(decode_chunks(latent_t)), **options)
+
+
+def tile_spans(size: int, tile: int, overlap: int) -> list[slice]:
+    """Tiles of ``tile`` (or less, at most ``size``) that cover ``size`` and overlap by at least ``overlap``."""
+    if tile >= size:
+        return [slice(0, size)]
+    stride = tile - overlap
+    starts = list(range(0, size - tile, stride)) + [size - tile]
+    return [slice(start, start + tile) for start in starts]
+
+
+def tile_weight(size: int, overlap: int, at_start: bool, at_end: bool) -> torch.Tensor:
+    """A linear ramp over ``overlap`` at each side that borders on another tile, [size]."""
+    weight = torch.ones(size)
+    ramp = (torch.arange(overlap) + 1) / (overlap + 1)
+    if not at_start and overlap:
+        weight[:overlap] = ramp
+    if not at_end and overlap:
+        weight[size - overlap :] = torch.minimum(weight[size - overlap :], ramp.flip(0))
+    return weight
+
+
+def stream(
+    run: Callable,
+    source: torch.Tensor,
+    shape: tuple[int, ...],
+    chunks: int,
+    *,
+    # where
+    device: torch.device | None = None,
+    dtype: torch.dtype | None = None,
+    output_device: torch.device | None = None,
+    output_dtype: torch.dtype | None = None,
+    # how
+    tile: int = 0,
+    overlap: int = 0,
+    tick: Callable[[int, int], None] | None = None,
+) -> torch.Tensor:
+    """Run an encoder or decoder over a video, chunk by chunk and, if asked, tile by tile.
+
+    A finished chunk leaves the device at once, so the device's memory does not grow with the length.
+
+    Args:
+        run: (source, to) -> iterator of chunks along time.
+        source, shape: the input, B C T H W, and the shape of the whole output.
+        chunks: how many chunks ``run`` yields per tile.
+        device, dtype: where and in what to compute; default: as the source.
+        output_device, output_dtype: where and in what to collect; default: the source's device, float32.
+        tile, overlap: spatial tile size and overlap in the source's units, 0 = whole frames.
+        tick: called with (done, total) after each chunk.
+    """
+    in_h, in_w = source.shape[3:]
+    out_h, out_w = shape[3:]
+    if tile and not 0 <= overlap < tile:
+        raise ValueError(f"the tiles' overlap is {overlap}, expected less than their size, {tile}")
+    rows, columns = ([slice(0, n)] if not tile else tile_spans(n, tile, overlap) for n in (in_h, in_w))
+
+    def to(x: torch.Tensor) -> torch.Tensor:
+        return x.to(device=device or source.device, dtype=dtype or source.dtype)
+
+    def scaled(span: slice) -> slice:  # to the output's units
+        return slice(span.start * out_h // in_h, span.stop * out_h // in_h)
+
+    out_device = output_device or source.device
+    output = torch.zeros(shape, device=out_device, dtype=output_dtype or torch.float32)
+    plain = len(rows) == len(columns) == 1
+    ramp = overlap * out_h // in_h
+    coverage = None if plain else torch.zeros(out_h, out_w)
+    done, total = 0, shape[0] * len(rows) * len(columns) * chunks
+    for index in range(shape[0]):  # one video at a time: batches gain nothing and would raise the peak
+        for row in rows:
+            for column in columns:
+                ys, xs = scaled(row), scaled(column)
+                if plain:
+                    weight = None
+                else:
+                    weight = (
+                        tile_weight(ys.stop - ys.start, ramp, row.start == 0, row.stop == in_h)[:, None]
+                        * tile_weight(xs.stop - xs.start, ramp, column.start == 0, column.stop == in_w)[None]
+                    )
+                    if index == 0:
+                        coverage[ys, xs] += weight
+                    weight = weight.to(output)
+                start = 0
+                for chunk in run(source[index : index + 1, :, :, row, column], to):
+                    chunk = chunk.to(device=out_device, dtype=output.dtype)
+                    target = output[index : index + 1, :, start : start + chunk.shape[2], ys, xs]
+                    if weight is None:
+                        target.copy_(chunk)
+                    else:
+                        target.add_(chunk * weight)
+                    start += chunk.shape[2]
+                    done += 1
+                    if tick is not None:
+                        tick(done, total)
+    if coverage is not None:
+        output /= coverage.to(output)
+    return output

@@ -1,0 +1,1 @@
+"""Thin V3 nodes: read the inputs, call one function, wrap the outputs."""

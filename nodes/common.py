@@ -1,0 +1,139 @@
+"""What the nodes share: categories, ranges, tooltips' wording, where models lie, and what hosts' schemas differ in."""
+
+import os
+from pathlib import Path
+
+import folder_paths
+from comfy_api.latest import io
+
+from ..model_loading import checkpoint
+from ..sampling.schedule import SPACINGS
+
+CATEGORY = "CogVideoX-Fun"
+NO_MODEL = "(no model found)"
+SPACING_OPTIONS = ["auto", *SPACINGS]
+
+SPACING_TOOLTIP = (
+    "Which of the 1000 timesteps are run. auto: what the model's own configuration says; trailing ends its strides at "
+    "the last timestep, linspace spreads them from the first to the last, leading begins them at the first."
+)
+DENOISE_TOOLTIP = (
+    "How much of the input is replaced, 0 to 1, as in KSampler: all steps are run, the last of steps / denoise. The "
+    "authors' 10 steps at strength 0.7 are 7 steps at denoise 0.7 here."
+)
+MASK_TOOLTIP = "1 (white) = generate, 0 (black) = keep."
+
+
+def size_inputs() -> list:
+    return [
+        io.Int.Input(
+            "width", default=720, min=16, max=2048, step=16, tooltip="Width of the video in pixels, a multiple of 16."
+        ),
+        io.Int.Input(
+            "height",
+            default=480,
+            min=16,
+            max=2048,
+            step=16,
+            tooltip="Height of the video in pixels, a multiple of 16.",
+        ),
+    ]
+
+
+def length_input():
+    return io.Int.Input(
+        "length",
+        default=49,
+        min=1,
+        max=1001,
+        step=4,
+        tooltip="Frames of the video, 4n + 1: 1 makes an image, 49 is six seconds at 8 frames a second. Any other "
+        "number is rounded down.",
+    )
+
+
+def tile_inputs() -> list:
+    return [
+        io.Int.Input(
+            "tile_size",
+            default=0,
+            min=0,
+            max=4096,
+            step=8,
+            tooltip="Size of the spatial tiles in pixels; 0 = whole frames. Tiles need less memory and can leave faint "
+            "seams.",
+        ),
+        io.Int.Input(
+            "overlap", default=64, min=0, max=4096, step=8, tooltip="How far neighbouring tiles overlap, in pixels."
+        ),
+    ]
+
+
+def seed_input(name: str, tooltip: str):
+    return io.Int.Input(name, default=0, min=0, max=0xFFFFFFFFFFFFFFFF, control_after_generate=True, tooltip=tooltip)
+
+
+def optional_model_input():
+    return io.Model.Input(
+        "model", optional=True, tooltip="Round the length down to what this model takes, with both numbers in the log."
+    )
+
+
+def fit_tiles(tile_size: int, overlap: int) -> tuple[int, int]:
+    """Tile size and overlap that can be run: at least 64 pixels, an overlap of at most half a tile."""
+    tile_size = max(tile_size, 64) if tile_size else 0
+    return tile_size, min(overlap, tile_size // 2)
+
+
+def hub_roots() -> list[Path]:
+    """Folders in which people keep model repositories, those of ``extra_model_paths.yaml`` first."""
+    roots = []
+    for name in checkpoint.MODEL_FOLDERS:
+        if name in folder_paths.folder_names_and_paths:
+            roots += folder_paths.get_folder_paths(name)
+        roots.append(os.path.join(folder_paths.models_dir, name))
+    roots += folder_paths.get_folder_paths("diffusers") if "diffusers" in folder_paths.folder_names_and_paths else []
+    return [Path(root) for root in dict.fromkeys(roots)]
+
+
+def single_files(kind: str) -> dict[str, Path]:
+    """The host's files of a kind (diffusion_models, vae, text_encoders), name -> path."""
+    paths = {name: folder_paths.get_full_path(kind, name) for name in folder_paths.get_filename_list(kind)}
+    return {name: Path(path) for name, path in paths.items() if path is not None}
+
+
+def find_models() -> dict[str, Path]:
+    return checkpoint.find_models(hub_roots(), single_files("diffusion_models"))
+
+
+def find_parts(part: str, kind: str, is_one) -> dict[str, Path]:
+    """Hub folders' ``<name>/<part>``, then the host's single files for which ``is_one`` holds."""
+    found = {}
+    for name, folder in checkpoint.find_models(hub_roots(), {}).items():
+        if (folder / part / "config.json").is_file():
+            found[f"{name}/{part}"] = folder / part
+    found.update({name: path for name, path in single_files(kind).items() if is_one(path)})
+    return found
+
+
+def choose(found: dict[str, Path], name: str, kind: str) -> Path:
+    """The path of a listed name; the first one if no name is given.
+
+    Raises:
+        ValueError: nothing by that name; the message names every folder that was looked in.
+    """
+    if not name and found:
+        return next(iter(found.values()))
+    if name not in found:
+        searched = [*hub_roots(), *map(Path, folder_paths.get_folder_paths(kind))]
+        missing = "" if name in ("", NO_MODEL) else f"{name} is gone; "
+        raise ValueError(missing + checkpoint.no_model_message(searched))
+    return found[name]
+
+
+def fingerprint(path: Path | None) -> str:
+    """Changes when a model on disk is replaced, so that the host loads it again."""
+    if path is None or not path.exists():
+        return "missing"
+    files = [path] if path.is_file() else sorted(p for p in path.glob("**/*") if p.is_file())
+    return ";".join(f"{file}:{file.stat().st_mtime_ns}:{file.stat().st_size}" for file in files)

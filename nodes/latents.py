@@ -1,0 +1,150 @@
+"""Videos to latents and back, and empty latents."""
+
+import comfy.model_management
+import torch
+from comfy_api.latest import io
+
+from ..model_loading.host_model import model_of
+from ..sampling.geometry import SPATIAL_COMPRESSION, check_size, frames_to_latent_t, legal_length
+from ..sampling.inpaint import add_reference_noise, mask_video
+from ..sampling.masks import check_image, fit_mask
+from . import common
+
+
+def fit_length(length: int, model=None) -> int:
+    """Round a length down to 4n + 1 and, given a model, to what it takes; changes are logged."""
+    if model is None:
+        return legal_length(length)
+    config = model_of(model).config
+    return legal_length(length, config.patch_size_t, config.max_length)
+
+
+def latent_shape(latent: dict) -> tuple[int, ...]:
+    """The shape of a video's LATENT, B 16 T h w.
+
+    Raises:
+        ValueError: it is of another kind.
+    """
+    samples = latent["samples"]
+    if samples.ndim != 5:
+        raise ValueError(
+            f"the latent has the shape {list(samples.shape)}, expected [batch, 16, frames, height / 8, width / 8]: "
+            "make it with VAE Encode or Empty Latent of CogVideoX-Fun"
+        )
+    return tuple(samples.shape)
+
+
+def empty_latent(batch_size: int, latent_t: int, latent_h: int, latent_w: int) -> torch.Tensor:
+    device = comfy.model_management.intermediate_device()
+    return torch.zeros(batch_size, 16, latent_t, latent_h, latent_w, device=device)
+
+
+def encode(vae, video, mask, tile_size: int, overlap: int, noise_augmentation: float, noise_seed: int) -> torch.Tensor:
+    """A video, black where the mask generates, as an unscaled latent; zeros, without the VAE, if it keeps nothing."""
+    check_image(video, "video")
+    video = video[: fit_length(len(video))]
+    length, height, width, _ = video.shape
+    check_size(width, height)
+    pixels = video * 2 - 1
+    if mask is not None:
+        mask = fit_mask(mask, length, height, width)
+        if mask.all():
+            grid = height // SPATIAL_COMPRESSION, width // SPATIAL_COMPRESSION
+            return empty_latent(1, frames_to_latent_t(length), *grid)
+        pixels = mask_video(pixels, mask.to(pixels.device))
+    if noise_augmentation:
+        pixels = add_reference_noise(pixels, noise_augmentation, noise_seed)
+    tile, overlap = common.fit_tiles(tile_size, overlap)
+    pixels = (pixels + 1) / 2
+    return vae.encode_tiled(pixels, tile_x=tile, tile_y=tile, overlap=overlap) if tile else vae.encode(pixels)
+
+
+class VAEEncode(io.ComfyNode):
+    @classmethod
+    def define_schema(cls):
+        return io.Schema(
+            node_id="CogVideoXFunVAEEncode",
+            display_name="VAE Encode",
+            category=f"{common.CATEGORY}/latent",
+            description="Encode a video. With a mask, what is to be generated is black, which is how the InP models "
+            "know their reference video.",
+            inputs=[
+                io.Vae.Input("vae", tooltip="The model's VAE."),
+                io.Image.Input("video", tooltip="Frames, RGB; width and height multiples of 16, 4n + 1 frames."),
+                *common.tile_inputs(),
+                io.Float.Input(
+                    "noise_augmentation",
+                    default=0.0,
+                    min=0.0,
+                    max=1.0,
+                    step=0.0001,
+                    round=False,
+                    tooltip="Noise added to the kept pixels, as a standard deviation. The authors use 0.0563 with "
+                    "models whose configuration has add_noise_in_inpaint_model.",
+                ),
+                common.seed_input("noise_seed", "Seed of the noise augmentation."),
+                io.Mask.Input(
+                    "mask",
+                    optional=True,
+                    tooltip=f"{common.MASK_TOOLTIP} One frame, or as many as the video. If it keeps nothing, the latent "
+                    "is zero and the VAE is not run.",
+                ),
+            ],
+            outputs=[io.Latent.Output(display_name="latent")],
+        )
+
+    @classmethod
+    def execute(
+        cls, vae, video, tile_size=0, overlap=64, noise_augmentation=0.0, noise_seed=0, mask=None
+    ) -> io.NodeOutput:
+        samples = encode(vae, video, mask, tile_size, overlap, noise_augmentation, noise_seed)
+        return io.NodeOutput({"samples": samples})
+
+
+class VAEDecode(io.ComfyNode):
+    @classmethod
+    def define_schema(cls):
+        return io.Schema(
+            node_id="CogVideoXFunVAEDecode",
+            display_name="VAE Decode",
+            category=f"{common.CATEGORY}/latent",
+            description="Decode a video chunk by chunk; memory does not grow with its length.",
+            inputs=[
+                io.Vae.Input("vae", tooltip="The model's VAE."),
+                io.Latent.Input("latent", tooltip="The latent that the sampler returned."),
+                *common.tile_inputs(),
+            ],
+            outputs=[io.Image.Output(display_name="video")],
+        )
+
+    @classmethod
+    def execute(cls, vae, latent, tile_size=0, overlap=64) -> io.NodeOutput:
+        tile, overlap = (n // SPATIAL_COMPRESSION for n in common.fit_tiles(tile_size, overlap))
+        samples = latent["samples"]
+        video = vae.decode_tiled(samples, tile_x=tile, tile_y=tile, overlap=overlap) if tile else vae.decode(samples)
+        return io.NodeOutput(video.reshape(-1, *video.shape[-3:]))  # BTHWC -> (BT)HWC, as the host's node does
+
+
+class EmptyLatent(io.ComfyNode):
+    @classmethod
+    def define_schema(cls):
+        return io.Schema(
+            node_id="CogVideoXFunEmptyLatent",
+            display_name="Empty Latent",
+            category=f"{common.CATEGORY}/latent",
+            description="The start of text to video: a latent without content.",
+            inputs=[
+                *common.size_inputs(),
+                common.length_input(),
+                io.Int.Input("batch_size", default=1, min=1, max=64, tooltip="How many videos are sampled at once."),
+                common.optional_model_input(),
+            ],
+            outputs=[io.Latent.Output(display_name="latent")],
+        )
+
+    @classmethod
+    def execute(cls, width=720, height=480, length=49, batch_size=1, model=None) -> io.NodeOutput:
+        check_size(width, height)
+        latent_t = frames_to_latent_t(fit_length(length, model))
+        grid = height // SPATIAL_COMPRESSION, width // SPATIAL_COMPRESSION
+        return io.NodeOutput({"samples": empty_latent(batch_size, latent_t, *grid)})

@@ -1,0 +1,129 @@
+"""Model files to MODEL, CLIP and VAE."""
+
+import logging
+
+from comfy_api.latest import io
+
+from ..model_loading import checkpoint, text_encoder
+from ..model_loading.host_model import WEIGHT_DTYPES, load_model
+from ..model_loading.host_text import load_clip
+from ..model_loading.host_vae import load_vae
+from . import common
+
+log = logging.getLogger(__name__)
+
+
+class ModelLoader(io.ComfyNode):
+    @classmethod
+    def define_schema(cls):
+        return io.Schema(
+            node_id="CogVideoXFunModelLoader",
+            display_name="Load CogVideoX-Fun Model",
+            category=f"{common.CATEGORY}/loaders",
+            description="Load a CogVideoX-Fun model folder, or a single transformer file, as MODEL, CLIP and VAE.",
+            inputs=[
+                io.Combo.Input(
+                    "model",
+                    options=list(common.find_models()) or [common.NO_MODEL],
+                    tooltip="A repository in models/CogVideoX_Fun (or Fun_Models, VideoX_Fun, CogVideo), or a single "
+                    "file in models/diffusion_models. A folder without text encoder or VAE still gives the MODEL.",
+                ),
+                io.Combo.Input(
+                    "weight_dtype",
+                    options=list(WEIGHT_DTYPES),
+                    default="default",
+                    tooltip="How the weights are stored. default: what suits the file and your card. fp8 halves the "
+                    "memory at some cost in quality. fp16 overflows in the 5B models, which compute in bf16.",
+                ),
+            ],
+            outputs=[
+                io.Model.Output(display_name="MODEL"),
+                io.Clip.Output(display_name="CLIP"),
+                io.Vae.Output(display_name="VAE"),
+            ],
+        )
+
+    @classmethod
+    def fingerprint_inputs(cls, model="", **_inputs):
+        return common.fingerprint(common.find_models().get(model))
+
+    @classmethod
+    def execute(cls, model="", weight_dtype="default") -> io.NodeOutput:
+        path = common.choose(common.find_models(), model, "diffusion_models")
+        opened = checkpoint.open_checkpoint(path)
+        clip = vae = None
+        if opened.text_encoder is not None:
+            clip = load_clip(opened.text_encoder, opened.tokenizer)
+        else:
+            log.warning("%s has no text_encoder: load one with Load CogVideoX-Fun Text Encoder", path)
+        if opened.vae is not None:
+            vae = load_vae(opened.vae)
+        else:
+            log.warning("%s has no vae: load one with Load CogVideoX-Fun VAE", path)
+        return io.NodeOutput(load_model(path, weight_dtype), clip, vae)
+
+
+class TextEncoderLoader(io.ComfyNode):
+    @classmethod
+    def define_schema(cls):
+        return io.Schema(
+            node_id="CogVideoXFunTextEncoderLoader",
+            display_name="Load CogVideoX-Fun Text Encoder",
+            category=f"{common.CATEGORY}/loaders",
+            description="Load a T5-XXL file, or a model folder's text encoder with its own tokenizer, as CLIP. Prompts "
+            "are padded and cut to 226 tokens.",
+            inputs=[
+                io.Combo.Input(
+                    "text_encoder",
+                    options=list(cls.found()) or [common.NO_MODEL],
+                    tooltip="A T5-XXL safetensors file in models/text_encoders (fp16, bf16 or fp8), or the "
+                    "text_encoder of a model folder.",
+                )
+            ],
+            outputs=[io.Clip.Output(display_name="CLIP")],
+        )
+
+    @staticmethod
+    def found():
+        return common.find_parts("text_encoder", "text_encoders", text_encoder.is_t5_file)
+
+    @classmethod
+    def fingerprint_inputs(cls, text_encoder="", **_inputs):
+        return common.fingerprint(cls.found().get(text_encoder))
+
+    @classmethod
+    def execute(cls, text_encoder="") -> io.NodeOutput:
+        path = common.choose(cls.found(), text_encoder, "text_encoders")
+        tokenizer = path.parent / "tokenizer"
+        return io.NodeOutput(load_clip(path, tokenizer if path.is_dir() and tokenizer.is_dir() else None))
+
+
+class VAELoader(io.ComfyNode):
+    @classmethod
+    def define_schema(cls):
+        return io.Schema(
+            node_id="CogVideoXFunVAELoader",
+            display_name="Load CogVideoX-Fun VAE",
+            category=f"{common.CATEGORY}/loaders",
+            description="Load a CogVideoX VAE that streams a video in the authors' chunks.",
+            inputs=[
+                io.Combo.Input(
+                    "vae_name",
+                    options=list(cls.found()) or [common.NO_MODEL],
+                    tooltip="A CogVideoX VAE in models/vae, or the vae of a model folder.",
+                )
+            ],
+            outputs=[io.Vae.Output(display_name="VAE")],
+        )
+
+    @staticmethod
+    def found():
+        return common.find_parts("vae", "vae", checkpoint.is_vae_file)
+
+    @classmethod
+    def fingerprint_inputs(cls, vae_name="", **_inputs):
+        return common.fingerprint(cls.found().get(vae_name))
+
+    @classmethod
+    def execute(cls, vae_name="") -> io.NodeOutput:
+        return io.NodeOutput(load_vae(common.choose(cls.found(), vae_name, "vae")))

@@ -1,0 +1,125 @@
+"""Noise to video: the Sampler and the Scheduler."""
+
+import comfy.sample
+import comfy.samplers
+import comfy.utils
+import latent_preview
+import torch
+from comfy_api.latest import io
+
+from ..model_loading.host_model import model_of
+from ..model_loading.host_sampling import CogVideoXDDIM, run_sigmas
+from . import common
+
+DDIM = "cogvideox_ddim"
+
+
+class Sampler(io.ComfyNode):
+    @classmethod
+    def define_schema(cls):
+        return io.Schema(
+            node_id="CogVideoXFunSampler",
+            display_name="Sampler",
+            category=f"{common.CATEGORY}/sampling",
+            description="Sample a video with the authors' DDIM, or with any sampler of the host over the model's own "
+            "schedule.",
+            inputs=[
+                io.Model.Input("model", tooltip="A CogVideoX-Fun model."),
+                io.Conditioning.Input("positive", tooltip="What the video should show."),
+                io.Conditioning.Input("negative", tooltip="What the video should not show."),
+                io.Latent.Input("latent", tooltip="Empty for a new video; an encoded video for video to video."),
+                common.seed_input("seed", "Seed of the noise. The same seed gives the same video on every device."),
+                io.Int.Input("steps", default=50, min=1, max=1000, tooltip="Steps that are run."),
+                io.Float.Input(
+                    "cfg",
+                    default=6.0,
+                    min=0.0,
+                    max=100.0,
+                    step=0.1,
+                    round=0.01,
+                    tooltip="Strength of the guidance by the prompt. 1 turns it off and halves the time.",
+                ),
+                io.Combo.Input(
+                    "sampler_name",
+                    options=[DDIM, *comfy.samplers.SAMPLER_NAMES],
+                    default=DDIM,
+                    tooltip="cogvideox_ddim is the authors' sampler, to the digit; the others are the host's.",
+                ),
+                io.Combo.Input(
+                    "spacing", options=common.SPACING_OPTIONS, default="auto", tooltip=common.SPACING_TOOLTIP
+                ),
+                io.Float.Input("denoise", default=1.0, min=0.0, max=1.0, step=0.01, tooltip=common.DENOISE_TOOLTIP),
+            ],
+            outputs=[io.Latent.Output(display_name="latent")],
+        )
+
+    @classmethod
+    def execute(
+        cls,
+        # what to sample
+        model,
+        positive,
+        negative,
+        latent,
+        # how to sample
+        seed=0,
+        steps=50,
+        cfg=6.0,
+        sampler_name=DDIM,
+        spacing="auto",
+        denoise=1.0,
+    ) -> io.NodeOutput:
+        schedule = model_of(model).schedule
+        sigmas = run_sigmas(model, steps, spacing, denoise)
+        if sampler_name == DDIM:
+            sampler = CogVideoXDDIM(*schedule.run_timesteps(steps, spacing, denoise), schedule)
+        else:
+            sampler = comfy.samplers.sampler_object(sampler_name)
+        samples = comfy.sample.fix_empty_latent_channels(model, latent["samples"])
+        if len(sigmas) == 0:  # denoise 0: as KSampler, nothing is done
+            return io.NodeOutput({**latent, "samples": samples})
+        noise = comfy.sample.prepare_noise(samples, seed, latent.get("batch_index"))
+        samples = comfy.sample.sample_custom(
+            model,
+            noise,
+            cfg,
+            sampler,
+            sigmas,
+            positive,
+            negative,
+            samples,
+            noise_mask=latent.get("noise_mask"),
+            callback=latent_preview.prepare_callback(model, len(sigmas) - 1),
+            disable_pbar=not comfy.utils.PROGRESS_BAR_ENABLED,
+            seed=seed,
+        )
+        if not torch.isfinite(samples).all():
+            raise ValueError(
+                "the sampled latent holds NaN or infinity: if weight_dtype is fp16, set it to bf16; otherwise check "
+                "the LoRAs and the model's file"
+            )
+        return io.NodeOutput({**latent, "samples": samples})
+
+
+class Scheduler(io.ComfyNode):
+    @classmethod
+    def define_schema(cls):
+        return io.Schema(
+            node_id="CogVideoXFunScheduler",
+            display_name="Scheduler",
+            category=f"{common.CATEGORY}/sampling",
+            description="The model's own noise schedule as SIGMAS, for SamplerCustom and SamplerCustomAdvanced.",
+            inputs=[
+                io.Model.Input("model", tooltip="A CogVideoX-Fun model."),
+                io.Int.Input("steps", default=50, min=1, max=1000, tooltip="Steps that are run."),
+                io.Combo.Input(
+                    "spacing", options=common.SPACING_OPTIONS, default="auto", tooltip=common.SPACING_TOOLTIP
+                ),
+                io.Float.Input("denoise", default=1.0, min=0.0, max=1.0, step=0.01, tooltip=common.DENOISE_TOOLTIP),
+            ],
+            outputs=[io.Sigmas.Output(display_name="SIGMAS")],
+        )
+
+    @classmethod
+    def execute(cls, model, steps=50, spacing="auto", denoise=1.0) -> io.NodeOutput:
+        return io.NodeOutput(run_sigmas(model, steps, spacing, denoise))

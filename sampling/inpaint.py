@@ -1,0 +1,48 @@
+"""The extra channels of InP models: one mask channel and the latent of the masked video."""
+
+import torch
+
+from .masks import THRESHOLD
+
+BLACK = -1.0  # the value of a generated pixel in a masked video of -1..1
+
+
+def mask_video(video: torch.Tensor, mask: torch.Tensor) -> torch.Tensor:
+    """Black out what is to be generated.
+
+    Args:
+        video: F H W C, -1..1.
+        mask: F H W, 1 = generate; a pixel at or above 0.5 becomes black (-1).
+    """
+    return torch.where((mask >= THRESHOLD)[..., None], torch.full_like(video, BLACK), video)
+
+
+def add_reference_noise(video: torch.Tensor, ratio: float, seed: int) -> torch.Tensor:
+    """Add noise to a masked video, except where it is black.
+
+    ``y = x + where(x == -1, 0, ratio * randn)``, for models whose configuration has ``add_noise_in_inpaint_model``
+    (``add_noise_to_reference_video`` in the authors' inpaint pipeline; they use a ratio of 0.0563). The noise comes
+    from ``seed`` on the CPU, whatever the video's device.
+
+    Args:
+        video: any layout, -1..1.
+        ratio: the noise's standard deviation, 0..1.
+    """
+    generator = torch.Generator("cpu").manual_seed(seed)
+    noise = torch.randn(video.shape, generator=generator, dtype=torch.float32).to(video)
+    return video + torch.where(video == BLACK, torch.zeros_like(video), noise * ratio)
+
+
+def inpaint_latents(mask: torch.Tensor, masked_latent: torch.Tensor, scale_factor: float) -> torch.Tensor:
+    """The 17 channels that an InP model takes beside the noise.
+
+    Args:
+        mask: B 1 T h w, 1 = generate.
+        masked_latent: B 16 T h w, the VAE's latent of the masked video, **scaled**.
+        scale_factor: the VAE's; the authors multiply the mask channel by it too.
+
+    Returns:
+        B 17 T h w: ``known`` times the scale factor, then the masked video.
+    """
+    known = (1 - mask) * scale_factor
+    return torch.cat([known.to(masked_latent), masked_latent], dim=1)

@@ -1,0 +1,93 @@
+"""Where a token is: the 2B's additive table and the rotary angles of the 5B and of V1.5.
+
+Every function depends on the run's grid and the trained grid alone; the transformer caches the result per grid.
+"""
+
+import torch
+import torch.nn.functional as F
+
+from .geometry import crop_region
+
+THETA = 10000.0
+
+
+def _sincos(positions: torch.Tensor, dim: int) -> torch.Tensor:
+    """[n] positions -> [n, dim]: sines, then cosines, of dim/2 frequencies (Vaswani et al. 2017), float64."""
+    frequencies = THETA ** (-torch.arange(dim // 2, dtype=torch.float64) / (dim // 2))
+    angles = positions[:, None] * frequencies
+    return torch.cat([angles.sin(), angles.cos()], dim=1)
+
+
+def trained_table(
+    dim: int, base_t: int, base_h: int, base_w: int, spatial_scale: float = 1.875, temporal_scale: float = 1.0
+) -> torch.Tensor:
+    """The additive table that the 2B models were trained with, [base_t, base_h, base_w, dim], float32.
+
+    A quarter of the channels is time, then three eighths each of x and y; positions are divided by the
+    interpolation scale (``get_3d_sincos_pos_embed`` in diffusers).
+    """
+    dim_t, dim_space = dim // 4, dim // 4 * 3
+    t = _sincos(torch.arange(base_t, dtype=torch.float64) / temporal_scale, dim_t)
+    y = _sincos(torch.arange(base_h, dtype=torch.float64) / spatial_scale, dim_space // 2)
+    x = _sincos(torch.arange(base_w, dtype=torch.float64) / spatial_scale, dim_space // 2)
+    parts = (t[:, None, None, :], x[None, None, :, :], y[None, :, None, :])
+    return torch.cat([p.expand(base_t, base_h, base_w, -1) for p in parts], dim=-1).float()
+
+
+def interpolate_table(table: torch.Tensor, grid_t: int, grid_h: int, grid_w: int) -> torch.Tensor:
+    """Resize a trained table to a run's grid, [grid_t * grid_h * grid_w, dim].
+
+    Space is interpolated and time is cut, as in the patch embedding of the authors' transformer: a table resized
+    from the trained one is what the weights know, a newly computed one is 27 to 45 % off.
+
+    Args:
+        table: [base_t, base_h, base_w, dim] with base_t >= grid_t.
+    """
+    base_t, _, _, dim = table.shape
+    table = table.movedim(-1, 0)[None]  # THWC -> 1CTHW
+    table = F.interpolate(table, size=(base_t, grid_h, grid_w), mode="trilinear", align_corners=False)
+    return table[0, :, :grid_t].movedim(0, -1).reshape(grid_t * grid_h * grid_w, dim)
+
+
+def _rotations(positions: torch.Tensor, dim: int) -> torch.Tensor:
+    """[n] positions -> [n, dim / 2] unit complex numbers, one per pair of channels (Su et al. 2021), complex64."""
+    frequencies = 1.0 / THETA ** (torch.arange(0, dim, 2, dtype=torch.float32) / dim)
+    angles = torch.outer(positions.float(), frequencies)
+    return torch.complex(angles.cos(), angles.sin())
+
+
+def rotary(t: torch.Tensor, y: torch.Tensor, x: torch.Tensor, head_dim: int = 64) -> torch.Tensor:
+    """3D RoPE of positions along each axis, [len(t) * len(y) * len(x), head_dim / 2], complex64.
+
+    A quarter of a head's channels turns with time, three eighths each with y and x (16, 24, 24 of 64).
+    """
+    shape = (len(t), len(y), len(x))
+    dim_space = head_dim // 8 * 3
+    parts = (
+        _rotations(t, head_dim // 4)[:, None, None, :],
+        _rotations(y, dim_space)[None, :, None, :],
+        _rotations(x, dim_space)[None, None, :, :],
+    )
+    return torch.cat([p.expand(*shape, -1) for p in parts], dim=-1).reshape(-1, head_dim // 2)
+
+
+def interpolated_rotary(
+    grid_t: int, grid_h: int, grid_w: int, base_h: int, base_w: int, head_dim: int = 64
+) -> torch.Tensor:
+    """RoPE of the 5B V1.0 and V1.1: the run's grid spread over its crop region of the trained grid.
+
+    numpy's ``linspace(start, stop, n, endpoint=False)`` over the region, frames counted (the authors' pipelines;
+    today's diffusers differs by up to 0.02 where the region does not start at zero).
+
+    Args:
+        base_h, base_w: the trained grid in tokens, 30 x 45.
+    """
+    top, left, bottom, right = crop_region(grid_h, grid_w, base_h, base_w)
+    y = top + torch.arange(grid_h, dtype=torch.float64) * ((bottom - top) / grid_h)
+    x = left + torch.arange(grid_w, dtype=torch.float64) * ((right - left) / grid_w)
+    return rotary(torch.arange(grid_t), y, x, head_dim)
+
+
+def integer_rotary(grid_t: int, grid_h: int, grid_w: int, head_dim: int = 64) -> torch.Tensor:
+    """RoPE of V1.5: positions are token indices, whatever the trained grid."""
+    return rotary(torch.arange(grid_t), torch.arange(grid_h), torch.arange(grid_w), head_dim)
