@@ -135,6 +135,7 @@ class CogVideoXFun(comfy.model_base.BaseModel):
         super().__init__(
             model_config, comfy.model_base.ModelType.V_PREDICTION, device=device, unet_model=HostTransformer
         )
+        self.diffusion_model.requires_grad_(False)
         self.schedule = model_config.schedule
         self.model_sampling.set_sigmas(self.schedule.sigmas())
         # exact where the sigmas can't be: no signal at all at the last timestep
@@ -208,8 +209,8 @@ class CogVideoXFun(comfy.model_base.BaseModel):
                 f"x {latent_w}: bring the mask to the latent's size with Mask Resize 3D"
             )
         log.warning(
-            "the conditioning's latent was made by the host's InpaintModelConditioning, which greys out what the model "
-            "expects black: use our VAE Encode and Inpaint Conditioning for the result that the model was trained for"
+            "the conditioning's latent was made by the host's InpaintModelConditioning, which greys out what the "
+            "model expects black: use our VAE Encode and Inpaint Conditioning for the result that the model was trained for"
         )
         latent_mask = mask_to_latent(mask[:, 0], latent_t, latent_h, latent_w)
         return None if (mask >= 0.5).all() else latent_mask[None, None]

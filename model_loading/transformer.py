@@ -1,7 +1,7 @@
 """The CogVideoX transformer, its parameters named as on the hub.
 
-Built from an ``operations`` namespace (torch.nn's by default, the host's when it runs there). Text and video tokens run
-through the blocks as one sequence, text first.
+Built from an ``operations`` namespace (torch.nn's by default, the host's when it runs there). Text and video tokens
+run through the blocks as one sequence, text first.
 """
 
 import torch
@@ -131,7 +131,7 @@ def gated_add_(x: torch.Tensor, update: torch.Tensor, gates: tuple, text_tokens:
     """x += gate * update for text and video tokens, in place where no gradient needs the old value."""
     text_gate, gate = gates
     update = torch.cat([update[:, :text_tokens] * text_gate, update[:, text_tokens:] * gate], dim=1)
-    return x + update if torch.is_grad_enabled() else x.add_(update)
+    return x + update if x.requires_grad or update.requires_grad else x.add_(update)
 
 
 class Block(nn.Module):

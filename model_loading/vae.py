@@ -104,7 +104,8 @@ class SpatialNorm3D(nn.Module):
         scale = rearrange(self.conv_y(z), "b c t h w -> b c t 1 h 1 w 1")
         shift = rearrange(self.conv_b(z), "b c t h w -> b c t 1 h 1 w 1")
         x = rearrange(self.norm_layer(x), "b c (t ft) (h fh) (w fw) -> b c t ft h fh w fw", t=t, h=h, w=w)
-        x = x * scale + shift if torch.is_grad_enabled() else x.mul_(scale).add_(shift)
+        needs_grad = x.requires_grad or scale.requires_grad
+        x = x * scale + shift if needs_grad else x.mul_(scale).add_(shift)
         return rearrange(x, "b c t ft h fh w fw -> b c (t ft) (h fh) (w fw)")
 
 

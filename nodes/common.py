@@ -60,8 +60,8 @@ def tile_inputs() -> list:
             min=0,
             max=4096,
             step=8,
-            tooltip="Size of the spatial tiles in pixels; 0 = whole frames. Tiles need less memory and can leave faint "
-            "seams.",
+            tooltip="Size of the spatial tiles in pixels; 0 = whole frames. Tiles need less memory and can leave "
+            "faint seams.",
         ),
         io.Int.Input(
             "overlap", default=64, min=0, max=4096, step=8, tooltip="How far neighbouring tiles overlap, in pixels."

@@ -86,8 +86,8 @@ class VAEEncode(io.ComfyNode):
                 io.Mask.Input(
                     "mask",
                     optional=True,
-                    tooltip=f"{common.MASK_TOOLTIP} One frame, or as many as the video. If it keeps nothing, the latent "
-                    "is zero and the VAE is not run.",
+                    tooltip=f"{common.MASK_TOOLTIP} One frame, or as many as the video. If it keeps nothing, the "
+                    "latent is zero and the VAE is not run.",
                 ),
             ],
             outputs=[io.Latent.Output(display_name="latent")],

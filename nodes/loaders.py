@@ -70,8 +70,8 @@ class TextEncoderLoader(io.ComfyNode):
             node_id="CogVideoXFunTextEncoderLoader",
             display_name="Load CogVideoX-Fun Text Encoder",
             category=f"{common.CATEGORY}/loaders",
-            description="Load a T5-XXL file, or a model folder's text encoder with its own tokenizer, as CLIP. Prompts "
-            "are padded and cut to 226 tokens.",
+            description="Load a T5-XXL file, or a model folder's text encoder with its own tokenizer, as CLIP. "
+            "Prompts are padded and cut to 226 tokens.",
             inputs=[
                 io.Combo.Input(
                     "text_encoder",

@@ -23,8 +23,8 @@ class StartEndImage(io.ComfyNode):
                     "fit",
                     options=["crop", "stretch"],
                     default="crop",
-                    tooltip="How an image of another shape is brought to size. crop keeps its proportions and cuts the "
-                    "longer side evenly; stretch distorts it, as the authors' code does.",
+                    tooltip="How an image of another shape is brought to size. crop keeps its proportions and cuts "
+                    "the longer side evenly; stretch distorts it, as the authors' code does.",
                 ),
                 io.Image.Input(
                     "start_image",
@@ -55,8 +55,8 @@ class MaskResize3D(io.ComfyNode):
             node_id="CogVideoXFunMaskResize3D",
             display_name="Mask Resize 3D",
             category=f"{common.CATEGORY}/mask",
-            description="Bring a mask over a video to a latent's frames, height and width: the first frame on its own, "
-            "the others together.",
+            description="Bring a mask over a video to a latent's frames, height and width: the first frame on its own, the "
+            "others together.",
             inputs=[
                 io.Mask.Input(
                     "mask", tooltip=f"{common.MASK_TOOLTIP} One frame, or as many as the video. Any height and width."
