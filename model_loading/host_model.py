@@ -210,7 +210,7 @@ class CogVideoXFun(comfy.model_base.BaseModel):
             )
         log.warning(
             "the conditioning's latent was made by the host's InpaintModelConditioning, which greys out what the "
-            "model expects black: use our VAE Encode and Inpaint Conditioning for the result that the model was trained for"
+            "model expects black: use our VAE Encode and Inpaint Conditioning to feed it what it was trained on"
         )
         latent_mask = mask_to_latent(mask[:, 0], latent_t, latent_h, latent_w)
         return None if (mask >= 0.5).all() else latent_mask[None, None]

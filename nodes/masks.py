@@ -55,8 +55,8 @@ class MaskResize3D(io.ComfyNode):
             node_id="CogVideoXFunMaskResize3D",
             display_name="Mask Resize 3D",
             category=f"{common.CATEGORY}/mask",
-            description="Bring a mask over a video to a latent's frames, height and width: the first frame on its own, the "
-            "others together.",
+            description="Bring a mask over a video to a latent's frames, height and width: the first frame on its own, "
+            "the others together.",
             inputs=[
                 io.Mask.Input(
                     "mask", tooltip=f"{common.MASK_TOOLTIP} One frame, or as many as the video. Any height and width."

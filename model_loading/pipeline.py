@@ -1,0 +1,162 @@
+"""A model without a host: text, images and noise to a video, for the demo, the tests and training.
+
+The pieces are those that the host's objects are made of; only T5 is transformers' instead of the host's.
+"""
+
+import dataclasses
+from collections.abc import Callable
+from pathlib import Path
+
+import torch
+
+from ..sampling.geometry import SPATIAL_COMPRESSION, check_size, frames_to_latent_t, latent_t_to_frames
+from ..sampling.inpaint import add_reference_noise, inpaint_latents, mask_video
+from ..sampling.masks import fit_mask, mask_to_latent
+from ..sampling.schedule import add_noise, cogvideox_ddim
+from .checkpoint import Checkpoint, load_vae_config, open_checkpoint, open_weights
+from .config import CheckpointError
+from .text_encoder import TextEncoder
+from .transformer import CogVideoXTransformer
+from .vae import CogVideoXVAE
+
+
+def load_transformer(checkpoint: Checkpoint, dtype: torch.dtype = torch.float32, **options) -> CogVideoXTransformer:
+    """The transformer of a checkpoint; options as for `CogVideoXTransformer`."""
+    model = CogVideoXTransformer(checkpoint.config, dtype=dtype, **options).eval().requires_grad_(False)
+    state = model.state_dict()
+    checkpoint.weights.check({key: tuple(value.shape) for key, value in state.items()})
+    checkpoint.weights.check_finite()
+    model.load_state_dict({key: checkpoint.weights[key] for key in state})
+    return model
+
+
+def load_vae(path: Path, dtype: torch.dtype = torch.float32) -> CogVideoXVAE:
+    """A VAE folder or file."""
+    weights = open_weights(path)
+    model = CogVideoXVAE(load_vae_config(path, weights), dtype=dtype).eval().requires_grad_(False)
+    state = model.state_dict()
+    weights.check({key: tuple(value.shape) for key, value in state.items()})
+    weights.check_finite()
+    model.load_state_dict({key: weights[key] for key in state})
+    return model
+
+
+@dataclasses.dataclass
+class Pipeline:
+    """The parts of a model folder, loaded."""
+
+    checkpoint: Checkpoint
+    transformer: CogVideoXTransformer
+    vae: CogVideoXVAE
+    text_encoder: TextEncoder
+
+    @classmethod
+    def from_folder(cls, folder: str | Path) -> "Pipeline":
+        """Load a folder in hub layout, float32, on the CPU.
+
+        Raises:
+            CheckpointError: a part is missing or broken.
+        """
+        checkpoint = open_checkpoint(folder)
+        for part in ("vae", "text_encoder", "tokenizer"):
+            if getattr(checkpoint, part) is None:
+                raise CheckpointError(f"{folder} has no {part}: download the whole repository")
+        return cls(
+            checkpoint,
+            load_transformer(checkpoint),
+            load_vae(checkpoint.vae),
+            TextEncoder(checkpoint.text_encoder, checkpoint.tokenizer),
+        )
+
+    @torch.no_grad()
+    def condition(
+        self, video: torch.Tensor, mask: torch.Tensor, noise_augmentation: float = 0.0, seed: int = 0
+    ) -> torch.Tensor | None:
+        """What an InP model takes beside the noise, B 17 T h w, scaled; None (zeros) where the mask keeps nothing.
+
+        Args:
+            video: F H W 3, 0..1, 4n + 1 frames, sizes multiples of 16.
+            mask: F H W, 1 = generate.
+        """
+        length, height, width, _ = video.shape
+        check_size(width, height)
+        mask = fit_mask(mask, length, height, width)
+        if mask.all():
+            return None
+        pixels = mask_video(video * 2 - 1, mask)
+        if noise_augmentation:
+            pixels = add_reference_noise(pixels, noise_augmentation, seed)
+        latent = self.vae.encode(pixels.movedim(-1, 0)[None])  # THWC -> 1CTHW
+        scale = self.checkpoint.scale_factor
+        return inpaint_latents(mask_to_latent(mask, *latent.shape[2:])[None, None], latent * scale, scale)
+
+    @torch.no_grad()
+    def encode(self, video: torch.Tensor) -> torch.Tensor:
+        """A video, F H W 3 of 0..1, as a scaled latent, for video to video."""
+        return self.vae.encode((video * 2 - 1).movedim(-1, 0)[None]) * self.checkpoint.scale_factor
+
+    def noise(self, width: int, height: int, length: int, seed: int) -> torch.Tensor:
+        """Unit noise B C T h w from a seed, the same as the host's samplers draw."""
+        generator = torch.Generator("cpu").manual_seed(seed)
+        grid = height // SPATIAL_COMPRESSION, width // SPATIAL_COMPRESSION
+        return torch.randn(
+            1, self.checkpoint.config.out_channels, frames_to_latent_t(length), *grid, generator=generator
+        )
+
+    @torch.no_grad()
+    def sample(
+        self,
+        # what to sample
+        noise: torch.Tensor,
+        positive: torch.Tensor,
+        negative: torch.Tensor,
+        extra_latents: torch.Tensor | None = None,
+        start: torch.Tensor | None = None,
+        # how to sample
+        steps: int = 50,
+        cfg: float = 6.0,
+        spacing: str = "auto",
+        denoise: float = 1.0,
+        callback: Callable[[int, torch.Tensor, torch.Tensor], None] | None = None,
+    ) -> torch.Tensor:
+        """Run the authors' DDIM with classifier-free guidance.
+
+        Args:
+            noise: B 16 T h w.
+            positive, negative: text features, [1, L, C].
+            extra_latents: from `condition`, or scaled control latents.
+            start: the scaled latent of a video, at denoise below 1.
+
+        Returns:
+            The scaled latent, B 16 T h w.
+        """
+        schedule = self.checkpoint.schedule
+        alphas = schedule.alphas_cumprod()
+        timesteps, total = schedule.run_timesteps(steps, spacing, denoise)
+        guided = cfg > 1
+        text = torch.cat([negative, positive]) if guided else positive
+        repeats = 2 if guided else 1
+        if extra_latents is not None:
+            extra_latents = extra_latents.repeat(repeats, 1, 1, 1, 1)
+
+        def predict(x: torch.Tensor, timestep: int) -> torch.Tensor:
+            batch = x.repeat(repeats, 1, 1, 1, 1)
+            v = self.transformer(batch, torch.full((len(batch),), timestep), text, extra_latents=extra_latents)
+            if not guided:
+                return v
+            uncond, cond = v.chunk(2)
+            return uncond + cfg * (cond - uncond)
+
+        x = noise if len(timesteps) == total else add_noise(start, noise, float(alphas[timesteps[0]]))
+        final = 1.0 if schedule.final_alpha_one else float(alphas[0])
+        return cogvideox_ddim(predict, x, timesteps, total, alphas, final, callback)
+
+    @torch.no_grad()
+    def decode(self, latent: torch.Tensor) -> torch.Tensor:
+        """A scaled latent, 1 16 T h w, as a video F H W 3 of 0..1."""
+        pixels = self.vae.decode(latent / self.checkpoint.scale_factor)[0].movedim(0, -1)  # CTHW -> THWC
+        return (pixels / 2 + 0.5).clamp(0, 1)
+
+    @staticmethod
+    def length_of(latent: torch.Tensor) -> int:
+        return latent_t_to_frames(latent.shape[2])
