@@ -55,7 +55,7 @@ class MaskResize3D(io.ComfyNode):
             node_id="CogVideoXFunMaskResize3D",
             display_name="Mask Resize 3D",
             category=f"{common.CATEGORY}/mask",
-            description="Bring a mask over a video to a latent's frames, height and width: the first frame on its own, "
+            description="Bring a mask over a video to a latent's frames, height and width: the first alone, then "
             "the others together.",
             inputs=[
                 io.Mask.Input(

@@ -1,0 +1,36 @@
+"""Tokens and features against transformers, as the authors' pipeline calls it."""
+
+import pytest
+import torch
+import transformers
+from cogvideox_fun.demo.tiny_model import write_text_encoder
+from cogvideox_fun.model_loading.text_encoder import FolderTokenizer, TextEncoder, tokenize
+
+PROMPTS = ["", "a red ball moves right", "  a   dog \n and a CAT, 100%!", "sun " * 400]
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory):
+    path = tmp_path_factory.mktemp("text")
+    write_text_encoder(path, seed=0)
+    return path
+
+
+@pytest.mark.parametrize("prompt", PROMPTS)
+def test_tokens_equal_transformers(folder, prompt):
+    """spiece.model through sentencepiece gives the ids of transformers' T5 tokenizer, padded and truncated to 226."""
+    oracle = transformers.T5Tokenizer.from_pretrained(folder / "tokenizer", extra_ids=0)
+    expected = oracle(prompt, padding="max_length", max_length=226, truncation=True, return_tensors="pt").input_ids
+    assert torch.equal(tokenize(FolderTokenizer(folder / "tokenizer"), prompt), expected)
+
+
+@pytest.mark.parametrize("prompt", PROMPTS)
+def test_features_equal_transformers(folder, prompt):
+    """No attention mask: pad positions take part, as the authors let them."""
+    encoder = TextEncoder(folder / "text_encoder", folder / "tokenizer")
+    oracle = transformers.T5EncoderModel.from_pretrained(folder / "text_encoder").eval()
+    with torch.no_grad():
+        expected = oracle(tokenize(encoder.tokenizer, prompt))[0]
+    out = encoder(prompt)
+    assert out.shape == (1, 226, 32)
+    assert torch.equal(out, expected)
