@@ -66,7 +66,7 @@ def read_json(path: Path) -> dict:
 
 def _tensor_info(path: Path, key: str, entry, payload: int) -> TensorInfo:
     try:
-        begin, end = entry["data_offsets"]
+        begin, end = (int(n) for n in entry["data_offsets"])
         shape = tuple(int(n) for n in entry["shape"])
         dtype = DTYPES[entry["dtype"]]
     except (KeyError, TypeError, ValueError) as error:

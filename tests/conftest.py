@@ -1,23 +1,12 @@
-"""Load the pack as a package under an alias: its folder ``nodes`` must not meet the host's ``nodes.py``."""
+import pack
+import pytest
 
-import importlib.util
-import sys
-from pathlib import Path
-
-ROOT = Path(__file__).resolve().parent.parent
-ALIAS = "cogvideox_fun"
+pack.load_pack()
 
 
-def load_pack(alias: str = ALIAS):
-    """Import the repository's root as the package ``alias``, as a host does with a custom node."""
-    if alias not in sys.modules:
-        spec = importlib.util.spec_from_file_location(
-            alias, ROOT / "__init__.py", submodule_search_locations=[str(ROOT)]
-        )
-        module = importlib.util.module_from_spec(spec)
-        sys.modules[alias] = module
-        spec.loader.exec_module(module)
-    return sys.modules[alias]
+@pytest.fixture(scope="session")
+def tiny_model(tmp_path_factory):
+    """A tiny 2B model in hub layout; copy it before changing it."""
+    from cogvideox_fun.demo.tiny_model import write_tiny_model
 
-
-load_pack()
+    return write_tiny_model(tmp_path_factory.mktemp("tiny") / "model", "2b")

@@ -1,0 +1,154 @@
+import dataclasses
+
+import pytest
+import torch
+from cogvideox_fun.demo.tiny_model import TINY, VARIANTS, random_weights
+from cogvideox_fun.model_loading.config import TransformerConfig
+from cogvideox_fun.model_loading.transformer import CogVideoXTransformer
+
+
+def build(variant: str, **options) -> CogVideoXTransformer:
+    model = CogVideoXTransformer(TransformerConfig(**TINY, **VARIANTS[variant]), **options).requires_grad_(False)
+    model.load_state_dict(random_weights(model, seed=0))
+    return model.eval()
+
+
+def call(model, latent=(4, 6, 10), batch=1, text_tokens=226, **options):
+    generator = torch.Generator().manual_seed(0)
+    x = torch.randn(batch, 16, *latent, generator=generator)
+    text = torch.randn(batch, text_tokens, 32, generator=generator)
+    return model(x, torch.full((batch,), 499), text, **options)
+
+
+@pytest.mark.parametrize("variant", VARIANTS)
+def test_shapes(variant):
+    model = build(variant)
+    assert call(model, (4, 6, 10), batch=2).shape == (2, 16, 4, 6, 10)
+    assert call(model, (1, 6, 10)).shape == (1, 16, 1, 6, 10), "one frame makes an image"
+    assert call(model, text_tokens=7).shape == (1, 16, 4, 6, 10), "text of any length"
+
+
+def test_one_frame_on_v15_sees_a_zero_frame():
+    """Not a wrapped or repeated one: equal to the first of two frames whose second is zero, conditioning too."""
+    model = build("v1.5")
+    generator = torch.Generator().manual_seed(3)
+    x, extra = (torch.randn(1, c, 1, 6, 10, generator=generator) for c in (16, 17))
+    text, timestep = torch.randn(1, 226, 32, generator=generator), torch.tensor([499])
+
+    def padded(y):
+        return torch.cat([y, torch.zeros_like(y)], dim=2)
+
+    expected = model(padded(x), timestep, text, padded(extra))[:, :, :1]
+    assert torch.equal(model(x, timestep, text, extra), expected)
+
+
+@pytest.mark.parametrize(
+    "variant, latent, words",
+    [
+        ("2b", (14, 6, 10), "14 frames.*length to 49 or less"),
+        ("5b", (14, 6, 10), "14 frames.*length to 49 or less"),
+        ("v1.5", (3, 6, 10), "length of 9.*set length to 5 or 13"),
+        ("5b", (4, 5, 10), "5 x 10.*multiples of 16"),
+    ],
+)
+def test_shapes_that_a_variant_does_not_take(variant, latent, words):
+    with pytest.raises(ValueError, match=words):
+        call(build(variant), latent)
+
+
+def test_conditioning_of_another_size():
+    with pytest.raises(ValueError, match=r"\[1, 17, 4, 6, 8\], expected \[1, 17, 4, 6, 10\]"):
+        call(build("5b"), extra_latents=torch.zeros(1, 17, 4, 6, 8))
+
+
+def test_positions_are_computed_once_per_grid(monkeypatch):
+    model = build("5b")
+    call(model)
+    kept = next(iter(model._positions.values()))
+    call(model)
+    assert next(iter(model._positions.values())) is kept
+    call(model, (4, 8, 8))
+    assert len(model._positions) == 1, "only the last grid is kept"
+
+
+def test_tick_before_every_block():
+    seen = []
+    model = build("5b", tick=lambda done, total: seen.append((done, total)))
+    call(model)
+    assert seen == [(0, 2), (1, 2)]
+
+
+def test_attention_output_patch_sees_text_first():
+    model, seen = build("5b"), []
+
+    def patch(out, options):
+        seen.append((out.shape, options["img_slice"], options["block_index"], options["total_blocks"]))
+        return out * 0
+
+    plain = call(model)
+    patched = call(model, transformer_options={"patches": {"attn1_output_patch": [patch]}})
+    tokens = 226 + 4 * 3 * 5
+    assert seen == [((1, tokens, 128), [226, tokens], i, 2) for i in range(2)]
+    assert not torch.allclose(plain, patched)
+
+
+def test_block_replacement():
+    model, seen = build("5b"), []
+
+    def replace(args, extra):
+        seen.append((args["img"].shape[1], args["txt"].shape[1]))
+        return extra["original_block"](args)
+
+    options = {"patches_replace": {"dit": {("double_block", 1): replace}}}
+    assert torch.equal(call(model, transformer_options=options), call(model))
+    assert seen == [(60, 226)]
+
+    def skip(args, extra):
+        return {"img": args["img"], "txt": args["txt"]}
+
+    options = {"patches_replace": {"dit": {("double_block", 1): skip}}}
+    assert not torch.allclose(call(model, transformer_options=options), call(model))
+
+
+def test_the_callers_options_are_left_alone():
+    options = {}
+    call(build("5b"), transformer_options=options)
+    assert options == {}
+
+
+def test_gradients_reach_every_parameter():
+    """The residual stream is updated in place only where no gradient needs the old value."""
+    model = build("2b").requires_grad_(True)
+    call(model).square().mean().backward()
+    assert all(p.grad is not None and torch.isfinite(p.grad).all() for p in model.parameters())
+
+
+def test_every_layer_comes_from_operations():
+    class Counting:
+        made = 0
+
+        def __getattr__(self, name):
+            def make(*args, **kwargs):
+                Counting.made += 1
+                return getattr(torch.nn, name)(*args, **kwargs)
+
+            return make
+
+    model = build("5b", operations=Counting())
+    weighted = [m for m in model.modules() if any(True for _ in m.parameters(recurse=False))]
+    assert len(weighted) == Counting.made
+
+
+def test_bf16():
+    model = build("5b").to(torch.bfloat16)
+    x, text = torch.randn(1, 16, 4, 6, 10).bfloat16(), torch.randn(1, 226, 32).bfloat16()
+    out = model(x, torch.tensor([499]), text)
+    assert out.dtype == torch.bfloat16
+    full = build("5b")(x.float(), torch.tensor([499]), text.float())
+    assert (out.float() - full).abs().max() < 0.1 * full.abs().max()
+
+
+@pytest.mark.parametrize("variant", VARIANTS)
+def test_configuration_survives_a_dictionary(variant):
+    config = TransformerConfig(**TINY, **VARIANTS[variant])
+    assert TransformerConfig.from_dict(dataclasses.asdict(config)) == config

@@ -1,0 +1,150 @@
+import pytest
+import torch
+from cogvideox_fun.demo.tiny_model import random_weights
+from cogvideox_fun.model_loading.vae import (
+    CogVideoXVAE,
+    SpatialNorm3D,
+    VAEConfig,
+    decode_chunks,
+    encode_chunks,
+    tile_spans,
+)
+from torch import nn
+
+CONFIG = VAEConfig(block_out_channels=(8, 16, 16, 16), layers_per_block=1, norm_num_groups=4)
+
+
+@pytest.fixture(scope="module")
+def vae():
+    model = CogVideoXVAE(CONFIG).eval().requires_grad_(False)
+    model.load_state_dict(random_weights(model, seed=0))
+    return model
+
+
+def spans(chunks):
+    return [chunk.stop - chunk.start for chunk in chunks]
+
+
+@pytest.mark.parametrize(
+    "length, expected",
+    [(1, [1]), (5, [5]), (9, [9]), (13, [13]), (17, [9, 8]), (21, [13, 8]), (49, [9, 8, 8, 8, 8, 8])],
+)
+def test_encode_chunks(length, expected):
+    assert spans(encode_chunks(length)) == expected
+
+
+@pytest.mark.parametrize(
+    "latent_t, expected",
+    [(1, [1]), (2, [1, 1]), (3, [1, 2]), (12, [1, 2, 2, 2, 2, 2, 1]), (13, [1, 2, 2, 2, 2, 2, 2])],
+)
+def test_decode_chunks(latent_t, expected):
+    assert spans(decode_chunks(latent_t)) == expected
+
+
+@pytest.mark.parametrize("latent_t, frames", [(1, 1), (2, 5), (12, 45), (13, 49), (22, 85)])
+def test_decoded_length(vae, latent_t, frames):
+    assert vae.decode(torch.randn(1, 16, latent_t, 2, 2)).shape == (1, 3, frames, 16, 16)
+
+
+def test_a_frame_never_sees_the_future(vae):
+    """Changing the last chunk changes nothing before it."""
+    pixels = torch.rand(1, 3, 17, 16, 16) * 2 - 1
+    changed = pixels.clone()
+    changed[:, :, 9:] = 0
+    first, second = vae.encode(pixels), vae.encode(changed)
+    assert torch.equal(first[:, :, :3], second[:, :, :3])
+    assert not torch.allclose(first[:, :, 3:], second[:, :, 3:])
+
+
+def test_the_cache_carries_the_past(vae):
+    """A chunk decoded with what came before differs from the same chunk decoded alone."""
+    z = torch.randn(1, 16, 5, 2, 2)
+    assert not torch.allclose(vae.decode(z)[:, :, 9:17], vae.decode(z[:, :, 2:])[:, :, 1:9])
+
+
+def test_spatial_norm_equals_enlarging_the_latent_first():
+    """Bit-equal to GroupNorm(x) * conv_y(enlarged z) + conv_b(enlarged z)."""
+    norm = SpatialNorm3D(8, 16, 4, nn).requires_grad_(False)
+    x, z = torch.randn(1, 8, 8, 16, 24), torch.randn(1, 16, 2, 4, 6)
+    enlarged = nn.functional.interpolate(z, size=x.shape[2:])
+    expected = norm.norm_layer(x) * norm.conv_y(enlarged) + norm.conv_b(enlarged)
+    assert torch.equal(norm(x.clone(), z), expected)
+
+
+def test_spatial_norm_leaves_its_input_alone():
+    norm = SpatialNorm3D(8, 16, 4, nn).requires_grad_(False)
+    x, z = torch.randn(1, 8, 2, 4, 4), torch.randn(1, 16, 1, 2, 2)
+    before = x.clone()
+    norm(x, z)
+    assert torch.equal(x, before)
+
+
+def test_a_batch_equals_its_parts(vae):
+    z = torch.randn(2, 16, 3, 2, 4)
+    assert torch.equal(vae.decode(z), torch.cat([vae.decode(z[:1]), vae.decode(z[1:])]))
+
+
+def test_chunks_are_moved_one_by_one(vae):
+    """Only one chunk at a time is brought to the device, and ticks count them."""
+    seen, ticks = [], []
+    z = torch.randn(1, 16, 5, 2, 2)
+    list(vae.decode_stream(z, to=lambda part: seen.append(part.shape[2]) or part))
+    assert seen == [1, 2, 2]
+    vae.decode(z, tick=lambda done, total: ticks.append((done, total)))
+    assert ticks == [(1, 3), (2, 3), (3, 3)]
+
+
+@pytest.mark.parametrize("size, tile, overlap", [(60, 32, 8), (90, 32, 8), (32, 32, 8), (33, 32, 16), (20, 32, 8)])
+def test_tiles_cover_and_overlap(size, tile, overlap):
+    tiles = tile_spans(size, tile, overlap)
+    assert tiles[0].start == 0 and tiles[-1].stop == size
+    assert all(a.stop - b.start >= overlap for a, b in zip(tiles, tiles[1:], strict=False))
+    assert all(t.stop - t.start == min(tile, size) for t in tiles)
+
+
+def test_tiled_decode_keeps_every_frame_and_is_close(vae):
+    """22 latent frames in spatial tiles: all 85 frames, equal to the whole up to what GroupNorm sees per tile."""
+    z = torch.randn(1, 16, 22, 8, 12)
+    whole, tiled = vae.decode(z), vae.decode(z, tile=8, overlap=4)
+    assert tiled.shape == whole.shape == (1, 3, 85, 64, 96)
+    assert (tiled - whole).abs().mean() < 0.5 * whole.std()
+    correlation = torch.corrcoef(torch.stack([tiled.flatten(), whole.flatten()]))[0, 1]
+    assert correlation > 0.9
+
+
+def test_tiled_with_one_tile_equals_whole(vae):
+    z = torch.randn(1, 16, 3, 4, 6)
+    assert torch.equal(vae.decode(z, tile=16, overlap=4), vae.decode(z))
+
+
+def test_tiles_blend_without_a_dark_seam():
+    """Weights of overlapping tiles add up to one everywhere: a constant comes out constant."""
+    from cogvideox_fun.model_loading.vae import stream
+
+    out = stream(
+        lambda part, to: iter([to(part)]), torch.ones(1, 3, 1, 50, 70), (1, 3, 1, 50, 70), 1, tile=20, overlap=6
+    )
+    assert torch.allclose(out, torch.ones_like(out))
+
+
+def test_overlap_as_large_as_the_tile(vae):
+    with pytest.raises(ValueError, match="overlap is 8, expected less than their size, 8"):
+        vae.decode(torch.randn(1, 16, 1, 16, 16), tile=8, overlap=8)
+
+
+def test_decoding_in_bf16_collects_float32(vae):
+    model = CogVideoXVAE(CONFIG).eval().requires_grad_(False)
+    model.load_state_dict(vae.state_dict())
+    out = model.to(torch.bfloat16).decode(torch.randn(1, 16, 2, 2, 2), dtype=torch.bfloat16)
+    assert out.dtype == torch.float32
+
+
+def test_names_are_the_hubs():
+    names = set(CogVideoXVAE(CONFIG).state_dict())
+    assert {
+        "encoder.down_blocks.0.downsamplers.0.conv.weight",
+        "encoder.mid_block.resnets.1.conv2.conv.bias",
+        "decoder.up_blocks.1.upsamplers.0.conv.weight",
+        "decoder.norm_out.conv_b.conv.weight",
+        "decoder.up_blocks.0.resnets.0.norm1.norm_layer.weight",
+    } <= names
