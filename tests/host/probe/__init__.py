@@ -1,0 +1,153 @@
+"""A custom node pack for the tests: tensors in and out of a real host's graph. Linked in beside the pack."""
+
+import comfy.samplers
+import torch
+from safetensors.torch import load_file, save_file
+
+
+def read(path: str, key: str) -> torch.Tensor:
+    return load_file(path)[key]
+
+
+class _Load:
+    FUNCTION = "load"
+    CATEGORY = "probe"
+
+    @classmethod
+    def INPUT_TYPES(cls):
+        return {"required": {"path": ("STRING", {"default": ""}), "key": ("STRING", {"default": ""})}}
+
+
+class ProbeLatent(_Load):
+    RETURN_TYPES = ("LATENT",)
+
+    def load(self, path, key):
+        return ({"samples": read(path, key)},)
+
+
+class ProbeImage(_Load):
+    RETURN_TYPES = ("IMAGE",)
+
+    def load(self, path, key):
+        return (read(path, key),)
+
+
+class ProbeMask(_Load):
+    RETURN_TYPES = ("MASK",)
+
+    def load(self, path, key):
+        return (read(path, key),)
+
+
+class ProbeConditioning(_Load):
+    RETURN_TYPES = ("CONDITIONING",)
+
+    def load(self, path, key):
+        return ([[read(path, key), {}]],)
+
+
+class FixedNoise:
+    seed = 0
+
+    def __init__(self, noise):
+        self.noise = noise
+
+    def generate_noise(self, _latent):
+        return self.noise
+
+
+class ProbeNoise(_Load):
+    RETURN_TYPES = ("NOISE",)
+
+    def load(self, path, key):
+        return (FixedNoise(read(path, key)),)
+
+
+class AnyType(str):
+    def __ne__(self, _other):
+        return False
+
+
+class ProbeSave:
+    """Save the tensor of a LATENT, IMAGE, MASK, SIGMAS or CONDITIONING."""
+
+    RETURN_TYPES = ()
+    OUTPUT_NODE = True
+    FUNCTION = "save"
+    CATEGORY = "probe"
+
+    @classmethod
+    def INPUT_TYPES(cls):
+        return {"required": {"value": (AnyType("*"), {}), "path": ("STRING", {"default": ""})}}
+
+    @classmethod
+    def VALIDATE_INPUTS(cls, **_inputs):
+        return True
+
+    def save(self, value, path):
+        if isinstance(value, dict):
+            value = value["samples"]
+        elif isinstance(value, list):
+            value = value[0][0]
+        save_file({"value": value.contiguous().clone()}, path)
+        return {"ui": {"text": [str(list(value.shape))]}}
+
+
+class ProbeModel:
+    """What a MODEL is, and how often its transformer is called while another node samples with it."""
+
+    RETURN_TYPES = ("MODEL",)
+    FUNCTION = "describe"
+    CATEGORY = "probe"
+    OUTPUT_NODE = True
+
+    @classmethod
+    def INPUT_TYPES(cls):
+        return {"required": {"model": ("MODEL",), "path": ("STRING", {"default": ""})}}
+
+    def describe(self, model, path):
+        weights = {k: v for k, v in model.model.diffusion_model.state_dict().items() if v.numel()}
+        dtypes = sorted({str(v.dtype) for v in weights.values()})
+        compute = str(model.model.manual_cast_dtype)
+        sigmas = comfy.samplers.calculate_sigmas(model.get_model_object("model_sampling"), "simple", 4)
+        save_file({"sigmas": sigmas}, path)
+        return {"ui": {"dtypes": dtypes, "compute": [compute]}, "result": (model,)}
+
+
+class ProbeCalls:
+    """Count the transformer's calls, by the host's own DIFFUSION_MODEL wrappers, into a file per call."""
+
+    RETURN_TYPES = ("MODEL",)
+    FUNCTION = "count"
+    CATEGORY = "probe"
+
+    @classmethod
+    def INPUT_TYPES(cls):
+        return {"required": {"model": ("MODEL",), "path": ("STRING", {"default": ""})}}
+
+    def count(self, model, path):
+        import comfy.patcher_extension
+
+        def wrapper(executor, x, *args, **kwargs):
+            with open(path, "a", encoding="utf-8") as file:
+                file.write(f"{list(x.shape)}\n")
+            return executor(x, *args, **kwargs)
+
+        model = model.clone()
+        model.add_wrapper(comfy.patcher_extension.WrappersMP.DIFFUSION_MODEL, wrapper)
+        return (model,)
+
+
+NODE_CLASS_MAPPINGS = {
+    c.__name__: c
+    for c in (
+        ProbeLatent,
+        ProbeImage,
+        ProbeMask,
+        ProbeConditioning,
+        ProbeNoise,
+        ProbeSave,
+        ProbeModel,
+        ProbeCalls,
+    )
+}
