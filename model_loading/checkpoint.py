@@ -4,6 +4,7 @@ A model is a folder in hub layout (``transformer/``, ``vae/``, ``text_encoder/``
 single safetensors file. What it is comes from its configuration and its shapes, never from its name.
 """
 
+import contextlib
 import dataclasses
 import json
 import os
@@ -198,7 +199,7 @@ def open_weights(path: Path) -> Weights:
         if not files:
             pickles = sorted(p.name for p in path.glob("*.bin"))
             hint = f" (only {pickles[0]}, a pickle, which is not read)" if pickles else ""
-            raise CheckpointError(f"{path} holds no .safetensors file{hint}: download the folder again")
+            raise CheckpointError(f"{path} holds no .safetensors file{hint}: download one that does")
     else:
         weight_map = read_json(index[0]).get("weight_map")
         if not isinstance(weight_map, dict) or not weight_map:
@@ -314,6 +315,12 @@ def decode_config(tensor: torch.Tensor, name: str) -> dict:
     return config
 
 
+def tokenizer_beside(text_encoder: Path) -> Path | None:
+    """The tokenizer folder of the model that a text_encoder folder belongs to, if it has one."""
+    folder = text_encoder.parent / "tokenizer"
+    return folder if any((folder / name).is_file() for name in ("spiece.model", "tokenizer.json")) else None
+
+
 def _open_folder(folder: Path) -> Checkpoint:
     weights = open_weights(folder / "transformer").without_prefix(SAVED_PREFIX)
     config = detect(weights.shapes, read_json(folder / "transformer" / "config.json"))
@@ -325,7 +332,6 @@ def _open_folder(folder: Path) -> Checkpoint:
     if has_vae:
         scale_factor = VAEConfig.from_dict(read_json(folder / "vae" / "config.json")).scaling_factor
     has_text = (folder / "text_encoder" / "config.json").is_file()
-    has_tokenizer = any((folder / "tokenizer" / name).is_file() for name in ("spiece.model", "tokenizer.json"))
     return Checkpoint(
         folder,
         config,
@@ -334,7 +340,7 @@ def _open_folder(folder: Path) -> Checkpoint:
         scale_factor,
         vae=folder / "vae" if has_vae else None,
         text_encoder=folder / "text_encoder" if has_text else None,
-        tokenizer=folder / "tokenizer" if has_tokenizer else None,
+        tokenizer=tokenizer_beside(folder / "text_encoder"),
     )
 
 
@@ -354,6 +360,19 @@ def _open_file(path: Path) -> Checkpoint:
     return Checkpoint(path, config, weights, schedule, written["scale_factor"])
 
 
+@contextlib.contextmanager
+def naming(path: Path) -> Iterator[None]:
+    """Turn errors about a configuration or weights into CheckpointErrors that name the file or folder."""
+    try:
+        yield
+    except CheckpointError as error:
+        if str(path) in str(error):
+            raise
+        raise CheckpointError(f"{path}: {error}") from error
+    except ValueError as error:
+        raise CheckpointError(f"{path}: {error}") from error
+
+
 def open_checkpoint(path: str | os.PathLike) -> Checkpoint:
     """Open a model folder in hub layout or a single file, also one that ComfyUI's ModelSave wrote.
 
@@ -363,21 +382,19 @@ def open_checkpoint(path: str | os.PathLike) -> Checkpoint:
         CheckpointError: what is wrong, where, and what to do.
     """
     path = Path(path)
-    try:
+    with naming(path):
         return _open_folder(path) if path.is_dir() else _open_file(path)
-    except CheckpointError as error:
-        if str(path) in str(error):
-            raise
-        raise CheckpointError(f"{path}: {error}") from error
-    except ValueError as error:
-        raise CheckpointError(f"{path}: {error}") from error
 
 
 def load_vae_config(path: Path, weights: Weights) -> VAEConfig:
-    """The configuration of a VAE folder, or of a single file: the one beside it in its folder, else the published."""
-    folder = path if path.is_dir() else path.parent
-    if path.is_dir() and (folder / "config.json").is_file():
-        return VAEConfig.from_dict(read_json(folder / "config.json"))
+    """The configuration of a VAE: a folder's own, else what the shapes say and the published values.
+
+    Raises:
+        CheckpointError: no CogVideoX VAE.
+    """
+    if path.is_dir() and (path / "config.json").is_file():
+        with naming(path):
+            return VAEConfig.from_dict(read_json(path / "config.json"))
     try:
         widths = tuple(
             weights.tensors[f"encoder.down_blocks.{i}.resnets.0.conv1.conv.weight"].shape[0] for i in range(4)
@@ -389,10 +406,17 @@ def load_vae_config(path: Path, weights: Weights) -> VAEConfig:
     return VAEConfig(block_out_channels=widths, latent_channels=latent_channels, layers_per_block=layers)
 
 
-def no_model_message(searched: Iterable[Path]) -> str:
-    """What to say when no model was found: every folder looked in, and a repository to put there."""
+def no_model_message(name: str, what: str, found: Iterable[str], searched: Iterable[Path]) -> str:
+    """What to say when a model can't be found: what there is, every folder looked in, and what to put there.
+
+    Args:
+        name: what was asked for, or "" for any.
+        what: "model", "text encoder" or "VAE".
+    """
+    listed = ", ".join(found)
+    problem = f"the {what} {name} is not among those found ({listed})" if listed else f"no CogVideoX-Fun {what} found"
     folders = ", ".join(dict.fromkeys(str(folder) for folder in searched))
     return (
-        f"no CogVideoX-Fun model found. Looked for hub folders and single files in {folders}. Download a repository, "
-        f"for example {HUB_EXAMPLE} from Hugging Face, into one of them and refresh"
+        f"{problem}. Looked for hub folders and single files in {folders}. Download a repository, for example "
+        f"{HUB_EXAMPLE} from Hugging Face, into one of them and refresh"
     )

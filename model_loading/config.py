@@ -14,6 +14,26 @@ class CheckpointError(ValueError):
     """A file or folder that is no model of this pack; the message names the file, what is wrong and the remedy."""
 
 
+def read_fields(cls, values: Mapping, what: str) -> dict:
+    """The values of a dataclass's fields that a configuration has.
+
+    Raises:
+        CheckpointError: a value of the wrong type.
+    """
+    known = {}
+    for field in dataclasses.fields(cls):
+        if field.name not in values:
+            continue
+        value = values[field.name]
+        allowed = typing.get_args(field.type) or (field.type,)
+        if float in allowed:
+            allowed = (*allowed, int)
+        if type(value) not in allowed:
+            raise CheckpointError(f"{field.name} is {value!r} in the {what}'s configuration, expected {field.type}")
+        known[field.name] = value
+    return known
+
+
 @dataclasses.dataclass(frozen=True)
 class TransformerConfig:
     """The fields of ``transformer/config.json`` that define a model, under the hub's names."""
@@ -47,19 +67,6 @@ class TransformerConfig:
         Raises:
             CheckpointError: a value of the wrong type, or an architecture that the pack does not know.
         """
-        known = {}
-        for field in dataclasses.fields(cls):
-            if field.name not in values:
-                continue
-            value = values[field.name]
-            allowed = typing.get_args(field.type) or (field.type,)
-            if float in allowed:
-                allowed = (*allowed, int)
-            if type(value) not in allowed:
-                raise CheckpointError(
-                    f"{field.name} is {value!r} in the transformer's configuration, expected {field.type}"
-                )
-            known[field.name] = value
         fixed = {
             "flip_sin_to_cos": True,
             "freq_shift": 0,
@@ -77,7 +84,7 @@ class TransformerConfig:
                 raise CheckpointError(
                     f"{name} is {values[name]!r} in the transformer's configuration, expected {expected!r}"
                 )
-        config = cls(**known)
+        config = cls(**read_fields(cls, values, "transformer"))
         if config.conditioning is None:
             raise CheckpointError(
                 f"in_channels is {config.in_channels} in the transformer's configuration, expected 16 (text), "

@@ -172,8 +172,8 @@ class CogVideoXFun(comfy.model_base.BaseModel):
         if latent is None or given != kind:
             remedy = {
                 "text": "remove the conditioning, or load an InP (33 channels) or Control (32 channels) model",
-                "inpaint": "use Inpaint Conditioning, or load a Control model",
-                "control": "use Control Conditioning, or load an InP model",
+                "inpaint": "use Inpaint Conditioning, or load a Control (32 channels) model",
+                "control": "remove Inpaint Conditioning, or load an InP (33 channels) model",
             }[kind]
             have = f"{given} latents" if latent is not None else "a mask without a latent"
             raise ValueError(
@@ -183,7 +183,7 @@ class CogVideoXFun(comfy.model_base.BaseModel):
         if latent.ndim != 5 or latent.shape[1] != 16 or latent.shape[2:] != noise.shape[2:]:
             raise ValueError(
                 f"the conditioning's latent has the shape {list(latent.shape)}, but the sampled latent "
-                f"{list(noise.shape)}: give Empty Latent and VAE Encode the same width, height and length"
+                f"{list(noise.shape)}: give CogVideoX-Fun's Empty Latent and VAE Encode the same size and length"
             )
         latent = self.process_latent_in(latent).to(device)
         if kind == "control":
@@ -210,7 +210,7 @@ class CogVideoXFun(comfy.model_base.BaseModel):
             )
         log.warning(
             "the conditioning's latent was made by the host's InpaintModelConditioning, which greys out what the "
-            "model expects black: use our VAE Encode and Inpaint Conditioning to feed it what it was trained on"
+            "model expects black: use CogVideoX-Fun's VAE Encode and Inpaint Conditioning instead"
         )
         latent_mask = mask_to_latent(mask[:, 0], latent_t, latent_h, latent_w)
         return None if (mask >= 0.5).all() else latent_mask[None, None]

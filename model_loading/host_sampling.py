@@ -4,7 +4,7 @@ import comfy.samplers
 import torch
 from tqdm.auto import tqdm
 
-from ..sampling.schedule import NoiseSchedule, add_noise, cogvideox_ddim
+from ..sampling.schedule import NoiseSchedule, add_noise, cogvideox_ddim, is_new
 from .host_model import model_of
 
 
@@ -29,9 +29,9 @@ class CogVideoXDDIM(comfy.samplers.Sampler):
     unit noise at every spacing, whatever its first timestep.
     """
 
-    def __init__(self, timesteps: list[int], total_steps: int, schedule: NoiseSchedule):
-        self.timesteps = timesteps
-        self.total_steps = total_steps
+    def __init__(self, schedule: NoiseSchedule, steps: int, spacing: str = "auto", denoise: float = 1.0):
+        self.timesteps, self.total_steps = schedule.run_timesteps(steps, spacing, denoise)
+        self.from_noise = is_new(denoise)
         self.schedule = schedule
 
     def sample(
@@ -51,8 +51,7 @@ class CogVideoXDDIM(comfy.samplers.Sampler):
             denoised = model(x * root, sigma.expand(x.shape[0]), **extra_args)
             return (x / root - denoised) * root / sigma
 
-        is_new = len(self.timesteps) == self.total_steps
-        x = noise if is_new else add_noise(latent_image, noise, float(alphas[self.timesteps[0]]))
+        x = noise if self.from_noise else add_noise(latent_image, noise, float(alphas[self.timesteps[0]]))
         with tqdm(total=len(self.timesteps), disable=disable_pbar) as bar:
 
             def on_step(step: int, denoised: torch.Tensor, x: torch.Tensor) -> None:

@@ -12,7 +12,7 @@ import comfy.text_encoders.t5
 import comfy.utils
 import folder_paths
 
-from .checkpoint import open_weights, read_json
+from .checkpoint import naming, open_weights, read_json
 from .config import TEXT_TOKENS, CheckpointError
 from .host_model import accepts
 from .text_encoder import END, PAD, FolderTokenizer, fit_tokens, host_t5_config, t5_weights
@@ -135,7 +135,8 @@ def load_clip(path: str | Path, tokenizer: str | Path | None = None):
     """
     path = Path(path)
     weights = t5_weights(open_weights(path))
-    config = host_t5_config(read_json(path / "config.json")) if path.is_dir() else dict(T5_XXL)
+    with naming(path):
+        config = host_t5_config(read_json(path / "config.json")) if path.is_dir() else dict(T5_XXL)
     shape = weights.tensors["shared.weight"].shape
     if shape != (config["vocab_size"], config["d_model"]):
         raise CheckpointError(
@@ -161,6 +162,8 @@ def load_clip(path: str | Path, tokenizer: str | Path | None = None):
         clip.load_sd(dict(state))
     weights.check({key: tuple(value.shape) for key, value in encoder_state(clip, state).items()})
     clip.patcher.cached_patcher_init = (reload_clip_patcher, (str(path), str(tokenizer) if tokenizer else None))
+    if tokenizer is None and path.is_dir():
+        log.warning("%s has no tokenizer beside it: using the host's T5 tokenizer", path)
     log.info("%s: T5, %d tokens, tokenizer %s", path, TEXT_TOKENS, tokenizer or "of the host")
     return clip
 

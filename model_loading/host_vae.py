@@ -36,7 +36,6 @@ class HostVAE(comfy.sd.VAE):
     def __init__(self, path: str | Path, device=None, dtype=None):
         weights = open_weights(Path(path))
         config = load_vae_config(Path(path), weights)
-        weights = weights.without_prefix("vae.")
         with torch.device("meta"):
             expected = {k: tuple(v.shape) for k, v in CogVideoXVAE(config).state_dict().items()}
         weights.check(expected)

@@ -12,7 +12,7 @@ import torch
 from ..sampling.geometry import SPATIAL_COMPRESSION, check_size, frames_to_latent_t, latent_t_to_frames
 from ..sampling.inpaint import add_reference_noise, inpaint_latents, mask_video
 from ..sampling.masks import fit_mask, mask_to_latent
-from ..sampling.schedule import add_noise, cogvideox_ddim
+from ..sampling.schedule import add_noise, cogvideox_ddim, is_new
 from .checkpoint import Checkpoint, load_vae_config, open_checkpoint, open_weights
 from .config import CheckpointError
 from .text_encoder import TextEncoder
@@ -147,7 +147,7 @@ class Pipeline:
             uncond, cond = v.chunk(2)
             return uncond + cfg * (cond - uncond)
 
-        x = noise if len(timesteps) == total else add_noise(start, noise, float(alphas[timesteps[0]]))
+        x = noise if is_new(denoise) else add_noise(start, noise, float(alphas[timesteps[0]]))
         final = 1.0 if schedule.final_alpha_one else float(alphas[0])
         return cogvideox_ddim(predict, x, timesteps, total, alphas, final, callback)
 

@@ -15,7 +15,7 @@ from einops import rearrange
 from torch import nn
 
 from ..sampling.geometry import frames_to_latent_t, latent_t_to_frames
-from .config import CheckpointError
+from .config import CheckpointError, read_fields
 
 CausalCache = dict[nn.Module, torch.Tensor]  # the last two input frames of every 3x3x3 convolution
 
@@ -44,13 +44,16 @@ class VAEConfig:
         Raises:
             CheckpointError: an architecture that is not CogVideoX's.
         """
-        known = {f.name: values[f.name] for f in dataclasses.fields(cls) if f.name in values}
-        if "block_out_channels" in known:
-            known["block_out_channels"] = tuple(known["block_out_channels"])
+        widths = values.get("block_out_channels", cls.block_out_channels)
+        if not isinstance(widths, (list, tuple)) or not all(type(width) is int for width in widths):
+            raise CheckpointError(
+                f"block_out_channels is {widths!r} in the VAE's configuration, expected a list of ints"
+            )
+        known = read_fields(cls, {k: v for k, v in values.items() if k != "block_out_channels"}, "VAE")
         for name in ("use_quant_conv", "use_post_quant_conv"):
             if values.get(name):
                 raise CheckpointError(f"{name} is true in the VAE's configuration: no CogVideoX VAE has one")
-        config = cls(**known)
+        config = cls(**known, block_out_channels=tuple(widths))
         if len(config.block_out_channels) != 4 or config.temporal_compression_ratio != 4:
             raise CheckpointError(
                 f"the VAE's configuration has block_out_channels {list(config.block_out_channels)} and temporal "

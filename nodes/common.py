@@ -61,16 +61,23 @@ def tile_inputs() -> list:
             max=4096,
             step=8,
             tooltip="Size of the spatial tiles in pixels; 0 = whole frames. Tiles need less memory and can leave "
-            "faint seams.",
+            "faint seams; they are at least 64 pixels.",
         ),
         io.Int.Input(
-            "overlap", default=64, min=0, max=4096, step=8, tooltip="How far neighbouring tiles overlap, in pixels."
+            "overlap",
+            default=64,
+            min=0,
+            max=4096,
+            step=8,
+            tooltip="How far neighbouring tiles overlap, in pixels; at most half a tile.",
         ),
     ]
 
 
-def seed_input(name: str, tooltip: str):
-    return io.Int.Input(name, default=0, min=0, max=0xFFFFFFFFFFFFFFFF, control_after_generate=True, tooltip=tooltip)
+def seed_input(name: str, tooltip: str, control_after_generate: bool):
+    return io.Int.Input(
+        name, default=0, min=0, max=0xFFFFFFFFFFFFFFFF, control_after_generate=control_after_generate, tooltip=tooltip
+    )
 
 
 def optional_model_input():
@@ -116,8 +123,12 @@ def find_parts(part: str, kind: str, is_one) -> dict[str, Path]:
     return found
 
 
-def choose(found: dict[str, Path], name: str, kind: str) -> Path:
+def choose(found: dict[str, Path], name: str, what: str, kind: str) -> Path:
     """The path of a listed name; the first one if no name is given.
+
+    Args:
+        what: what is looked for, for messages.
+        kind: the host's folder of single files.
 
     Raises:
         ValueError: nothing by that name; the message names every folder that was looked in.
@@ -126,8 +137,7 @@ def choose(found: dict[str, Path], name: str, kind: str) -> Path:
         return next(iter(found.values()))
     if name not in found:
         searched = [*hub_roots(), *map(Path, folder_paths.get_folder_paths(kind))]
-        missing = "" if name in ("", NO_MODEL) else f"{name} is gone; "
-        raise ValueError(missing + checkpoint.no_model_message(searched))
+        raise ValueError(checkpoint.no_model_message(name, what, found, searched))
     return found[name]
 
 

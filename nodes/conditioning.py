@@ -24,8 +24,8 @@ class InpaintConditioning(io.ComfyNode):
                 io.Mask.Input("mask", tooltip=f"From Mask Resize 3D, at the latent's size. {common.MASK_TOOLTIP}"),
             ],
             outputs=[
-                io.Conditioning.Output(display_name="positive"),
-                io.Conditioning.Output(display_name="negative"),
+                io.Conditioning.Output(display_name="positive", tooltip="For the sampler."),
+                io.Conditioning.Output(display_name="negative", tooltip="For the sampler."),
                 io.Latent.Output(display_name="latent", tooltip="An empty latent of the same size, for the sampler."),
             ],
         )

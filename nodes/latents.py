@@ -26,12 +26,17 @@ def latent_shape(latent: dict) -> tuple[int, ...]:
         ValueError: it is of another kind.
     """
     samples = latent["samples"]
-    if samples.ndim != 5:
+    if samples.ndim != 5 or samples.shape[1] != 16:
         raise ValueError(
             f"the latent has the shape {list(samples.shape)}, expected [batch, 16, frames, height / 8, width / 8]: "
-            "make it with VAE Encode or Empty Latent of CogVideoX-Fun"
+            "make it with CogVideoX-Fun's VAE Encode or Empty Latent"
         )
     return tuple(samples.shape)
+
+
+def check_vae(vae) -> None:
+    if vae is None:
+        raise ValueError("the VAE is empty: the model's folder has no vae, so load one with Load CogVideoX-Fun VAE")
 
 
 def empty_latent(batch_size: int, latent_t: int, latent_h: int, latent_w: int) -> torch.Tensor:
@@ -41,6 +46,7 @@ def empty_latent(batch_size: int, latent_t: int, latent_h: int, latent_w: int) -
 
 def encode(vae, video, mask, tile_size: int, overlap: int, noise_augmentation: float, noise_seed: int) -> torch.Tensor:
     """A video, black where the mask generates, as an unscaled latent; zeros, without the VAE, if it keeps nothing."""
+    check_vae(vae)
     check_image(video, "video")
     video = video[: fit_length(len(video))]
     length, height, width, _ = video.shape
@@ -82,7 +88,8 @@ class VAEEncode(io.ComfyNode):
                     tooltip="Noise added to the kept pixels, as a standard deviation. The authors use 0.0563 with "
                     "models whose configuration has add_noise_in_inpaint_model.",
                 ),
-                common.seed_input("noise_seed", "Seed of the noise augmentation."),
+                # fixed: a seed that changed after every run would encode the video again every time
+                common.seed_input("noise_seed", "Seed of the noise augmentation.", control_after_generate=False),
                 io.Mask.Input(
                     "mask",
                     optional=True,
@@ -90,7 +97,7 @@ class VAEEncode(io.ComfyNode):
                     "latent is zero and the VAE is not run.",
                 ),
             ],
-            outputs=[io.Latent.Output(display_name="latent")],
+            outputs=[io.Latent.Output(display_name="latent", tooltip="For Inpaint Conditioning, or the sampler.")],
         )
 
     @classmethod
@@ -114,11 +121,12 @@ class VAEDecode(io.ComfyNode):
                 io.Latent.Input("latent", tooltip="The latent that the sampler returned."),
                 *common.tile_inputs(),
             ],
-            outputs=[io.Image.Output(display_name="video")],
+            outputs=[io.Image.Output(display_name="video", tooltip="Frames, 0 to 1.")],
         )
 
     @classmethod
     def execute(cls, vae, latent, tile_size=0, overlap=64) -> io.NodeOutput:
+        check_vae(vae)
         tile, overlap = (n // SPATIAL_COMPRESSION for n in common.fit_tiles(tile_size, overlap))
         samples = latent["samples"]
         video = vae.decode_tiled(samples, tile_x=tile, tile_y=tile, overlap=overlap) if tile else vae.decode(samples)
@@ -139,7 +147,7 @@ class EmptyLatent(io.ComfyNode):
                 io.Int.Input("batch_size", default=1, min=1, max=64, tooltip="How many videos are sampled at once."),
                 common.optional_model_input(),
             ],
-            outputs=[io.Latent.Output(display_name="latent")],
+            outputs=[io.Latent.Output(display_name="latent", tooltip="For the sampler.")],
         )
 
     @classmethod

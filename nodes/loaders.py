@@ -25,8 +25,9 @@ class ModelLoader(io.ComfyNode):
                 io.Combo.Input(
                     "model",
                     options=list(common.find_models()) or [common.NO_MODEL],
-                    tooltip="A repository in models/CogVideoX_Fun (or Fun_Models, VideoX_Fun, CogVideo), or a single "
-                    "file in models/diffusion_models. A folder without text encoder or VAE still gives the MODEL.",
+                    tooltip="A repository in models/CogVideoX_Fun (or Fun_Models, VideoX_Fun, CogVideo, "
+                    "diffusers), or a single file in models/diffusion_models. A folder without text encoder or "
+                    "VAE still gives the MODEL.",
                 ),
                 io.Combo.Input(
                     "weight_dtype",
@@ -37,9 +38,9 @@ class ModelLoader(io.ComfyNode):
                 ),
             ],
             outputs=[
-                io.Model.Output(display_name="MODEL"),
-                io.Clip.Output(display_name="CLIP"),
-                io.Vae.Output(display_name="VAE"),
+                io.Model.Output(display_name="MODEL", tooltip="For the sampler and every node that takes a MODEL."),
+                io.Clip.Output(display_name="CLIP", tooltip="For CLIP Text Encode; empty without a text_encoder."),
+                io.Vae.Output(display_name="VAE", tooltip="For encoding and decoding videos; empty without a vae."),
             ],
         )
 
@@ -49,7 +50,7 @@ class ModelLoader(io.ComfyNode):
 
     @classmethod
     def execute(cls, model="", weight_dtype="default") -> io.NodeOutput:
-        path = common.choose(common.find_models(), model, "diffusion_models")
+        path = common.choose(common.find_models(), model, "model", "diffusion_models")
         opened = checkpoint.open_checkpoint(path)
         clip = vae = None
         if opened.text_encoder is not None:
@@ -80,7 +81,7 @@ class TextEncoderLoader(io.ComfyNode):
                     "text_encoder of a model folder.",
                 )
             ],
-            outputs=[io.Clip.Output(display_name="CLIP")],
+            outputs=[io.Clip.Output(display_name="CLIP", tooltip="For CLIP Text Encode.")],
         )
 
     @staticmethod
@@ -93,9 +94,8 @@ class TextEncoderLoader(io.ComfyNode):
 
     @classmethod
     def execute(cls, text_encoder="") -> io.NodeOutput:
-        path = common.choose(cls.found(), text_encoder, "text_encoders")
-        tokenizer = path.parent / "tokenizer"
-        return io.NodeOutput(load_clip(path, tokenizer if path.is_dir() and tokenizer.is_dir() else None))
+        path = common.choose(cls.found(), text_encoder, "text encoder", "text_encoders")
+        return io.NodeOutput(load_clip(path, checkpoint.tokenizer_beside(path) if path.is_dir() else None))
 
 
 class VAELoader(io.ComfyNode):
@@ -113,7 +113,7 @@ class VAELoader(io.ComfyNode):
                     tooltip="A CogVideoX VAE in models/vae, or the vae of a model folder.",
                 )
             ],
-            outputs=[io.Vae.Output(display_name="VAE")],
+            outputs=[io.Vae.Output(display_name="VAE", tooltip="For encoding and decoding videos.")],
         )
 
     @staticmethod
@@ -126,4 +126,4 @@ class VAELoader(io.ComfyNode):
 
     @classmethod
     def execute(cls, vae_name="") -> io.NodeOutput:
-        return io.NodeOutput(load_vae(common.choose(cls.found(), vae_name, "vae")))
+        return io.NodeOutput(load_vae(common.choose(cls.found(), vae_name, "VAE", "vae")))

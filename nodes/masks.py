@@ -35,7 +35,7 @@ class StartEndImage(io.ComfyNode):
                 common.optional_model_input(),
             ],
             outputs=[
-                io.Image.Output(display_name="video"),
+                io.Image.Output(display_name="video", tooltip="Start, filling and end, for VAE Encode."),
                 io.Mask.Output(display_name="mask", tooltip=common.MASK_TOOLTIP),
             ],
         )

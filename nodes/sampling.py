@@ -28,7 +28,11 @@ class Sampler(io.ComfyNode):
                 io.Conditioning.Input("positive", tooltip="What the video should show."),
                 io.Conditioning.Input("negative", tooltip="What the video should not show."),
                 io.Latent.Input("latent", tooltip="Empty for a new video; an encoded video for video to video."),
-                common.seed_input("seed", "Seed of the noise. The same seed gives the same video on every device."),
+                common.seed_input(
+                    "seed",
+                    "Seed of the noise. The same seed gives the same video on every device.",
+                    control_after_generate=True,
+                ),
                 io.Int.Input("steps", default=50, min=1, max=1000, tooltip="Steps that are run."),
                 io.Float.Input(
                     "cfg",
@@ -50,7 +54,7 @@ class Sampler(io.ComfyNode):
                 ),
                 io.Float.Input("denoise", default=1.0, min=0.0, max=1.0, step=0.01, tooltip=common.DENOISE_TOOLTIP),
             ],
-            outputs=[io.Latent.Output(display_name="latent")],
+            outputs=[io.Latent.Output(display_name="latent", tooltip="For VAE Decode.")],
         )
 
     @classmethod
@@ -72,7 +76,7 @@ class Sampler(io.ComfyNode):
         schedule = model_of(model).schedule
         sigmas = run_sigmas(model, steps, spacing, denoise)
         if sampler_name == DDIM:
-            sampler = CogVideoXDDIM(*schedule.run_timesteps(steps, spacing, denoise), schedule)
+            sampler = CogVideoXDDIM(schedule, steps, spacing, denoise)
         else:
             sampler = comfy.samplers.sampler_object(sampler_name)
         samples = comfy.sample.fix_empty_latent_channels(model, latent["samples"])
@@ -117,7 +121,7 @@ class Scheduler(io.ComfyNode):
                 ),
                 io.Float.Input("denoise", default=1.0, min=0.0, max=1.0, step=0.01, tooltip=common.DENOISE_TOOLTIP),
             ],
-            outputs=[io.Sigmas.Output(display_name="SIGMAS")],
+            outputs=[io.Sigmas.Output(display_name="SIGMAS", tooltip="Noise levels, descending, ending with 0.")],
         )
 
     @classmethod

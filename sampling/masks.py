@@ -62,8 +62,8 @@ def fit_mask(mask: torch.Tensor, length: int, height: int, width: int, soft: boo
         mask = mask[:length]
     else:
         raise ValueError(
-            f"the mask has {frames} frames but the video has {length}: set length to {frames}, or give a mask of "
-            f"1 or {length} frames"
+            f"the mask has {frames} frames but the video has {length}: give a mask of 1 or {length} frames"
+            + (f", or set the video's length to {frames}" if frames % 4 == 1 else "")
         )
     if mask.shape[1:] != (height, width):
         mask = F.interpolate(mask[:, None], size=(height, width))[:, 0]
@@ -164,8 +164,9 @@ def build_start_end(
             parts[name] = resize_image(image, width, height, fit)
     counts = {name: len(image) for name, image in parts.items()}
     if sum(counts.values()) > length:
-        given = " and ".join(f"{name} has {count} frames" for name, count in counts.items())
-        raise ValueError(f"{given}, but the video has {length}: set length to more, or give fewer images")
+        given = " and ".join(f"{name} has {count} frame{'s'[: count != 1]}" for name, count in counts.items())
+        least = latent_t_to_frames(frames_to_latent_t(sum(counts.values()) + 3))
+        raise ValueError(f"{given}, but the video has {length}: set length to {least} or more, or give fewer images")
     mask = torch.ones(length, height, width)
     if not parts:
         return torch.zeros(length, height, width, 3), mask

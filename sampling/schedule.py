@@ -14,6 +14,11 @@ SPACINGS = ("trailing", "linspace", "leading")
 TERMINAL_ALPHA_CUMPROD = 4.8973451890853435e-08
 
 
+def is_new(denoise: float) -> bool:
+    """Whether a run starts from noise alone rather than from a noised latent; the bound is the host's KSampler's."""
+    return denoise > 0.9999
+
+
 @dataclasses.dataclass(frozen=True)
 class NoiseSchedule:
     """A scheduler configuration (``scheduler/scheduler_config.json``) as far as it defines the schedule."""
@@ -28,9 +33,13 @@ class NoiseSchedule:
     final_alpha_one: bool = True
 
     def __post_init__(self):
+        for field in dataclasses.fields(self):
+            value, allowed = getattr(self, field.name), (field.type, int) if field.type is float else (field.type,)
+            if type(value) not in allowed:
+                raise ValueError(f"{field.name} of the noise schedule is {value!r}, expected a {field.type.__name__}")
         if self.spacing not in SPACINGS:
             raise ValueError(f"timestep_spacing is {self.spacing!r}, expected one of {', '.join(SPACINGS)}")
-        if not (self.snr_shift > 0 and 0 < self.beta_start < self.beta_end < 1 and self.num_timesteps > 1):
+        if not (self.snr_shift > 0 and 0 < self.beta_start < self.beta_end < 1 and 1 < self.num_timesteps <= 10_000):
             raise ValueError(f"no noise schedule can be made of {self}")
 
     @classmethod
@@ -38,7 +47,8 @@ class NoiseSchedule:
         """Read a diffusers scheduler configuration; what it does not say comes from ``default``.
 
         Raises:
-            ValueError: it asks for a prediction type or betas that no CogVideoX model was trained with.
+            ValueError: it asks for a prediction type or betas that no CogVideoX model was trained with, or a value is
+                of the wrong type.
         """
         for key, expected in (("prediction_type", "v_prediction"), ("beta_schedule", "scaled_linear")):
             if config.get(key, expected) != expected:
@@ -93,7 +103,7 @@ class NoiseSchedule:
         if spacing == "linspace":
             return [int(t) for t in np.linspace(0, total - 1, steps).round()[::-1]]
         if spacing == "leading":
-            return [i * (total // steps) + self.steps_offset for i in reversed(range(steps))]
+            return [min(i * (total // steps) + self.steps_offset, total - 1) for i in reversed(range(steps))]
         raise ValueError(f"spacing is {spacing!r}, expected auto, {', '.join(SPACINGS)}")
 
     def run_timesteps(self, steps: int, spacing: str = "auto", denoise: float = 1.0) -> tuple[list[int], int]:
@@ -104,7 +114,12 @@ class NoiseSchedule:
         """
         if denoise <= 0:
             return [], steps
-        total = steps if denoise > 0.9999 else int(steps / denoise)
+        total = steps if is_new(denoise) else int(steps / denoise)
+        if total > self.num_timesteps:
+            raise ValueError(
+                f"{steps} steps at denoise {denoise} are the end of a schedule of {total}, expected at most "
+                f"{self.num_timesteps}: take fewer steps or a higher denoise"
+            )
         return self.timesteps(total, spacing)[-steps:], total
 
 

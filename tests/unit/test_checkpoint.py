@@ -131,7 +131,7 @@ class TestFolders:
 
     def test_only_a_pickle(self, model):
         (model / "transformer" / WEIGHTS).rename(model / "transformer" / "diffusion_pytorch_model.bin")
-        with pytest.raises(CheckpointError, match="a pickle, which is not read"):
+        with pytest.raises(CheckpointError, match="a pickle, which is not read.*download one that does"):
             checkpoint.open_checkpoint(model)
 
     def test_broken_configuration(self, model):
@@ -272,7 +272,7 @@ class TestFindModels:
         assert checkpoint.find_models([tmp_path], {}) == {}
 
     def test_message_names_every_folder_and_a_repository(self, tmp_path):
-        message = checkpoint.no_model_message([tmp_path / "a", tmp_path / "b"])
+        message = checkpoint.no_model_message("", "model", [], [tmp_path / "a", tmp_path / "b"])
         assert str(tmp_path / "a") in message and str(tmp_path / "b") in message
         assert "alibaba-pai/CogVideoX-Fun-V1.1-2b-InP" in message
 
