@@ -9,9 +9,10 @@ import torch
 
 SPACINGS = ("trailing", "linspace", "leading")
 
-# The VE sigma of a timestep without any signal is infinite; 4518 stands for it, as in the host's own zero-terminal
-# schedules, so that its samplers can start there.
-TERMINAL_ALPHA_CUMPROD = 4.8973451890853435e-08
+# The VE sigma of a timestep without any signal is infinite; 2**14 stands for it, so that the host's samplers can start
+# there. The host's own zero-terminal schedules take 4518; the larger value halves the distance to the authors' DDIM
+# (which is exact here), and a power of two loses nothing when noise is scaled by it in float32.
+TERMINAL_SIGMA = 2.0**14
 
 
 def is_new(denoise: float) -> bool:
@@ -84,7 +85,7 @@ class NoiseSchedule:
 
     def sigmas(self) -> torch.Tensor:
         """VE noise per timestep, ascending, [num_timesteps], float32: ``sqrt((1 - a) / a)``."""
-        alphas = self.alphas_cumprod().clamp(min=TERMINAL_ALPHA_CUMPROD)
+        alphas = self.alphas_cumprod().clamp(min=1 / (1 + TERMINAL_SIGMA**2))
         return ((1 - alphas) / alphas).sqrt().float()
 
     def timesteps(self, steps: int, spacing: str = "auto") -> list[int]:

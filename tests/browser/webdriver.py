@@ -84,7 +84,6 @@ def browse(browser: tuple[str, str], port: int, width: int = 1600, height: int =
     with tempfile.TemporaryDirectory(ignore_cleanup_errors=True) as profile:
         log = Path(profile) / "chromedriver.log"
         process = subprocess.Popen([driver, f"--port={port}", f"--log-path={log}"], stdout=subprocess.DEVNULL)
-        session = None
         try:
             root = f"http://127.0.0.1:{port}"
             wait_until_ready(root, process)
@@ -93,10 +92,11 @@ def browse(browser: tuple[str, str], port: int, width: int = 1600, height: int =
             wanted = {"goog:chromeOptions": options, "timeouts": {"script": 120_000, "pageLoad": 120_000}}
             answer = request(root + "/session", {"capabilities": {"alwaysMatch": wanted}})
             session = f"{root}/session/{answer['sessionId']}"
-            yield Page(session)
-        finally:
-            if session is not None:
+            try:
+                yield Page(session)
+            finally:
                 request(session, method="DELETE")  # ends Chromium
+        finally:
             process.terminate()
             process.wait(timeout=20)
 

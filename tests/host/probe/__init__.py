@@ -138,6 +138,45 @@ class ProbeCalls:
         return (model,)
 
 
+class ProbeConcat:
+    """A latent as a conditioning's concat_latent_image, without a mask, as Control models take it."""
+
+    RETURN_TYPES = ("CONDITIONING",)
+    FUNCTION = "concat"
+    CATEGORY = "probe"
+
+    @classmethod
+    def INPUT_TYPES(cls):
+        return {"required": {"conditioning": ("CONDITIONING",), "latent": ("LATENT",)}}
+
+    def concat(self, conditioning, latent):
+        import node_helpers
+
+        values = {"concat_latent_image": latent["samples"]}
+        return (node_helpers.conditioning_set_values(conditioning, values),)
+
+
+class ProbeForeignModel:
+    """A MODEL of the host's own, of another family."""
+
+    RETURN_TYPES = ("MODEL",)
+    FUNCTION = "make"
+    CATEGORY = "probe"
+
+    @classmethod
+    def INPUT_TYPES(cls):
+        return {"required": {}}
+
+    def make(self):
+        import comfy.model_base
+        import comfy.model_patcher
+        import comfy.supported_models_base
+
+        config = comfy.supported_models_base.BASE({"disable_unet_model_creation": True})
+        model = comfy.model_base.BaseModel(config)
+        return (comfy.model_patcher.ModelPatcher(model, torch.device("cpu"), torch.device("cpu")),)
+
+
 NODE_CLASS_MAPPINGS = {
     c.__name__: c
     for c in (
@@ -149,5 +188,7 @@ NODE_CLASS_MAPPINGS = {
         ProbeSave,
         ProbeModel,
         ProbeCalls,
+        ProbeConcat,
+        ProbeForeignModel,
     )
 }

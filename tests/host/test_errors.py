@@ -1,0 +1,292 @@
+"""Bad input gets a clear error, and the next run works."""
+
+import shutil
+
+import pytest
+import torch
+from cogvideox_fun.demo import comfy
+from graph import ENCODE, Failed, Lab
+from safetensors.torch import load_file, save_file
+
+WEIGHTS = "diffusion_pytorch_model.safetensors"
+
+
+@pytest.fixture
+def setting(lab):
+    graph = lab.graph()
+    model = graph.loader("tiny-5b")
+    return graph, model, *graph.prompts(model[1])
+
+
+@pytest.fixture(autouse=True)
+def next_run_works(lab):
+    """After every error a plain run still gives what it gave before."""
+    yield
+    graph = lab.graph()
+    model = graph.loader("tiny-5b")
+    latent = graph.fun("EmptyLatent", width=48, height=48, length=1, batch_size=1)
+    (sampled,) = graph.get(graph.sampler(model, *graph.prompts(model[1]), latent, steps=1))
+    assert torch.isfinite(sampled).all()
+
+
+def fails(graph, value, match):
+    with pytest.raises(Failed, match=f"(?s){match}"):
+        graph.get(value)
+
+
+def latent_of(graph, *shape):
+    return graph.tensor("Latent", torch.zeros(shape))
+
+
+def test_no_model_found(host, tmp_path):
+    """Every folder that was looked in, and the repository to put there."""
+    (tmp_path / "custom_nodes").mkdir()
+    with comfy.serve(host, tmp_path) as server:
+        graph = Lab(server, tmp_path).graph()
+        graph.node(
+            "VAEDecode",
+            samples=graph.fun("EmptyLatent", width=16, height=16, length=1, batch_size=1),
+            vae=graph.loader("(no model found)")[2],
+        )
+        graph.node("PreviewImage", images=["2", 0])
+        with pytest.raises(Failed) as error:
+            graph.lab.run(graph.workflow)
+    message = str(error.value)
+    for folder in ("CogVideoX_Fun", "Fun_Models", "VideoX_Fun", "CogVideo", "diffusion_models"):
+        assert str(tmp_path / "models" / folder) in message
+    assert "alibaba-pai/CogVideoX-Fun-V1.1-2b-InP" in message
+
+
+def break_model(lab, name, change):
+    folder = lab.base / "models" / "CogVideoX_Fun" / name
+    shutil.copytree(lab.base / "models" / "CogVideoX_Fun" / "tiny-5b", folder)
+    change(folder)
+
+
+def truncate(folder):
+    path = folder / "transformer" / WEIGHTS
+    path.write_bytes(path.read_bytes()[:10_000])
+
+
+def empty(folder):
+    (folder / "transformer" / WEIGHTS).write_bytes(b"")
+
+
+def missing_shard(folder):
+    (folder / "transformer" / WEIGHTS).unlink()
+    (folder / "transformer" / f"{WEIGHTS}.index.json").write_text('{"weight_map": {"a": "part-2-of-2.safetensors"}}')
+
+
+def change_state(part, key, function):
+    def change(folder):
+        path = next((folder / part).glob("*.safetensors"))
+        state = load_file(path)
+        function(state, key)
+        save_file(state, path)
+
+    return change
+
+
+def delete(state, key):
+    del state[key]
+
+
+def reshape(state, key):
+    state[key] = state[key][:-1].contiguous()
+
+
+def poison(state, key):
+    state[key].view(-1)[0] = torch.nan
+
+
+BROKEN = {
+    "truncated": (truncate, f"{WEIGHTS} is truncated.*download it again"),
+    "empty": (empty, f"{WEIGHTS} is truncated.*the file has 0"),
+    "shard": (missing_shard, "lacks the shard part-2-of-2.safetensors"),
+    "key": (change_state("transformer", "norm_final.bias", delete), "lacks norm_final.bias"),
+    "shape": (
+        change_state("transformer", "norm_final.bias", reshape),
+        r"norm_final.bias has the shape \[127\].*\[128\]",
+    ),
+    "nan": (change_state("transformer", "proj_out.bias", poison), "proj_out.bias holds NaN"),
+    "vae-key": (change_state("vae", "decoder.conv_in.conv.bias", delete), "vae lacks decoder.conv_in.conv.bias"),
+    "vae-nan": (change_state("vae", "decoder.conv_in.conv.bias", poison), "decoder.conv_in.conv.bias holds NaN"),
+    "t5-key": (change_state("text_encoder", "encoder.final_layer_norm.weight", delete), "no T5 encoder"),
+    "t5-layer": (
+        change_state("text_encoder", "encoder.block.1.layer.0.SelfAttention.q.weight", delete),
+        "lacks encoder.block.1.layer.0.SelfAttention.q.weight",
+    ),
+    "config": (lambda folder: (folder / "transformer" / "config.json").write_text("{"), "config.json can't be read"),
+}
+
+
+@pytest.mark.parametrize("name", BROKEN)
+def test_broken_models(lab, name):
+    change, words = BROKEN[name]
+    break_model(lab, f"broken-{name}", change)
+    graph = lab.graph()
+    model = graph.loader(f"broken-{name}")
+    latent = graph.fun("EmptyLatent", width=48, height=48, length=1, batch_size=1)
+    fails(graph, graph.sampler(model, *graph.prompts(model[1]), latent), words)
+
+
+def test_a_file_without_configuration(lab):
+    graph = lab.graph()
+    model = graph.loader("no-config.safetensors")
+    latent = graph.fun("EmptyLatent", width=48, height=48, length=1, batch_size=1)
+    conditioning = graph.tensor("Conditioning", torch.zeros(1, 226, 32))
+    fails(graph, graph.sampler(model, conditioning, conditioning, latent), "2 heads.*config.json")
+
+
+def test_an_empty_clip(lab):
+    graph = lab.graph()
+    fails(graph, graph.prompts(graph.loader("no-text")[1])[0], "clip input is invalid")
+
+
+def test_an_empty_vae(lab):
+    graph = lab.graph()
+    vae = graph.loader("no-text")[2]
+    fails(
+        graph,
+        graph.fun("VAEDecode", vae=vae, latent=latent_of(graph, 1, 16, 1, 2, 2), tile_size=0, overlap=0),
+        "Load CogVideoX-Fun VAE",
+    )
+
+
+@pytest.mark.parametrize("width, height, words", [(720, 481, "height is 481"), (721, 480, "width is 721")])
+def test_sizes_in_the_encoder(lab, width, height, words):
+    graph = lab.graph()
+    vae = graph.fun("VAELoader", vae_name="tiny-5b/vae")
+    fails(
+        graph,
+        graph.fun("VAEEncode", vae=vae, video=graph.tensor("Image", torch.rand(1, height, width, 3)), **ENCODE),
+        words,
+    )
+
+
+def test_a_latent_of_odd_height(setting):
+    graph, model, positive, negative = setting
+    latent = latent_of(graph, 1, 16, 3, 5, 10)
+    fails(graph, graph.sampler(model, positive, negative, latent), "5 x 10.*multiples of 16")
+
+
+def test_more_than_49_frames_on_v1(setting):
+    graph, model, positive, negative = setting
+    latent = latent_of(graph, 1, 16, 14, 6, 10)
+    fails(graph, graph.sampler(model, positive, negative, latent), "length of 53.*length to 49 or less")
+
+
+def test_odd_latent_frames_on_v15(lab):
+    graph = lab.graph()
+    model = graph.loader("tiny-v1.5")
+    latent = latent_of(graph, 1, 16, 13, 6, 10)
+    fails(graph, graph.sampler(model, *graph.prompts(model[1]), latent), "length of 49.*length to 45 or 53")
+
+
+def test_a_mask_of_another_length(setting):
+    graph, model, positive, negative = setting
+    mask = graph.tensor("Mask", torch.ones(33, 48, 80))
+    video = graph.tensor("Image", torch.rand(49, 48, 80, 3))
+    fails(
+        graph,
+        graph.fun("VAEEncode", vae=model[2], video=video, mask=mask, **ENCODE),
+        "33 frames.*video has 49.*length to 33",
+    )
+
+
+def test_a_mask_that_was_not_resized(setting):
+    graph, model, positive, negative = setting
+    mask = graph.tensor("Mask", torch.ones(9, 48, 80))
+    built = graph.fun(
+        "InpaintConditioning",
+        positive=positive,
+        negative=negative,
+        masked_latent=latent_of(graph, 1, 16, 3, 6, 10),
+        mask=mask,
+    )
+    fails(graph, built[2], "mask is 9 x 48 x 80, but the latent 3 x 6 x 10.*Mask Resize 3D")
+
+
+def inpaint_conditioning(graph, positive, negative, *grid):
+    mask = graph.tensor("Mask", torch.ones(*grid))
+    latent = graph.tensor("Latent", torch.rand(1, 16, *grid))
+    return graph.fun("InpaintConditioning", positive=positive, negative=negative, masked_latent=latent, mask=mask)
+
+
+def test_a_sampled_latent_of_another_size_than_the_conditioning(setting):
+    graph, model, positive, negative = setting
+    built = inpaint_conditioning(graph, positive, negative, 3, 6, 10)
+    sampled = graph.sampler(model, built[0], built[1], latent_of(graph, 1, 16, 3, 6, 12))
+    fails(graph, sampled, r"\[1, 16, 3, 6, 10\].*\[1, 16, 3, 6, 12\].*Empty Latent")
+
+
+@pytest.mark.parametrize(
+    "name, words", [("2b-control", "32 channels .control.*inpaint"), ("2b-text", "16 channels .text.*inpaint")]
+)
+def test_inpaint_conditioning_on_another_kind_of_model(lab, name, words):
+    graph = lab.graph()
+    model = graph.loader(f"tiny-{name}")
+    built = inpaint_conditioning(graph, *graph.prompts(model[1]), 3, 6, 10)
+    fails(graph, graph.sampler(model, built[0], built[1], built[2]), words)
+
+
+def test_control_latents_on_an_inp_model(setting):
+    """A latent without a mask, as the host's own nodes and Control models have it."""
+    graph, model, positive, negative = setting
+    reference = graph.tensor("Latent", torch.rand(1, 16, 3, 6, 10))
+    positive = graph.node("ProbeConcat", conditioning=positive, latent=reference)
+    fails(
+        graph,
+        graph.sampler(model, positive, negative, latent_of(graph, 1, 16, 3, 6, 10)),
+        "33 channels .inpaint.*control latents.*Inpaint Conditioning",
+    )
+
+
+@pytest.mark.parametrize(
+    "channels, words", [(1, "1 channels.*Convert Mask to Image"), (4, "4 channels.*Split Image with Alpha")]
+)
+def test_images_that_are_not_rgb(setting, channels, words):
+    graph, model, *_ = setting
+    image = graph.tensor("Image", torch.rand(1, 48, 80, channels))
+    fails(
+        graph,
+        graph.fun("StartEndImage", width=80, height=48, length=9, fit="crop", start_image=image)[0],
+        f"start_image has {words}",
+    )
+    fails(graph, graph.fun("VAEEncode", vae=model[2], video=image, **ENCODE), f"video has {words}")
+
+
+def test_nan_in_a_latent(setting):
+    graph, model, positive, negative = setting
+    bad = graph.tensor("Latent", torch.full((1, 16, 3, 6, 10), torch.nan))
+    fails(graph, graph.sampler(model, positive, negative, bad), "latent holds NaN")
+    fails(graph, graph.fun("VAEDecode", vae=model[2], latent=bad, tile_size=0, overlap=64), "latent holds NaN")
+
+
+def test_a_latent_of_another_kind(setting):
+    graph, model, positive, negative = setting
+    picture = graph.tensor("Latent", torch.rand(1, 4, 6, 10))
+    mask = graph.tensor("Mask", torch.ones(1, 6, 10))
+    fails(graph, graph.fun("MaskResize3D", mask=mask, latent=picture, soft=False), "expected .batch, 16, frames")
+    fails(
+        graph,
+        graph.fun("VAEDecode", vae=model[2], latent=picture, tile_size=0, overlap=64),
+        "expected .batch, 16, frames",
+    )
+
+
+def test_a_long_prompt_is_cut_and_the_log_says_what(lab):
+    graph = lab.graph()
+    size = lab.log_size
+    (features,) = graph.get(graph.prompts(graph.loader("tiny-5b")[1], "sun " * 300)[0])
+    assert features.shape == (1, 226, 32)
+    assert "the prompt has 301 tokens, the model reads 226" in lab.log_since(size)
+
+
+def test_another_familys_model(lab):
+    graph = lab.graph()
+    fails(
+        graph,
+        graph.fun("Scheduler", model=graph.node("ProbeForeignModel"), steps=4, spacing="auto", denoise=1.0),
+        "Load CogVideoX-Fun Model",
+    )
