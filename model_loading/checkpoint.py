@@ -403,7 +403,13 @@ def load_vae_config(path: Path, weights: Weights) -> VAEConfig:
         layers = 1 + max(int(k.split(".")[4]) for k in weights if k.startswith("encoder.down_blocks.0.resnets."))
     except (KeyError, ValueError, IndexError) as error:
         raise CheckpointError(f"{path} is no CogVideoX VAE: {error} is missing") from error
-    return VAEConfig(block_out_channels=widths, latent_channels=latent_channels, layers_per_block=layers)
+    config = VAEConfig(block_out_channels=widths, latent_channels=latent_channels, layers_per_block=layers)
+    if any(width % config.norm_num_groups for width in widths):
+        raise CheckpointError(
+            f"{path}: the VAE is {list(widths)} channels wide, which a file without configuration can't be: load its "
+            "folder with config.json"
+        )
+    return config
 
 
 def no_model_message(name: str, what: str, found: Iterable[str], searched: Iterable[Path]) -> str:

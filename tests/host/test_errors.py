@@ -43,12 +43,9 @@ def test_no_model_found(host, tmp_path):
     (tmp_path / "custom_nodes").mkdir()
     with comfy.serve(host, tmp_path) as server:
         graph = Lab(server, tmp_path).graph()
-        graph.node(
-            "VAEDecode",
-            samples=graph.fun("EmptyLatent", width=16, height=16, length=1, batch_size=1),
-            vae=graph.loader("(no model found)")[2],
-        )
-        graph.node("PreviewImage", images=["2", 0])
+        latent = graph.fun("EmptyLatent", width=16, height=16, length=1, batch_size=1)
+        model = graph.loader("(no model found)")
+        graph.node("PreviewImage", images=graph.node("VAEDecode", samples=latent, vae=model[2]))
         with pytest.raises(Failed) as error:
             graph.lab.run(graph.workflow)
     message = str(error.value)
@@ -245,34 +242,38 @@ def test_control_latents_on_an_inp_model(setting):
 @pytest.mark.parametrize(
     "channels, words", [(1, "1 channels.*Convert Mask to Image"), (4, "4 channels.*Split Image with Alpha")]
 )
-def test_images_that_are_not_rgb(setting, channels, words):
-    graph, model, *_ = setting
-    image = graph.tensor("Image", torch.rand(1, 48, 80, channels))
-    fails(
-        graph,
-        graph.fun("StartEndImage", width=80, height=48, length=9, fit="crop", start_image=image)[0],
-        f"start_image has {words}",
-    )
-    fails(graph, graph.fun("VAEEncode", vae=model[2], video=image, **ENCODE), f"video has {words}")
+def test_images_that_are_not_rgb(lab, channels, words):
+    def image(graph):
+        return graph.tensor("Image", torch.rand(1, 48, 80, channels))
+
+    graph = lab.graph()
+    size = {"width": 80, "height": 48, "length": 9, "fit": "crop"}
+    fails(graph, graph.fun("StartEndImage", **size, start_image=image(graph))[0], f"start_image has {words}")
+    graph = lab.graph()
+    vae = graph.fun("VAELoader", vae_name="tiny-5b/vae")
+    fails(graph, graph.fun("VAEEncode", vae=vae, video=image(graph), **ENCODE), f"video has {words}")
 
 
-def test_nan_in_a_latent(setting):
-    graph, model, positive, negative = setting
-    bad = graph.tensor("Latent", torch.full((1, 16, 3, 6, 10), torch.nan))
-    fails(graph, graph.sampler(model, positive, negative, bad), "latent holds NaN")
-    fails(graph, graph.fun("VAEDecode", vae=model[2], latent=bad, tile_size=0, overlap=64), "latent holds NaN")
+def test_nan_in_a_latent(lab):
+    nan = torch.full((1, 16, 3, 6, 10), torch.nan)
+    graph = lab.graph()
+    model = graph.loader("tiny-5b")
+    fails(graph, graph.sampler(model, *graph.prompts(model[1]), graph.tensor("Latent", nan)), "latent holds NaN")
+    graph = lab.graph()
+    vae = graph.fun("VAELoader", vae_name="tiny-5b/vae")
+    latent = graph.tensor("Latent", nan)
+    fails(graph, graph.fun("VAEDecode", vae=vae, latent=latent, tile_size=0, overlap=64), "latent holds NaN")
 
 
-def test_a_latent_of_another_kind(setting):
-    graph, model, positive, negative = setting
-    picture = graph.tensor("Latent", torch.rand(1, 4, 6, 10))
+def test_a_latent_of_another_kind(lab):
+    picture, words = torch.rand(1, 4, 6, 10), "expected .batch, 16, frames"
+    graph = lab.graph()
     mask = graph.tensor("Mask", torch.ones(1, 6, 10))
-    fails(graph, graph.fun("MaskResize3D", mask=mask, latent=picture, soft=False), "expected .batch, 16, frames")
-    fails(
-        graph,
-        graph.fun("VAEDecode", vae=model[2], latent=picture, tile_size=0, overlap=64),
-        "expected .batch, 16, frames",
-    )
+    fails(graph, graph.fun("MaskResize3D", mask=mask, latent=graph.tensor("Latent", picture), soft=False), words)
+    graph = lab.graph()
+    vae = graph.fun("VAELoader", vae_name="tiny-5b/vae")
+    latent = graph.tensor("Latent", picture)
+    fails(graph, graph.fun("VAEDecode", vae=vae, latent=latent, tile_size=0, overlap=64), words)
 
 
 def test_a_long_prompt_is_cut_and_the_log_says_what(lab):

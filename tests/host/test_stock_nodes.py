@@ -4,7 +4,9 @@ import shutil
 
 import pytest
 import torch
+from cogvideox_fun.demo import media
 from cogvideox_fun.model_loading import checkpoint
+from cogvideox_fun.sampling.masks import resize_image
 from graph import ENCODE
 from safetensors.torch import load_file, save_file
 
@@ -24,11 +26,11 @@ def test_decode_tiled_keeps_the_frames_of_22_latents(lab):
     vae = graph.fun("VAELoader", vae_name="tiny-5b/vae")
     z = torch.randn(1, 16, 22, 16, 24, generator=torch.Generator().manual_seed(0))
     latent = graph.tensor("Latent", z)
-    tiles = {"tile_size": 64, "overlap": 32, "temporal_size": 8, "temporal_overlap": 4}
+    tiles = {"tile_size": 64, "overlap": 16, "temporal_size": 8, "temporal_overlap": 4}
     plain = graph.node("VAEDecode", samples=latent, vae=vae)
     tiled = graph.node("VAEDecodeTiled", samples=latent, vae=vae, **tiles)
     one_tile = graph.node("VAEDecodeTiled", samples=latent, vae=vae, **{**tiles, "tile_size": 512})
-    ours = graph.fun("VAEDecode", vae=vae, latent=latent, tile_size=64, overlap=32)
+    ours = graph.fun("VAEDecode", vae=vae, latent=latent, tile_size=64, overlap=16)
     plain, tiled, one_tile, ours = graph.get(plain, tiled, one_tile, ours)
     assert plain.shape == tiled.shape == (85, 128, 192, 3)
     assert torch.equal(one_tile, plain)
@@ -38,12 +40,14 @@ def test_decode_tiled_keeps_the_frames_of_22_latents(lab):
 
 
 def test_encode_tiled(lab):
+    """A photograph, since each tile's GroupNorm sees its own statistics: noise would differ more."""
     graph = lab.graph()
     vae = graph.fun("VAELoader", vae_name="tiny-5b/vae")
-    pixels = graph.tensor("Image", torch.rand(9, 128, 192, 3, generator=torch.Generator().manual_seed(0)))
-    tiles = {"tile_size": 64, "overlap": 32, "temporal_size": 8, "temporal_overlap": 4}
+    photograph = resize_image(media.photographs()[0], 192, 128)
+    pixels = graph.tensor("Image", photograph.expand(9, -1, -1, -1))
+    tiles = {"tile_size": 64, "overlap": 16, "temporal_size": 8, "temporal_overlap": 4}
     tiled = graph.node("VAEEncodeTiled", pixels=pixels, vae=vae, **tiles)
-    ours = graph.fun("VAEEncode", vae=vae, video=pixels, **{**ENCODE, "tile_size": 64, "overlap": 32})
+    ours = graph.fun("VAEEncode", vae=vae, video=pixels, **{**ENCODE, "tile_size": 64, "overlap": 16})
     plain, tiled, ours = graph.get(graph.node("VAEEncode", pixels=pixels, vae=vae), tiled, ours)
     assert plain.shape == tiled.shape == (1, 16, 3, 16, 24)
     assert torch.equal(tiled, ours)

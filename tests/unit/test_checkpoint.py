@@ -4,9 +4,10 @@ import shutil
 import pytest
 import reference
 import torch
-from cogvideox_fun.demo.tiny_model import VARIANTS, write_json, write_tiny_model
+from cogvideox_fun.demo.tiny_model import VARIANTS, random_weights, write_json, write_tiny_model
 from cogvideox_fun.model_loading import checkpoint, config, pipeline
 from cogvideox_fun.model_loading.checkpoint import CheckpointError
+from cogvideox_fun.model_loading.vae import CogVideoXVAE, VAEConfig
 from cogvideox_fun.sampling.schedule import NoiseSchedule
 from safetensors.torch import load_file, save_file
 
@@ -289,11 +290,16 @@ def test_weights_are_mapped_not_read(tiny_model, monkeypatch):
     assert "proj_out.weight" in opened.weights and len(opened.weights) > 20
 
 
-def test_vae_shapes_of_a_file_without_configuration(tmp_path):
-    """The reference VAE has one layer per block and narrow widths: read off its shapes."""
-    path = tmp_path / "vae.safetensors"
-    save_file(reference.load("vae_weights"), path)
-    found = checkpoint.load_vae_config(path, checkpoint.open_weights(path))
-    assert found.block_out_channels == (8, 16, 16, 16) and found.layers_per_block == 1
+def test_vae_files_without_configuration(tmp_path):
+    """Widths and layers are read off the shapes; the number of groups can't be."""
+    path, narrow = tmp_path / "vae.safetensors", tmp_path / "narrow.safetensors"
+    expected = VAEConfig(block_out_channels=(32, 32, 64, 64), layers_per_block=2)
+    save_file(random_weights(CogVideoXVAE(expected), seed=0), path)
+    assert checkpoint.load_vae_config(path, checkpoint.open_weights(path)) == expected
     assert checkpoint.is_vae_file(path)
     assert not checkpoint.is_transformer_file(path)
+    pipeline.load_vae(path)
+
+    save_file(reference.load("vae_weights"), narrow)
+    with pytest.raises(CheckpointError, match=r"\[8, 16, 16, 16\] channels wide.*config.json"):
+        pipeline.load_vae(narrow)
