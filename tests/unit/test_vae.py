@@ -112,6 +112,14 @@ def test_tiled_decode_keeps_every_frame_and_is_close(vae):
     assert correlation > 0.9
 
 
+def test_where_one_tile_lies_alone_it_is_that_tiles_own_video(vae):
+    """12 wide in tiles of 8: columns 0..3 see the first tile only, 8..11 the second only, whole in time."""
+    z = torch.randn(1, 16, 4, 4, 12)
+    tiled = vae.decode(z, tile=8, overlap=2)
+    assert torch.allclose(tiled[..., :32], vae.decode(z[..., :8])[..., :32], atol=1e-6)
+    assert torch.allclose(tiled[..., 64:], vae.decode(z[..., 4:])[..., 32:], atol=1e-6)
+
+
 def test_tiled_with_one_tile_equals_whole(vae):
     z = torch.randn(1, 16, 3, 4, 6)
     assert torch.equal(vae.decode(z, tile=16, overlap=4), vae.decode(z))
