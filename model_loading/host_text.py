@@ -12,10 +12,11 @@ import comfy.text_encoders.t5
 import comfy.utils
 import folder_paths
 
-from .checkpoint import naming, open_weights, read_json
+from .checkpoint import naming
 from .config import TEXT_TOKENS, CheckpointError
 from .host_model import accepts
 from .text_encoder import END, PAD, FolderTokenizer, fit_tokens, host_t5_config, t5_weights
+from .weights import open_weights, read_json
 
 log = logging.getLogger(__name__)
 

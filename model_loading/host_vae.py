@@ -10,9 +10,10 @@ import comfy.sd
 import torch
 
 from ..sampling.geometry import SPATIAL_COMPRESSION, TEMPORAL_COMPRESSION, legal_length
-from .checkpoint import load_vae_config, open_weights
+from .checkpoint import load_vae_config
 from .host_model import progress_tick
 from .vae import CogVideoXVAE
+from .weights import open_weights
 
 log = logging.getLogger(__name__)
 

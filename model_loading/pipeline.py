@@ -13,11 +13,12 @@ from ..sampling.geometry import SPATIAL_COMPRESSION, check_size, frames_to_laten
 from ..sampling.inpaint import add_reference_noise, inpaint_latents, mask_video
 from ..sampling.masks import fit_mask, mask_to_latent
 from ..sampling.schedule import add_noise, cogvideox_ddim, is_new
-from .checkpoint import Checkpoint, load_vae_config, open_checkpoint, open_weights
+from .checkpoint import Checkpoint, load_vae_config, open_checkpoint
 from .config import CheckpointError
 from .text_encoder import TextEncoder
 from .transformer import CogVideoXTransformer
 from .vae import CogVideoXVAE
+from .weights import open_weights
 
 
 def load_transformer(checkpoint: Checkpoint, dtype: torch.dtype = torch.float32, **options) -> CogVideoXTransformer:

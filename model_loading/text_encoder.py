@@ -9,8 +9,8 @@ from pathlib import Path
 
 import torch
 
-from .checkpoint import Weights, open_weights, read_json
 from .config import TEXT_TOKENS, CheckpointError
+from .weights import Weights, open_weights, read_json
 
 log = logging.getLogger(__name__)
 

@@ -8,6 +8,7 @@ from cogvideox_fun.demo.tiny_model import VARIANTS, random_weights, write_json, 
 from cogvideox_fun.model_loading import checkpoint, config, pipeline
 from cogvideox_fun.model_loading.checkpoint import CheckpointError
 from cogvideox_fun.model_loading.vae import CogVideoXVAE, VAEConfig
+from cogvideox_fun.model_loading.weights import open_weights, read_header
 from cogvideox_fun.sampling.schedule import NoiseSchedule
 from safetensors.torch import load_file, save_file
 
@@ -153,7 +154,7 @@ class TestBrokenFiles:
         path = tmp_path / "x.safetensors"
         path.write_bytes((10).to_bytes(8, "little") + b"not json!!")
         with pytest.raises(CheckpointError, match="header is no JSON"):
-            checkpoint.read_header(path)
+            read_header(path)
 
     @pytest.mark.parametrize(
         "entry",
@@ -171,7 +172,7 @@ class TestBrokenFiles:
         path = tmp_path / "x.safetensors"
         path.write_bytes(len(header).to_bytes(8, "little") + header + bytes(4))
         with pytest.raises(CheckpointError, match="entry for w is broken"):
-            checkpoint.read_header(path)
+            read_header(path)
 
     def test_missing_key(self, model):
         path = model / "transformer" / WEIGHTS
@@ -295,7 +296,7 @@ def test_vae_files_without_configuration(tmp_path):
     path, narrow = tmp_path / "vae.safetensors", tmp_path / "narrow.safetensors"
     expected = VAEConfig(block_out_channels=(32, 32, 64, 64), layers_per_block=2)
     save_file(random_weights(CogVideoXVAE(expected), seed=0), path)
-    assert checkpoint.load_vae_config(path, checkpoint.open_weights(path)) == expected
+    assert checkpoint.load_vae_config(path, open_weights(path)) == expected
     assert checkpoint.is_vae_file(path)
     assert not checkpoint.is_transformer_file(path)
     pipeline.load_vae(path)

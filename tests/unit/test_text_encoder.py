@@ -5,7 +5,8 @@ import shutil
 import pytest
 import torch
 from cogvideox_fun.model_loading import text_encoder
-from cogvideox_fun.model_loading.checkpoint import CheckpointError, open_weights
+from cogvideox_fun.model_loading.config import CheckpointError
+from cogvideox_fun.model_loading.weights import open_weights
 
 
 def test_padding():

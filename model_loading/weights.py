@@ -1,0 +1,206 @@
+"""Safetensors files: headers, shards, and tensors mapped from disk when they are asked for. No host, no model."""
+
+import dataclasses
+import json
+from collections.abc import Iterable, Iterator, Mapping
+from pathlib import Path
+
+import torch
+
+from .config import CheckpointError
+
+MAX_HEADER = 100_000_000  # bytes, safetensors' own limit
+
+DTYPES = {
+    "F64": torch.float64,
+    "F32": torch.float32,
+    "F16": torch.float16,
+    "BF16": torch.bfloat16,
+    "F8_E4M3": torch.float8_e4m3fn,
+    "F8_E5M2": torch.float8_e5m2,
+    "I64": torch.int64,
+    "I32": torch.int32,
+    "I16": torch.int16,
+    "I8": torch.int8,
+    "U8": torch.uint8,
+    "BOOL": torch.bool,
+}
+
+
+@dataclasses.dataclass(frozen=True)
+class TensorInfo:
+    """Where a tensor lies and what it is, as its file's header says."""
+
+    file: Path
+    shape: tuple[int, ...]
+    dtype: torch.dtype
+    key: str  # under which the file holds it
+
+
+def read_json(path: Path) -> dict:
+    """A JSON object from a file.
+
+    Raises:
+        CheckpointError: unreadable, no JSON, or no object.
+    """
+    try:
+        value = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError, RecursionError) as error:
+        raise CheckpointError(f"{path} can't be read as JSON ({error}): download it again") from error
+    if not isinstance(value, dict):
+        raise CheckpointError(f"{path} holds a {type(value).__name__}, expected an object: download it again")
+    return value
+
+
+def _tensor_info(path: Path, key: str, entry, payload: int) -> TensorInfo:
+    try:
+        begin, end = (int(n) for n in entry["data_offsets"])
+        shape = tuple(int(n) for n in entry["shape"])
+        dtype = DTYPES[entry["dtype"]]
+    except (KeyError, TypeError, ValueError) as error:
+        raise CheckpointError(
+            f"{path}: the header's entry for {key} is broken ({error!r}): download it again"
+        ) from error
+    if not 0 <= begin <= end:
+        raise CheckpointError(f"{path}: the header's entry for {key} is broken (offsets {begin}, {end})")
+    if end > payload:
+        raise CheckpointError(
+            f"{path} is truncated: {key} ends at byte {end} of the data, but the file has {payload}: download it again"
+        )
+    return TensorInfo(path, shape, dtype, key)
+
+
+def read_header(path: Path) -> tuple[dict[str, TensorInfo], dict]:
+    """The tensors and the metadata of a safetensors file, from its header alone.
+
+    Raises:
+        CheckpointError: no safetensors file, empty, or shorter than its header says.
+    """
+    path = Path(path)
+    if path.suffix != ".safetensors":
+        raise CheckpointError(
+            f"{path} is no safetensors file: pickles (.pt, .bin, .ckpt) can run code and are not read"
+        )
+    try:
+        size = path.stat().st_size
+        with path.open("rb") as file:
+            length = int.from_bytes(file.read(8), "little")
+            if size < 8 or length > min(MAX_HEADER, size - 8):
+                raise CheckpointError(
+                    f"{path} is truncated or no safetensors file: its header should be {length} bytes long, "
+                    f"but the file has {size}: download it again"
+                )
+            header = json.loads(file.read(length))
+    except OSError as error:
+        raise CheckpointError(f"{path} can't be read: {error}") from error
+    except (ValueError, RecursionError) as error:
+        if isinstance(error, CheckpointError):
+            raise
+        raise CheckpointError(f"{path}: the header is no JSON ({error}): download it again") from error
+    if not isinstance(header, dict):
+        raise CheckpointError(f"{path}: the header is no JSON object: download it again")
+    metadata = header.pop("__metadata__", None) or {}
+    payload = size - 8 - length
+    return {key: _tensor_info(path, key, entry, payload) for key, entry in header.items()}, metadata
+
+
+class Weights(Mapping):
+    """Tensors of one or several files, mapped from disk when they are asked for."""
+
+    def __init__(self, tensors: Mapping[str, TensorInfo], metadata: Mapping | None = None, name: str = ""):
+        self.tensors = dict(tensors)
+        self.metadata = dict(metadata or {})
+        self.name = name  # for messages: the file or folder
+
+    def __getitem__(self, key: str) -> torch.Tensor:
+        return next(self._read([key]))[1]
+
+    def __contains__(self, key) -> bool:
+        return key in self.tensors  # Mapping's own would read the tensor
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self.tensors)
+
+    def __len__(self) -> int:
+        return len(self.tensors)
+
+    def _read(self, keys: Iterable[str]) -> Iterator[tuple[str, torch.Tensor]]:
+        from safetensors import safe_open
+
+        by_file: dict[Path, list[str]] = {}
+        for key in keys:
+            by_file.setdefault(self.tensors[key].file, []).append(key)
+        for path, names in by_file.items():
+            with safe_open(str(path), framework="pt") as file:
+                for name in names:
+                    yield name, file.get_tensor(self.tensors[name].key)
+
+    def load(self) -> dict[str, torch.Tensor]:
+        """All tensors, mapped."""
+        return dict(self._read(self.tensors))
+
+    @property
+    def shapes(self) -> dict[str, tuple[int, ...]]:
+        return {key: info.shape for key, info in self.tensors.items()}
+
+    def without_prefix(self, prefix: str) -> "Weights":
+        """The tensors under ``prefix``, named without it; all of them if there is none."""
+        if not any(key.startswith(prefix) for key in self.tensors):
+            return self
+        kept = {key[len(prefix) :]: info for key, info in self.tensors.items() if key.startswith(prefix)}
+        return Weights(kept, self.metadata, self.name)
+
+    def check(self, expected: Mapping[str, tuple[int, ...]]) -> None:
+        """Raise a CheckpointError that names the first tensors missing, or of another shape than expected."""
+        missing = [key for key in expected if key not in self.tensors]
+        if missing:
+            more = f" and {len(missing) - 3} more" if len(missing) > 3 else ""
+            raise CheckpointError(f"{self.name} lacks {', '.join(missing[:3])}{more}: download it again")
+        for key, shape in expected.items():
+            if self.tensors[key].shape != tuple(shape):
+                raise CheckpointError(
+                    f"{self.name}: {key} has the shape {list(self.tensors[key].shape)}, expected {list(shape)}"
+                )
+
+    def check_finite(self) -> None:
+        """Raise a CheckpointError that names the first tensor with NaN or infinity."""
+        for key, tensor in self._read(self.tensors):
+            if tensor.is_floating_point() and tensor.element_size() > 1 and not torch.isfinite(tensor.sum()):
+                if not torch.isfinite(tensor).all():
+                    raise CheckpointError(f"{self.name}: {key} holds NaN or infinity: download it again")
+
+
+def open_weights(path: Path) -> Weights:
+    """The weights of a file, or of a folder in which they lie whole or in shards.
+
+    Raises:
+        CheckpointError: none found, a shard missing, or a broken file.
+    """
+    path = Path(path)
+    if path.is_file():
+        tensors, metadata = read_header(path)
+        return Weights(tensors, metadata, str(path))
+    index = sorted(path.glob("*.safetensors.index.json"))
+    if not index:
+        files = sorted(path.glob("*.safetensors"))
+        if not files:
+            pickles = sorted(p.name for p in path.glob("*.bin"))
+            hint = f" (only {pickles[0]}, a pickle, which is not read)" if pickles else ""
+            raise CheckpointError(f"{path} holds no .safetensors file{hint}: download one that does")
+    else:
+        weight_map = read_json(index[0]).get("weight_map")
+        if not isinstance(weight_map, dict) or not weight_map:
+            raise CheckpointError(f"{index[0]} has no weight_map: download it again")
+        files = []
+        for name in sorted(set(map(str, weight_map.values()))):
+            if Path(name).name != name:
+                raise CheckpointError(f"{index[0]} names the shard {name!r} outside its folder")
+            if not (path / name).is_file():
+                raise CheckpointError(f"{path} lacks the shard {name} that {index[0].name} names: download it")
+            files.append(path / name)
+    tensors, metadata = {}, {}
+    for file in files:
+        found, file_metadata = read_header(file)
+        tensors.update(found)
+        metadata.update(file_metadata)
+    return Weights(tensors, metadata, str(path))
