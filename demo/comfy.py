@@ -171,7 +171,7 @@ def run(host: Host, base: Path, args) -> torch.Tensor:
         if node["class_type"] == "CogVideoXFunStartEndImage":
             for slot, name in zip(("start_image", "end_image"), names, strict=True):
                 workflow[node["inputs"][slot][0]]["inputs"]["image"] = name
-    with serve(host, base) as server, tqdm(desc="ComfyUI", unit="poll") as bar:
+    with serve(host, base) as server, tqdm(bar_format="ComfyUI is working: {elapsed}") as bar:
         history = server.wait(server.queue(workflow), on_tick=bar.update)
         message = error_of(history)
         if message:

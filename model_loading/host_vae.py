@@ -22,9 +22,9 @@ OOM_OVERLAP = 64
 
 
 def is_out_of_memory(error: BaseException) -> bool:
-    if hasattr(comfy.model_management, "is_oom"):
-        return comfy.model_management.is_oom(error)
-    return isinstance(error, torch.OutOfMemoryError)
+    """Newer hosts know more kinds than the exception class alone."""
+    is_oom = getattr(comfy.model_management, "is_oom", None)
+    return is_oom(error) if is_oom else isinstance(error, comfy.model_management.OOM_EXCEPTION)
 
 
 class HostVAE(comfy.sd.VAE):

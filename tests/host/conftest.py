@@ -5,13 +5,14 @@ from pathlib import Path
 
 import pytest
 import reference
+import torch
 from cogvideox_fun.demo import comfy, media
 from cogvideox_fun.demo.tiny_model import VARIANTS, random_weights, write_tiny_model
 from cogvideox_fun.model_loading.checkpoint import open_checkpoint
 from cogvideox_fun.model_loading.vae import CogVideoXVAE, VAEConfig
 from graph import Lab
 from PIL import Image
-from safetensors.torch import save_file
+from safetensors.torch import load_file, save_file
 
 SKIP = "no ComfyUI found: set COMFYUI_PATH to one (default ~/comfy/ComfyUI) and COMFYUI_PYTHON to its Python"
 SCALES = {"2b": 1.15258426, "5b": 0.7, "v1.5": 0.7}
@@ -34,6 +35,7 @@ def write_models(base: Path) -> None:
     for variant, scale in SCALES.items():
         reference.write_model(models / f"authors-{variant}", variant, scale, text=models / "tiny-2b")
 
+    write_text_encoders(models, base / "models" / "text_encoders")
     shutil.copytree(models / "tiny-2b", models / "no-text", ignore=shutil.ignore_patterns("text_encoder", "vae"))
     elsewhere = base / "elsewhere" / "repositories"
     shutil.copytree(models / "tiny-5b", elsewhere / "from-yaml")
@@ -54,6 +56,28 @@ def write_models(base: Path) -> None:
     vaes.mkdir(parents=True)
     vae = CogVideoXVAE(VAEConfig(block_out_channels=(32, 32, 32, 32), layers_per_block=1))
     save_file(random_weights(vae, seed=0), vaes / "anything.safetensors")
+
+
+def write_text_encoders(models: Path, files: Path) -> None:
+    """The tiny T5 in smaller types, and as a single file."""
+    source = models / "tiny-2b"
+    state = load_file(source / "text_encoder" / "model.safetensors")
+    quantised = {}
+    for key, value in state.items():
+        if value.ndim == 2 and "block" in key and "relative_attention_bias" not in key:
+            scale = value.abs().max() / 448
+            quantised[key] = (value / scale).to(torch.float8_e4m3fn)
+            quantised[key.replace(".weight", ".scale_weight")] = scale.float()
+        else:
+            quantised[key] = value
+    quantised["scaled_fp8"] = torch.tensor([], dtype=torch.float8_e4m3fn)
+    types = {"fp16": torch.float16, "bf16": torch.bfloat16, "fp8": torch.float8_e4m3fn}
+    states = {name: {key: value.to(dtype) for key, value in state.items()} for name, dtype in types.items()}
+    for name, values in {**states, "scaled-fp8": quantised}.items():
+        folder = shutil.copytree(source, models / f"text-{name}")
+        save_file(values, folder / "text_encoder" / "model.safetensors")
+    files.mkdir(parents=True)
+    save_file(state, files / "small-t5.safetensors")
 
 
 def write_inputs(base: Path) -> None:

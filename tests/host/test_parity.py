@@ -8,7 +8,7 @@ import reference
 import torch
 from cogvideox_fun.model_loading.pipeline import Pipeline
 from cogvideox_fun.sampling.masks import build_start_end
-from graph import ENCODE
+from graph import ENCODE, Failed
 
 TOLERANCE = 1e-3
 RUNS = [("2b", "i2v"), ("5b", "i2v_end"), ("5b", "inpaint"), ("v1.5", "i2v"), ("v1.5", "t2v")]
@@ -127,6 +127,26 @@ def test_t5_equals_transformers(lab, pipelines):
         expected = pipelines["2b"].text_encoder(prompt)
         assert features.shape == expected.shape == (1, 226, 32)
         assert (features - expected).abs().max() <= 1e-4
+
+
+@pytest.mark.parametrize("name, tolerance", [("fp16", 2e-3), ("bf16", 2e-2), ("fp8", 0.2), ("scaled-fp8", 0.2)])
+def test_t5_in_smaller_types(lab, name, tolerance):
+    """A text_encoder folder in fp16, bf16, fp8, or fp8 with scales as the host's quantised T5 files have them.
+
+    Relative to float32; the tolerances are a few roundings of the type (2^-11, 2^-8, 2^-4).
+    """
+    graph = lab.graph()
+    clips = [graph.fun("TextEncoderLoader", text_encoder=f"{m}/text_encoder") for m in ("tiny-2b", f"text-{name}")]
+    full, small = graph.get(*(graph.node("CLIPTextEncode", clip=clip, text="a red ball") for clip in clips))
+    error = (small - full).norm() / full.norm()
+    assert 0 < error <= tolerance
+
+
+def test_a_small_t5_needs_its_folder(lab):
+    graph = lab.graph()
+    clip = graph.fun("TextEncoderLoader", text_encoder="small-t5.safetensors")
+    with pytest.raises(Failed, match=r"\[128, 32\], expected \[32128, 4096\].*folder with config.json"):
+        graph.get(graph.node("CLIPTextEncode", clip=clip, text="a red ball"))
 
 
 def test_weights_in_prompts_work_as_in_the_host(lab):

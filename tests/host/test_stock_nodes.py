@@ -1,6 +1,7 @@
 """The host's own nodes take our MODEL, CLIP, VAE, LATENT and MASK as they take any other."""
 
 import shutil
+import time
 
 import pytest
 import torch
@@ -122,6 +123,41 @@ def test_modelsave_and_back(lab, variant):
     latent = graph.fun("EmptyLatent", width=80, height=48, length=length, batch_size=1)
     (after,) = graph.get(graph.sampler(graph.loader(name), positive, negative, latent))
     assert torch.equal(before, after)
+
+
+def test_out_of_memory_falls_back_to_tiles_and_says_so(lab):
+    """The result is that of tiles of 256 pixels, for stock nodes too."""
+    graph = lab.graph()
+    vae = graph.fun("VAELoader", vae_name="tiny-5b/vae")
+    small = graph.node("ProbeSmallCard", vae=vae)
+    latent = graph.tensor("Latent", torch.randn(1, 16, 3, 48, 40, generator=torch.Generator().manual_seed(0)))
+    pixels = graph.tensor("Image", torch.rand(5, 320, 384, 3, generator=torch.Generator().manual_seed(0)))
+    size = lab.log_size
+    decoded, expected, encoded, expected_latent = graph.get(
+        graph.node("VAEDecode", samples=latent, vae=small),
+        graph.fun("VAEDecode", vae=vae, latent=latent, tile_size=256, overlap=64),
+        graph.node("VAEEncode", pixels=pixels, vae=small),
+        graph.fun("VAEEncode", vae=vae, video=pixels, **{**ENCODE, "tile_size": 256, "overlap": 64}),
+    )
+    assert torch.equal(decoded, expected) and torch.equal(encoded, expected_latent)
+    log = lab.log_since(size)
+    for what in ("decoding", "encoding"):
+        assert log.count(f"out of memory while {what}: trying again in tiles of 256 pixels") == 1
+
+
+def test_interrupting_stops_the_run_and_the_next_one_works(setting, lab):
+    graph, model, positive, negative, latent = setting
+    graph.node("ProbeSave", value=graph.sampler(model, positive, negative, latent, steps=1000), path=lab.path())
+    prompt = lab.server.queue(graph.workflow)
+    time.sleep(2)
+    lab.server.post("/interrupt", {})
+    history = lab.server.wait(prompt, 60)
+    assert "execution_interrupted" in [kind for kind, _ in history["status"]["messages"]]
+    graph = lab.graph()
+    model = graph.loader("tiny-5b")
+    latent = graph.fun("EmptyLatent", width=80, height=48, length=5, batch_size=1)
+    (sampled,) = graph.get(graph.sampler(model, *graph.prompts(model[1]), latent, steps=1))
+    assert torch.isfinite(sampled).all()
 
 
 def test_the_hosts_inpaint_conditioning_runs_with_a_warning(setting, lab):

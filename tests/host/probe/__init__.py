@@ -138,6 +138,36 @@ class ProbeCalls:
         return (model,)
 
 
+class ProbeSmallCard:
+    """A VAE on a card so small that only tiles fit: whole frames run out of memory."""
+
+    RETURN_TYPES = ("VAE",)
+    FUNCTION = "shrink"
+    CATEGORY = "probe"
+
+    @classmethod
+    def INPUT_TYPES(cls):
+        return {"required": {"vae": ("VAE",)}}
+
+    def shrink(self, vae):
+        import copy
+
+        import comfy.model_management
+
+        vae = copy.copy(vae)
+        model = vae.first_stage_model = copy.copy(vae.first_stage_model)
+        for name in ("encode", "decode"):
+            run = getattr(model, name)
+
+            def limited(source, run=run, **options):
+                if not options["tile"]:
+                    raise comfy.model_management.OOM_EXCEPTION("CUDA out of memory")
+                return run(source, **options)
+
+            object.__setattr__(model, name, limited)
+        return (vae,)
+
+
 class ProbeConcat:
     """A latent as a conditioning's concat_latent_image, without a mask, as Control models take it."""
 
@@ -189,6 +219,7 @@ NODE_CLASS_MAPPINGS = {
         ProbeModel,
         ProbeCalls,
         ProbeConcat,
+        ProbeSmallCard,
         ProbeForeignModel,
     )
 }
