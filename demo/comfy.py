@@ -34,13 +34,23 @@ class Host:
 
 
 def find_host() -> Host | None:
-    """The ComfyUI at COMFYUI_PATH, else ~/comfy/ComfyUI; None if there is none, or no Python to run it with."""
+    """The ComfyUI at COMFYUI_PATH, else ~/comfy/ComfyUI; None if there is none.
+
+    Raises:
+        FileNotFoundError: COMFYUI_PATH or COMFYUI_PYTHON is set, but to nothing that can be used.
+    """
     path = Path(os.environ.get("COMFYUI_PATH") or Path.home() / "comfy" / "ComfyUI").expanduser()
     candidates = [path / ".venv" / "bin" / "python", path / "venv" / "bin" / "python"]
     if os.environ.get("COMFYUI_PYTHON"):
         candidates = [Path(os.environ["COMFYUI_PYTHON"]).expanduser()]
     python = next((candidate for candidate in candidates if candidate.exists()), None)
-    return Host(path, python) if (path / "main.py").is_file() and python else None
+    found = (path / "main.py").is_file() and python is not None
+    if not found and (os.environ.get("COMFYUI_PATH") or os.environ.get("COMFYUI_PYTHON")):
+        raise FileNotFoundError(
+            f"no ComfyUI with a Python at {path} ({', '.join(map(str, candidates))}): set COMFYUI_PATH and "
+            "COMFYUI_PYTHON to those of one, or unset both"
+        )
+    return Host(path, python) if found else None
 
 
 class Server:

@@ -1,4 +1,4 @@
 """From files to models: checkpoints, the transformer, the VAE, the text encoder and the host's objects.
 
-Only ``host_model`` imports the host; everything else runs without one.
+Only the modules called ``host_*`` import the host; everything else runs without one.
 """

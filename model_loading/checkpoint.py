@@ -16,7 +16,7 @@ import torch
 from ..sampling.schedule import NoiseSchedule
 from .config import CheckpointError, TransformerConfig, detect
 from .vae import VAEConfig
-from .weights import Weights, open_weights, read_header, read_json
+from .weights import Weights, header_names, open_weights, read_json
 
 MODEL_FOLDERS = ("CogVideoX_Fun", "Fun_Models", "VideoX_Fun", "CogVideo")
 HUB_EXAMPLE = "alibaba-pai/CogVideoX-Fun-V1.1-2b-InP"
@@ -26,25 +26,27 @@ MAX_DEPTH = 3  # folders below a models folder in which a model is looked for
 
 
 def is_hub_folder(path: Path) -> bool:
-    return (path / "transformer" / "config.json").is_file()
+    """Whether a folder is a CogVideoX model in hub layout, by its transformer's configuration or weights."""
+    config = path / "transformer" / "config.json"
+    if not config.is_file():
+        return False
+    try:
+        class_name = read_json(config).get("_class_name")
+    except CheckpointError:
+        return True  # listed, so that loading it says what is broken
+    if class_name is not None:
+        return class_name == "CogVideoXTransformer3DModel"
+    return any(is_transformer_file(file) for file in sorted((path / "transformer").glob("*.safetensors")))
 
 
 def is_transformer_file(path: Path) -> bool:
     """Whether a file's header is that of a CogVideoX transformer, whatever its name."""
-    try:
-        tensors, _ = read_header(path)
-    except CheckpointError:
-        return False
-    return any(key.endswith("patch_embed.text_proj.weight") for key in tensors)
+    return header_names(path, "patch_embed.text_proj.weight")
 
 
 def is_vae_file(path: Path) -> bool:
     """Whether a file's header is that of a CogVideoX VAE, whatever its name."""
-    try:
-        tensors, _ = read_header(path)
-    except CheckpointError:
-        return False
-    return "decoder.mid_block.resnets.0.norm1.conv_y.conv.weight" in tensors
+    return header_names(path, "decoder.mid_block.resnets.0.norm1.conv_y.conv.weight")
 
 
 def hub_folders(root: Path, depth: int = MAX_DEPTH) -> Iterator[Path]:
@@ -68,11 +70,14 @@ def find_models(hub_roots: Iterable[Path], files: Mapping[str, Path]) -> dict[st
         files: candidates for single-file transformers, name -> path.
     """
     found: dict[str, Path] = {}
-    for root in hub_roots:
-        for folder in hub_folders(Path(root)):
+    for root in map(Path, hub_roots):
+        if is_hub_folder(root):  # the folder of models is itself a link to one
+            found.setdefault(root.name, root)
+            continue
+        for folder in hub_folders(root):
             found.setdefault(folder.relative_to(root).as_posix(), folder)
     for name, path in files.items():
-        if Path(path).suffix == ".safetensors" and is_transformer_file(Path(path)):
+        if is_transformer_file(Path(path)):
             found.setdefault(name, Path(path))
     return found
 
@@ -218,17 +223,21 @@ def load_vae_config(path: Path, weights: Weights) -> VAEConfig:
     return config
 
 
-def no_model_message(name: str, what: str, found: Iterable[str], searched: Iterable[Path]) -> str:
+def no_model_message(
+    name: str, what: str, found: Iterable[str], folders: Iterable[Path], file_folders: Iterable[Path]
+) -> str:
     """What to say when a model can't be found: what there is, every folder looked in, and what to put there.
 
     Args:
         name: what was asked for, or "" for any.
         what: "model", "text encoder" or "VAE".
+        folders: where repositories are looked for.
+        file_folders: where single files are looked for.
     """
     listed = ", ".join(found)
     problem = f"the {what} {name} is not among those found ({listed})" if listed else f"no CogVideoX-Fun {what} found"
-    folders = ", ".join(dict.fromkeys(str(folder) for folder in searched))
     return (
-        f"{problem}. Looked for hub folders and single files in {folders}. Download a repository, for example "
-        f"{HUB_EXAMPLE} from Hugging Face, into one of them and refresh"
+        f"{problem}. Download a whole repository, for example {HUB_EXAMPLE} of Hugging Face, into one of the folders "
+        f"{', '.join(dict.fromkeys(map(str, folders)))}, or a single safetensors file into one of "
+        f"{', '.join(dict.fromkeys(map(str, file_folders)))}; then refresh"
     )

@@ -171,7 +171,7 @@ class CogVideoXFun(comfy.model_base.BaseModel):
         given = "control" if mask is None else "inpaint"
         if latent is None or given != kind:
             remedy = {
-                "text": "remove the conditioning, or load an InP (33 channels) or Control (32 channels) model",
+                "text": f"remove it, or load {'a Control (32' if mask is None else 'an InP (33'} channels) model",
                 "inpaint": "use Inpaint Conditioning, or load a Control (32 channels) model",
                 "control": "remove Inpaint Conditioning, or load an InP (33 channels) model",
             }[kind]
@@ -306,9 +306,9 @@ def model_of(patcher) -> CogVideoXFun:
     return model
 
 
-def progress_tick(total: int):
+def progress_tick():
     """A tick(done, total) that moves a progress bar of the host and lets the user interrupt."""
-    bar = comfy.utils.ProgressBar(total)
+    bar = comfy.utils.ProgressBar(1)
 
     def tick(done: int, total: int) -> None:
         check_interrupt(done, total)

@@ -60,4 +60,7 @@ class CogVideoXDDIM(comfy.samplers.Sampler):
                     callback(step, denoised, x, len(self.timesteps))
 
             final = 1.0 if self.schedule.final_alpha_one else float(alphas[0])
-            return cogvideox_ddim(predict, x, self.timesteps, self.total_steps, alphas, final, on_step)
+            x = cogvideox_ddim(predict, x, self.timesteps, self.total_steps, alphas, final, on_step)
+        if denoise_mask is not None:  # the last step can end above timestep 0, with noise left in what is kept
+            x = x * denoise_mask + latent_image * (1 - denoise_mask)
+        return x

@@ -119,17 +119,20 @@ def quantization(state: dict, metadata: dict) -> tuple[dict, dict]:
         state, metadata = comfy.utils.convert_old_quants(state, "", metadata=metadata)
         found = comfy.utils.detect_layer_quantization(state, "")
         return state, {} if found is None else {"quantization_metadata": found}
+    if any(key.endswith(".comfy_quant") for key in state):
+        raise CheckpointError("this ComfyUI is too old for the file's quantisation: update it, or take an fp16 T5")
     if "scaled_fp8" in state:
         return state, {"scaled_fp8": state["scaled_fp8"].dtype}
     return state, {}
 
 
-def load_clip(path: str | Path, tokenizer: str | Path | None = None):
+def load_clip(path: str | Path, tokenizer: str | Path | None = None, disable_dynamic: bool = False):
     """Load T5 as the host's CLIP.
 
     Args:
         path: a ``text_encoder`` folder with its config.json, or a single T5-XXL file.
         tokenizer: the folder's tokenizer; None for the host's own T5 tokenizer.
+        disable_dynamic: for the host, when it makes an independent copy.
 
     Raises:
         CheckpointError: what is wrong with the files, and what to do.
@@ -156,6 +159,8 @@ def load_clip(path: str | Path, tokenizer: str | Path | None = None):
         "parameters": sum(math.prod(info.shape) for info in weights.tensors.values()),
         "model_options": model_options,
     }
+    if accepts(comfy.sd.CLIP.__init__, "disable_dynamic"):
+        options["disable_dynamic"] = disable_dynamic
     if accepts(comfy.sd.CLIP.__init__, "state_dict"):
         clip = comfy.sd.CLIP(target, state_dict=[dict(state)], **options)
     else:
@@ -177,5 +182,5 @@ def encoder_state(clip, state: dict) -> dict:
     }
 
 
-def reload_clip_patcher(path: str, tokenizer: str | None, **_options):
-    return load_clip(path, tokenizer).patcher
+def reload_clip_patcher(path: str, tokenizer: str | None, disable_dynamic: bool = False):
+    return load_clip(path, tokenizer, disable_dynamic).patcher

@@ -12,7 +12,7 @@ import torch
 from ..sampling.geometry import SPATIAL_COMPRESSION, TEMPORAL_COMPRESSION, legal_length
 from .checkpoint import load_vae_config
 from .host_model import progress_tick
-from .vae import CogVideoXVAE
+from .vae import CogVideoXVAE, encode_chunks
 from .weights import open_weights
 
 log = logging.getLogger(__name__)
@@ -49,7 +49,8 @@ class HostVAE(comfy.sd.VAE):
         offload_device = comfy.model_management.vae_offload_device()
         operations = comfy.ops.disable_weight_init
         self.first_stage_model = CogVideoXVAE(config, operations, dtype=self.vae_dtype).eval().requires_grad_(False)
-        self.first_stage_model.load_state_dict({key: weights[key] for key in expected})
+        state = weights.load()
+        self.first_stage_model.load_state_dict({key: state[key] for key in expected})
         self.patcher = comfy.model_patcher.ModelPatcher(
             self.first_stage_model, load_device=self.device, offload_device=offload_device
         )
@@ -75,15 +76,17 @@ class HostVAE(comfy.sd.VAE):
         self.audio_sample_rate = 44100
 
     def _memory_decode(self, shape, dtype) -> float:
-        """Bytes of one decoded chunk: eight frames at full width, with what a convolution needs beside them."""
+        """Bytes of one decoded chunk: twelve copies of its frames at full width, the live storage of a traced run."""
         widest = self.first_stage_model.config.block_out_channels[0]
         pixels = shape[3] * shape[4] * SPATIAL_COMPRESSION**2
-        return 8 * pixels * widest * 5 * comfy.model_management.dtype_size(dtype)
+        frames = 1 if shape[2] == 1 else 8
+        return 12 * frames * pixels * widest * comfy.model_management.dtype_size(dtype)
 
     def _memory_encode(self, shape, dtype) -> float:
-        """Bytes of one encoded chunk: up to thirteen frames at full width."""
+        """Bytes of the first and longest chunk, likewise: 6.5 copies of its frames and the two that it looks back."""
         widest = self.first_stage_model.config.block_out_channels[0]
-        return 9 * shape[3] * shape[4] * widest * 4 * comfy.model_management.dtype_size(dtype)
+        frames = encode_chunks(legal_length(shape[2]))[0].stop + 2
+        return 6.5 * frames * shape[3] * shape[4] * widest * comfy.model_management.dtype_size(dtype)
 
     def _output_dtype(self) -> torch.dtype:
         return self.vae_output_dtype() if hasattr(self, "vae_output_dtype") else torch.float32
@@ -98,14 +101,15 @@ class HostVAE(comfy.sd.VAE):
             output_dtype=self._output_dtype(),
             tile=tile,
             overlap=overlap,
-            tick=progress_tick(1),
+            tick=progress_tick(),
         )
 
     def _with_fallback(self, function, source, memory, tile, overlap, what: str, unit: int) -> torch.Tensor:
         """Run; after an out-of-memory, run once more in spatial tiles and say so."""
         area = source.shape[3] * source.shape[4]
+        if tile >= max(source.shape[3:]):
+            tile = overlap = 0
         if tile:
-            tile = min(tile, max(source.shape[3:]))
             memory *= min(1.0, tile * tile / area)
         try:
             return self._run(function, source, memory, tile, overlap)
@@ -126,7 +130,7 @@ class HostVAE(comfy.sd.VAE):
         """As `decode`, in spatial tiles of ``tile_x`` latents; ``tile_t`` is ignored."""
         if samples.ndim == 4:
             samples = samples.unsqueeze(2)  # an image's latent
-        if samples.ndim != 5 or samples.shape[1] != self.latent_channels:
+        if samples.ndim != 5 or samples.shape[1] != self.latent_channels or not samples.shape[2]:
             raise ValueError(
                 f"the latent has the shape {list(samples.shape)}, expected [batch, {self.latent_channels}, frames, "
                 "height / 8, width / 8] from a CogVideoX model"

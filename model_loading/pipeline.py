@@ -9,7 +9,7 @@ from pathlib import Path
 
 import torch
 
-from ..sampling.geometry import SPATIAL_COMPRESSION, check_size, frames_to_latent_t, latent_t_to_frames
+from ..sampling.geometry import SPATIAL_COMPRESSION, check_size, frames_to_latent_t
 from ..sampling.inpaint import add_reference_noise, inpaint_latents, mask_video
 from ..sampling.masks import fit_mask, mask_to_latent
 from ..sampling.schedule import add_noise, cogvideox_ddim, is_new
@@ -157,7 +157,3 @@ class Pipeline:
         """A scaled latent, 1 16 T h w, as a video F H W 3 of 0..1."""
         pixels = self.vae.decode(latent / self.checkpoint.scale_factor)[0].movedim(0, -1)  # CTHW -> THWC
         return (pixels / 2 + 0.5).clamp(0, 1)
-
-    @staticmethod
-    def length_of(latent: torch.Tensor) -> int:
-        return latent_t_to_frames(latent.shape[2])

@@ -1,6 +1,6 @@
 """Run an encoder or decoder over a video: chunk by chunk in time, tile by tile in space, collected elsewhere."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 
 import torch
 
@@ -23,6 +23,58 @@ def tile_weight(size: int, overlap: int, at_start: bool, at_end: bool) -> torch.
     if not at_end and overlap:
         weight[size - overlap :] = torch.minimum(weight[size - overlap :], ramp.flip(0))
     return weight
+
+
+class Canvas:
+    """Where finished chunks are put, and where overlapping tiles are blended.
+
+    Args:
+        shape: of the whole output, B C T H W.
+        source_size: height and width of the input, in whose units tiles are given.
+        overlap: of the tiles, in the input's units.
+        plain: there is one tile only, so chunks are copied as they are.
+    """
+
+    def __init__(self, shape: tuple[int, ...], source_size: tuple[int, int], overlap: int, plain: bool, device, dtype):
+        self.output = torch.zeros(shape, device=device, dtype=dtype)
+        self.source_h, self.source_w = source_size
+        self.factor = shape[3] / self.source_h
+        self.ramp = int(overlap * self.factor)
+        self.coverage = None if plain else torch.zeros(shape[3:], device=device, dtype=dtype)
+
+    def scaled(self, span: slice) -> slice:
+        return slice(int(span.start * self.factor), int(span.stop * self.factor))
+
+    def weight(self, row: slice, column: slice) -> torch.Tensor:
+        """The weight of a tile's pixels, [H, W]: 1 inside, falling towards neighbours."""
+        ys, xs = self.scaled(row), self.scaled(column)
+        down = tile_weight(ys.stop - ys.start, self.ramp, row.start == 0, row.stop == self.source_h)
+        across = tile_weight(xs.stop - xs.start, self.ramp, column.start == 0, column.stop == self.source_w)
+        return (down[:, None] * across[None]).to(self.output)
+
+    def put(self, index: int, chunks: Iterator[torch.Tensor], row: slice, column: slice) -> Iterator[None]:
+        """Add one tile of one video, chunk by chunk; yields after each."""
+        ys, xs = self.scaled(row), self.scaled(column)
+        weight = None
+        if self.coverage is not None:
+            weight = self.weight(row, column)
+            if index == 0:
+                self.coverage[ys, xs] += weight
+        start = 0
+        for chunk in chunks:
+            chunk = chunk.to(self.output)
+            target = self.output[index : index + 1, :, start : start + chunk.shape[2], ys, xs]
+            if weight is None:
+                target.copy_(chunk)
+            else:
+                target.add_(chunk * weight)
+            start += chunk.shape[2]
+            yield
+
+    def finish(self) -> torch.Tensor:
+        if self.coverage is not None:
+            self.output /= self.coverage
+        return self.output
 
 
 def stream(
@@ -55,49 +107,21 @@ def stream(
         tick: called with (done, total) after each chunk.
     """
     in_h, in_w = source.shape[3:]
-    out_h, out_w = shape[3:]
     if tile and not 0 <= overlap < tile:
         raise ValueError(f"the tiles' overlap is {overlap}, expected less than their size, {tile}")
     rows, columns = ([slice(0, n)] if not tile else tile_spans(n, tile, overlap) for n in (in_h, in_w))
+    tiles = [(row, column) for row in rows for column in columns]
 
     def to(x: torch.Tensor) -> torch.Tensor:
         return x.to(device=device or source.device, dtype=dtype or source.dtype)
 
-    def scaled(span: slice) -> slice:  # to the output's units
-        return slice(span.start * out_h // in_h, span.stop * out_h // in_h)
-
-    out_device = output_device or source.device
-    output = torch.zeros(shape, device=out_device, dtype=output_dtype or torch.float32)
-    plain = len(rows) == len(columns) == 1
-    ramp = overlap * out_h // in_h
-    coverage = None if plain else torch.zeros(out_h, out_w)
-    done, total = 0, shape[0] * len(rows) * len(columns) * chunks
+    where = output_device or source.device
+    canvas = Canvas(shape, (in_h, in_w), overlap, len(tiles) == 1, where, output_dtype or torch.float32)
+    done, total = 0, shape[0] * len(tiles) * chunks
     for index in range(shape[0]):  # one video at a time: batches gain nothing and would raise the peak
-        for row in rows:
-            for column in columns:
-                ys, xs = scaled(row), scaled(column)
-                if plain:
-                    weight = None
-                else:
-                    weight = (
-                        tile_weight(ys.stop - ys.start, ramp, row.start == 0, row.stop == in_h)[:, None]
-                        * tile_weight(xs.stop - xs.start, ramp, column.start == 0, column.stop == in_w)[None]
-                    )
-                    if index == 0:
-                        coverage[ys, xs] += weight
-                    weight = weight.to(output)
-                start = 0
-                for chunk in run(source[index : index + 1, :, :, row, column], to):
-                    chunk = chunk.to(device=out_device, dtype=output.dtype)
-                    target = output[index : index + 1, :, start : start + chunk.shape[2], ys, xs]
-                    if weight is None:
-                        target.copy_(chunk)
-                    else:
-                        target.add_(chunk * weight)
-                    start += chunk.shape[2]
-                    done += 1
-                    if tick is not None:
-                        tick(done, total)
-    if coverage is not None:
-        output /= coverage.to(output)
-    return output
+        for row, column in tiles:
+            for _ in canvas.put(index, run(source[index : index + 1, :, :, row, column], to), row, column):
+                done += 1
+                if tick is not None:
+                    tick(done, total)
+    return canvas.finish()

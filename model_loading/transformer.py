@@ -201,18 +201,20 @@ class CogVideoXTransformer(nn.Module):
         """The additive table (2B, N x dim) or the rope (5B, N x head_dim / 2) of a grid in tokens, cached."""
         key = (grid, device)
         if key not in self._positions:
-            config = self.config
-            base_t, base_h, base_w = config.base_grid
-            if not config.use_rotary_positional_embeddings:
-                scales = config.spatial_interpolation_scale, config.temporal_interpolation_scale
-                table = positions.trained_table(config.dim, base_t, base_h, base_w, *scales)
-                value = positions.interpolate_table(table, *grid)
-            elif config.patch_size_t is None:
-                value = positions.interpolated_rotary(*grid, base_h, base_w, config.attention_head_dim)
-            else:
-                value = positions.integer_rotary(*grid, config.attention_head_dim)
-            self._positions = {key: value.to(device)}
+            with torch.inference_mode(False):  # what is kept may be needed for training later
+                self._positions = {key: self.compute_positions(grid).to(device)}
         return self._positions[key]
+
+    def compute_positions(self, grid: tuple[int, int, int]) -> torch.Tensor:
+        config = self.config
+        base_t, base_h, base_w = config.base_grid
+        if not config.use_rotary_positional_embeddings:
+            scales = config.spatial_interpolation_scale, config.temporal_interpolation_scale
+            table = positions.trained_table(config.dim, base_t, base_h, base_w, *scales)
+            return positions.interpolate_table(table, *grid)
+        if config.patch_size_t is None:
+            return positions.interpolated_rotary(*grid, base_h, base_w, config.attention_head_dim)
+        return positions.integer_rotary(*grid, config.attention_head_dim)
 
     def prepare(self, x: torch.Tensor, extra_latents: torch.Tensor | None) -> torch.Tensor:
         """Concatenate what the model is conditioned on (zeros by default) and pad one V1.5 frame with a zero frame."""
@@ -250,7 +252,7 @@ class CogVideoXTransformer(nn.Module):
         Args:
             x: B 16 T h w, scaled and scaled to the model's input; h and w even, T even on V1.5 (or 1).
             timestep: [B], 0..999.
-            context: B L text_embed_dim, text features, L up to 226.
+            context: B L text_embed_dim, text features; the models were trained with L = 226.
             extra_latents: B (in_channels - 16) T h w, scaled: 17 inpaint or 16 control channels; None is zeros.
             transformer_options: the host's patches and options.
 
@@ -261,6 +263,11 @@ class CogVideoXTransformer(nn.Module):
             ValueError: a shape that the variant does not take; the message names the legal ones.
         """
         options = dict(transformer_options or {})
+        if context.shape[-1] != self.config.text_embed_dim:
+            raise ValueError(
+                f"the text features are {context.shape[-1]} wide, expected {self.config.text_embed_dim}: encode the "
+                "prompt with the model's own CLIP, or one from Load CogVideoX-Fun Text Encoder"
+            )
         latent_t = x.shape[2]
         x = self.prepare(x, extra_latents)
         patch_t = self.config.patch_size_t or 1
@@ -286,7 +293,7 @@ class CogVideoXTransformer(nn.Module):
         options["total_blocks"] = total
         options["block_type"] = "double"
         for index, block in enumerate(self.transformer_blocks):
-            if self.tick is not None:
+            if self.tick is not None and not torch.compiler.is_compiling():
                 self.tick(index, total)
             options["block_index"] = index
             if ("double_block", index) in replace:

@@ -152,7 +152,7 @@ class Downsample3D(nn.Module):
         batch, _, t, _, _ = x.shape
         if self.compress_time and t > 1:
             first = x[:, :, : t % 2]
-            x = torch.cat([first, F.avg_pool3d(x[:, :, t % 2 :], (2, 1, 1))], dim=2)
+            x = torch.cat([first, x[:, :, t % 2 :].unflatten(2, (-1, 2)).mean(3)], dim=2)
         x = rearrange(x, "b c t h w -> (b t) c h w")
         return rearrange(self.conv(F.pad(x, (0, 1, 0, 1))), "(b t) c h w -> b c t h w", b=batch)
 

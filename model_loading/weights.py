@@ -9,6 +9,7 @@ import torch
 
 from .config import CheckpointError
 
+LFS_POINTER = b"version https://git-lfs"
 MAX_HEADER = 100_000_000  # bytes, safetensors' own limit
 
 DTYPES = {
@@ -84,7 +85,12 @@ def read_header(path: Path) -> tuple[dict[str, TensorInfo], dict]:
     try:
         size = path.stat().st_size
         with path.open("rb") as file:
-            length = int.from_bytes(file.read(8), "little")
+            start = file.read(8)
+            length = int.from_bytes(start, "little")
+            if start == LFS_POINTER[:8]:
+                raise CheckpointError(
+                    f"{path} is a Git LFS pointer, not the file itself: git lfs pull, or download it"
+                )
             if size < 8 or length > min(MAX_HEADER, size - 8):
                 raise CheckpointError(
                     f"{path} is truncated or no safetensors file: its header should be {length} bytes long, "
@@ -102,6 +108,18 @@ def read_header(path: Path) -> tuple[dict[str, TensorInfo], dict]:
     metadata = header.pop("__metadata__", None) or {}
     payload = size - 8 - length
     return {key: _tensor_info(path, key, entry, payload) for key, entry in header.items()}, metadata
+
+
+def header_names(path: Path, key: str) -> bool:
+    """Whether a safetensors file's header names a tensor, without parsing it: for folders full of other models."""
+    if path.suffix != ".safetensors":
+        return False
+    try:
+        with path.open("rb") as file:
+            length = int.from_bytes(file.read(8), "little")
+            return length <= MAX_HEADER and f'{key}"'.encode() in file.read(length)
+    except OSError:
+        return False
 
 
 class Weights(Mapping):

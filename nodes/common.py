@@ -18,8 +18,8 @@ SPACING_TOOLTIP = (
     "the last timestep, linspace spreads them from the first to the last, leading begins them at the first."
 )
 DENOISE_TOOLTIP = (
-    "How much of the input is replaced, 0 to 1, as in KSampler: all steps are run, the last of steps / denoise. The "
-    "authors' 10 steps at strength 0.7 are 7 steps at denoise 0.7 here."
+    "How much of the input is replaced, 0 to 1. As in KSampler, all steps are run: they are the last of a schedule of "
+    "steps / denoise. The authors' 10 steps at strength 0.7 are 7 steps at denoise 0.7 here."
 )
 MASK_TOOLTIP = "1 (white) = generate, 0 (black) = keep."
 
@@ -123,6 +123,12 @@ def find_parts(part: str, kind: str, is_one) -> dict[str, Path]:
     return found
 
 
+def missing(found: dict[str, Path], name: str, what: str, kind: str) -> str:
+    """What to say of a name that is not found; see `choose`."""
+    name = "" if name == NO_MODEL else name
+    return checkpoint.no_model_message(name, what, found, hub_roots(), map(Path, folder_paths.get_folder_paths(kind)))
+
+
 def choose(found: dict[str, Path], name: str, what: str, kind: str) -> Path:
     """The path of a listed name; the first one if no name is given.
 
@@ -136,8 +142,7 @@ def choose(found: dict[str, Path], name: str, what: str, kind: str) -> Path:
     if not name and found:
         return next(iter(found.values()))
     if name not in found:
-        searched = [*hub_roots(), *map(Path, folder_paths.get_folder_paths(kind))]
-        raise ValueError(checkpoint.no_model_message(name, what, found, searched))
+        raise ValueError(missing(found, name, what, kind))
     return found[name]
 
 

@@ -1,5 +1,7 @@
 """Videos to latents and back, and empty latents."""
 
+import logging
+
 import comfy.model_management
 import torch
 from comfy_api.latest import io
@@ -9,6 +11,8 @@ from ..sampling.geometry import SPATIAL_COMPRESSION, check_size, frames_to_laten
 from ..sampling.inpaint import add_reference_noise, mask_video
 from ..sampling.masks import check_image, fit_mask
 from . import common
+
+log = logging.getLogger(__name__)
 
 
 def fit_length(length: int, model=None) -> int:
@@ -54,6 +58,8 @@ def encode(vae, video, mask, tile_size: int, overlap: int, noise_augmentation: f
     pixels = video * 2 - 1
     if mask is not None:
         mask = fit_mask(mask, length, height, width)
+        if not mask.any():
+            log.warning("the mask keeps everything: nothing will be generated (1, white, is what is generated)")
         if mask.all():
             grid = height // SPATIAL_COMPRESSION, width // SPATIAL_COMPRESSION
             return empty_latent(1, frames_to_latent_t(length), *grid)

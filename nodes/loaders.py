@@ -45,6 +45,11 @@ class ModelLoader(io.ComfyNode):
         )
 
     @classmethod
+    def validate_inputs(cls, model):
+        found = common.find_models()
+        return True if model in found else common.missing(found, model, "model", "diffusion_models")
+
+    @classmethod
     def fingerprint_inputs(cls, model="", **_inputs):
         return common.fingerprint(common.find_models().get(model))
 
@@ -89,6 +94,11 @@ class TextEncoderLoader(io.ComfyNode):
         return common.find_parts("text_encoder", "text_encoders", text_encoder.is_t5_file)
 
     @classmethod
+    def validate_inputs(cls, text_encoder):
+        found = cls.found()
+        return True if text_encoder in found else common.missing(found, text_encoder, "text encoder", "text_encoders")
+
+    @classmethod
     def fingerprint_inputs(cls, text_encoder="", **_inputs):
         return common.fingerprint(cls.found().get(text_encoder))
 
@@ -119,6 +129,11 @@ class VAELoader(io.ComfyNode):
     @staticmethod
     def found():
         return common.find_parts("vae", "vae", checkpoint.is_vae_file)
+
+    @classmethod
+    def validate_inputs(cls, vae_name):
+        found = cls.found()
+        return True if vae_name in found else common.missing(found, vae_name, "VAE", "vae")
 
     @classmethod
     def fingerprint_inputs(cls, vae_name="", **_inputs):

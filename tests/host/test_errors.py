@@ -38,20 +38,23 @@ def latent_of(graph, *shape):
     return graph.tensor("Latent", torch.zeros(shape))
 
 
-def test_no_model_found(host, tmp_path):
-    """Every folder that was looked in, and the repository to put there."""
-    (tmp_path / "custom_nodes").mkdir()
-    with comfy.serve(host, tmp_path) as server:
-        graph = Lab(server, tmp_path).graph()
+@pytest.mark.parametrize("name", ["CogVideoX-Fun-V1.1-2b-InP", "(no model found)"])
+def test_no_model_found(host, tmp_path_factory, name):
+    """What a template, or an empty list, gives where there is no model: every folder, and the repository to get."""
+    base = tmp_path_factory.mktemp("empty")
+    with comfy.serve(host, base) as server:
+        graph = Lab(server, base).graph()
         latent = graph.fun("EmptyLatent", width=16, height=16, length=1, batch_size=1)
-        model = graph.loader("(no model found)")
-        graph.node("PreviewImage", images=graph.node("VAEDecode", samples=latent, vae=model[2]))
-        with pytest.raises(Failed) as error:
-            graph.lab.run(graph.workflow)
-    message = str(error.value)
-    for folder in ("CogVideoX_Fun", "Fun_Models", "VideoX_Fun", "CogVideo", "diffusion_models"):
-        assert str(tmp_path / "models" / folder) in message
-    assert "alibaba-pai/CogVideoX-Fun-V1.1-2b-InP" in message
+        for loader in ({"vae": graph.loader(name)[2]}, {"vae": graph.fun("VAELoader", vae_name=f"{name}/vae")}):
+            decoded = graph.node("VAEDecode", samples=latent, **loader)
+            preview = graph.node("PreviewImage", images=decoded)
+            with pytest.raises(Failed) as error:
+                graph.lab.run(graph.workflow)
+            del graph.workflow[preview.key], graph.workflow[decoded.key]
+            message = str(error.value)
+            for folder in ("CogVideoX_Fun", "Fun_Models", "VideoX_Fun", "CogVideo"):
+                assert str(base / "models" / folder) in message
+            assert "alibaba-pai/CogVideoX-Fun-V1.1-2b-InP" in message
 
 
 def break_model(lab, name, change):

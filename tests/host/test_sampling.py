@@ -117,6 +117,18 @@ def test_a_noise_mask_keeps_what_it_masks(setting):
     assert relative(stock, ours) <= 2e-4
 
 
+@pytest.mark.parametrize("steps", [6, 17])
+def test_a_noise_mask_keeps_to_the_digit_at_odd_step_counts(setting, steps):
+    """There the authors' last step ends above timestep 0; what is kept must not keep its noise."""
+    graph, model, positive, negative, latent = setting
+    start = graph.sampler(model, positive, negative, latent, seed=9)
+    mask = torch.zeros(1, 48, 80)
+    mask[:, :, 40:] = 1
+    masked = graph.node("SetLatentNoiseMask", samples=start, mask=graph.tensor("Mask", mask))
+    before, after = graph.get(start, graph.sampler(model, positive, negative, masked, steps=steps))
+    assert torch.allclose(after[..., :5], before[..., :5], atol=1e-5)
+
+
 def test_the_same_seed_gives_the_same_video_twice_and_in_another_process(host, lab, tmp_path):
     def video(lab: Lab, seed: int, prompt: str):
         graph = lab.graph()

@@ -52,6 +52,27 @@ def test_encode_tiled(lab):
     assert torch.corrcoef(torch.stack([tiled.flatten(), plain.flatten()]))[0, 1] > 0.9
 
 
+@pytest.mark.parametrize("tile_size, overlap", [(512, 64), (512, 256), (2048, 1024)])
+def test_tiles_larger_than_the_frame_are_the_whole_frame(lab, tile_size, overlap):
+    """The stock nodes' defaults on a small video."""
+    graph = lab.graph()
+    vae = graph.fun("VAELoader", vae_name="tiny-5b/vae")
+    latent = graph.tensor("Latent", torch.randn(1, 16, 3, 8, 8, generator=torch.Generator().manual_seed(0)))
+    pixels = graph.tensor("Image", torch.rand(5, 64, 64, 3, generator=torch.Generator().manual_seed(0)))
+    tiles = {"tile_size": tile_size, "overlap": overlap}
+    time_tiles = {"temporal_size": 64, "temporal_overlap": 8}
+    plain, stock, ours, plain_latent, stock_latent, our_latent = graph.get(
+        graph.node("VAEDecode", samples=latent, vae=vae),
+        graph.node("VAEDecodeTiled", samples=latent, vae=vae, **tiles, **time_tiles),
+        graph.fun("VAEDecode", vae=vae, latent=latent, **tiles),
+        graph.node("VAEEncode", pixels=pixels, vae=vae),
+        graph.node("VAEEncodeTiled", pixels=pixels, vae=vae, **tiles, **time_tiles),
+        graph.fun("VAEEncode", vae=vae, video=pixels, **{**ENCODE, **tiles}),
+    )
+    assert torch.equal(plain, stock) and torch.equal(plain, ours)
+    assert torch.equal(plain_latent, stock_latent) and torch.equal(plain_latent, our_latent)
+
+
 def test_twelve_latents_give_45_frames(lab):
     graph = lab.graph()
     latent = graph.tensor("Latent", torch.randn(1, 16, 12, 2, 2))

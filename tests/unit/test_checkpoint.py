@@ -150,6 +150,12 @@ class TestBrokenFiles:
         with pytest.raises(CheckpointError, match=f"{WEIGHTS}.*download it again"):
             checkpoint.open_checkpoint(model)
 
+    def test_git_lfs_pointer(self, tmp_path):
+        path = tmp_path / "x.safetensors"
+        path.write_text("version https://git-lfs.github.com/spec/v1\noid sha256:0\nsize 1\n")
+        with pytest.raises(CheckpointError, match="Git LFS pointer"):
+            read_header(path)
+
     def test_no_header(self, tmp_path):
         path = tmp_path / "x.safetensors"
         path.write_bytes((10).to_bytes(8, "little") + b"not json!!")
@@ -269,12 +275,20 @@ class TestFindModels:
             (tmp_path / name / "model").symlink_to(tiny_model)
         assert checkpoint.find_models([tmp_path / "b", tmp_path / "a"], {})["model"] == tmp_path / "b" / "model"
 
+    def test_a_root_that_is_itself_a_model(self, tiny_model):
+        assert checkpoint.find_models([tiny_model], {}) == {tiny_model.name: tiny_model}
+
+    def test_other_families_are_not_listed(self, tmp_path):
+        write_json(tmp_path / "flux" / "transformer" / "config.json", {"_class_name": "FluxTransformer2DModel"})
+        write_json(tmp_path / "unnamed" / "transformer" / "config.json", {"in_channels": 33})
+        assert checkpoint.find_models([tmp_path], {}) == {}
+
     def test_a_folder_that_links_to_its_parent(self, tmp_path):
         (tmp_path / "loop").symlink_to(tmp_path)
         assert checkpoint.find_models([tmp_path], {}) == {}
 
     def test_message_names_every_folder_and_a_repository(self, tmp_path):
-        message = checkpoint.no_model_message("", "model", [], [tmp_path / "a", tmp_path / "b"])
+        message = checkpoint.no_model_message("", "model", [], [tmp_path / "a"], [tmp_path / "b"])
         assert str(tmp_path / "a") in message and str(tmp_path / "b") in message
         assert "alibaba-pai/CogVideoX-Fun-V1.1-2b-InP" in message
 

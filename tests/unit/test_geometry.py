@@ -48,7 +48,7 @@ def test_sizes_that_are_no_multiple_of_16(width, height, words):
 
 def test_too_many_latent_frames():
     geometry.check_latent_t(13, None, 13)
-    with pytest.raises(ValueError, match="length of 53.*49 or less, or use context windows"):
+    with pytest.raises(ValueError, match="length of 53.*49 or less"):
         geometry.check_latent_t(14, None, 13)
 
 

@@ -71,6 +71,20 @@ def test_positions_are_computed_once_per_grid(monkeypatch):
     assert len(model._positions) == 1, "only the last grid is kept"
 
 
+def test_positions_kept_from_inference_serve_training():
+    for variant in ("2b", "5b"):
+        model = build(variant)
+        with torch.inference_mode():
+            call(model)
+        model.requires_grad_(True)
+        call(model).sum().backward()
+
+
+def test_text_of_another_width():
+    with pytest.raises(ValueError, match="text features are 64 wide, expected 32.*own CLIP"):
+        build("5b")(torch.randn(1, 16, 4, 6, 10), torch.tensor([1]), torch.randn(1, 226, 64))
+
+
 def test_tick_before_every_block():
     seen = []
     model = build("5b", tick=lambda done, total: seen.append((done, total)))

@@ -135,6 +135,15 @@ def test_tiles_blend_without_a_dark_seam():
     assert torch.allclose(out, torch.ones_like(out))
 
 
+def test_encoding_in_bf16():
+    model = CogVideoXVAE(CONFIG).eval().requires_grad_(False)
+    model.load_state_dict(random_weights(model, seed=0))
+    pixels = torch.rand(1, 3, 9, 16, 16) * 2 - 1
+    full = model.encode(pixels)
+    half = model.to(torch.bfloat16).encode(pixels, dtype=torch.bfloat16)
+    assert (half - full).abs().max() < 0.1 * full.abs().max()
+
+
 def test_overlap_as_large_as_the_tile(vae):
     with pytest.raises(ValueError, match="overlap is 8, expected less than their size, 8"):
         vae.decode(torch.randn(1, 16, 1, 16, 16), tile=8, overlap=8)
