@@ -259,10 +259,9 @@ def load_model(path: str | Path, weight_dtype: str = "default", disable_dynamic:
     """
     checkpoint = open_checkpoint(path)
     with torch.device("meta"):
-        expected = {k: tuple(v.shape) for k, v in CogVideoXTransformer(checkpoint.config).state_dict().items()}
-    checkpoint.weights.check(expected)
-    checkpoint.weights.check_finite()
-    unexpected = set(checkpoint.weights) - set(expected) - {"patch_embed.pos_embedding", "v_pred"}
+        expected = CogVideoXTransformer(checkpoint.config)
+    state = checkpoint.weights.load_for(expected)
+    unexpected = set(checkpoint.weights) - set(state) - {"patch_embed.pos_embedding", "v_pred"}
     if unexpected:
         raise CheckpointError(
             f"{path}: {len(unexpected)} tensors belong to no known CogVideoX transformer, first "
@@ -279,7 +278,6 @@ def load_model(path: str | Path, weight_dtype: str = "default", disable_dynamic:
         Patcher = getattr(comfy.model_patcher, "CoreModelPatcher", Patcher)
     model.to(offload_device)
     patcher = Patcher(model, load_device=load_device, offload_device=offload_device)
-    state = {key: tensor for key, tensor in checkpoint.weights.load().items() if key in expected}
     assign = {"assign": patcher.is_dynamic()} if accepts(model.load_model_weights, "assign") else {}
     model.load_model_weights(state, "", **assign)
     patcher.cached_patcher_init = (load_model, (str(path), weight_dtype))

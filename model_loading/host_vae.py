@@ -37,10 +37,6 @@ class HostVAE(comfy.sd.VAE):
     def __init__(self, path: str | Path, device=None, dtype=None):
         weights = open_weights(Path(path))
         config = load_vae_config(Path(path), weights)
-        with torch.device("meta"):
-            expected = {k: tuple(v.shape) for k, v in CogVideoXVAE(config).state_dict().items()}
-        weights.check(expected)
-        weights.check_finite()
         self._describe(config.latent_channels)
 
         self.device = device or comfy.model_management.vae_device()
@@ -49,8 +45,7 @@ class HostVAE(comfy.sd.VAE):
         offload_device = comfy.model_management.vae_offload_device()
         operations = comfy.ops.disable_weight_init
         self.first_stage_model = CogVideoXVAE(config, operations, dtype=self.vae_dtype).eval().requires_grad_(False)
-        state = weights.load()
-        self.first_stage_model.load_state_dict({key: state[key] for key in expected})
+        self.first_stage_model.load_state_dict(weights.load_for(self.first_stage_model))
         self.patcher = comfy.model_patcher.ModelPatcher(
             self.first_stage_model, load_device=self.device, offload_device=offload_device
         )

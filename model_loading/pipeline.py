@@ -24,10 +24,7 @@ from .weights import open_weights
 def load_transformer(checkpoint: Checkpoint, dtype: torch.dtype = torch.float32, **options) -> CogVideoXTransformer:
     """The transformer of a checkpoint; options as for `CogVideoXTransformer`."""
     model = CogVideoXTransformer(checkpoint.config, dtype=dtype, **options).eval().requires_grad_(False)
-    state = model.state_dict()
-    checkpoint.weights.check({key: tuple(value.shape) for key, value in state.items()})
-    checkpoint.weights.check_finite()
-    model.load_state_dict({key: checkpoint.weights[key] for key in state})
+    model.load_state_dict(checkpoint.weights.load_for(model))
     return model
 
 
@@ -35,10 +32,7 @@ def load_vae(path: Path, dtype: torch.dtype = torch.float32) -> CogVideoXVAE:
     """A VAE folder or file."""
     weights = open_weights(path)
     model = CogVideoXVAE(load_vae_config(path, weights), dtype=dtype).eval().requires_grad_(False)
-    state = model.state_dict()
-    weights.check({key: tuple(value.shape) for key, value in state.items()})
-    weights.check_finite()
-    model.load_state_dict({key: weights[key] for key in state})
+    model.load_state_dict(weights.load_for(model))
     return model
 
 

@@ -180,6 +180,20 @@ class Weights(Mapping):
                     f"{self.name}: {key} has the shape {list(self.tensors[key].shape)}, expected {list(shape)}"
                 )
 
+    def load_for(self, module: torch.nn.Module) -> dict[str, torch.Tensor]:
+        """The mapped tensors of exactly a module's parameters, checked: all there, of the right shape, and finite.
+
+        Args:
+            module: may lie on the meta device.
+
+        Raises:
+            CheckpointError: names the first tensor that is missing, of another shape, or holds NaN or infinity.
+        """
+        expected = {key: tuple(value.shape) for key, value in module.state_dict().items()}
+        self.check(expected)
+        self.check_finite()
+        return {key: tensor for key, tensor in self._read(expected)}
+
     def check_finite(self) -> None:
         """Raise a CheckpointError that names the first tensor with NaN or infinity."""
         for key, tensor in self._read(self.tensors):

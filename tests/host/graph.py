@@ -34,6 +34,13 @@ class Lab:
     def graph(self) -> "Graph":
         return Graph(self)
 
+    def setting(self, model_name: str) -> tuple["Graph", Node, Node, Node, Node]:
+        """A graph with a model, a positive and a negative prompt, and an empty latent of 80 x 48 pixels, 9 frames."""
+        graph = self.graph()
+        model = graph.loader(model_name)
+        latent = graph.fun("EmptyLatent", width=80, height=48, length=9, batch_size=1)
+        return graph, model, *graph.prompts(model[1]), latent
+
     def path(self, suffix: str = ".safetensors") -> str:
         return str(self.base / f"probe-{next(self.numbers)}{suffix}")
 

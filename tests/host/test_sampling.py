@@ -14,11 +14,7 @@ def relative(a: torch.Tensor, b: torch.Tensor) -> float:
 @pytest.fixture
 def setting(lab):
     """A graph with a 5B model, prompts and an empty latent."""
-    graph = lab.graph()
-    model = graph.loader("authors-5b")
-    positive, negative = graph.prompts(model[1])
-    latent = graph.fun("EmptyLatent", width=80, height=48, length=9, batch_size=1)
-    return graph, model, positive, negative, latent
+    return lab.setting("authors-5b")
 
 
 def ksampler(graph, model, positive, negative, latent, **options):

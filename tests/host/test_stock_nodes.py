@@ -12,11 +12,7 @@ from safetensors.torch import load_file, save_file
 
 @pytest.fixture
 def setting(lab):
-    graph = lab.graph()
-    model = graph.loader("tiny-5b")
-    positive, negative = graph.prompts(model[1])
-    latent = graph.fun("EmptyLatent", width=80, height=48, length=9, batch_size=1)
-    return graph, model, positive, negative, latent
+    return lab.setting("tiny-5b")
 
 
 def test_decode_tiled_keeps_the_frames_of_22_latents(lab):
