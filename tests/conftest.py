@@ -1,3 +1,5 @@
+from collections import Counter
+
 import pack
 import pytest
 
@@ -10,3 +12,11 @@ def tiny_model(tmp_path_factory):
     from cogvideox_fun.demo.tiny_model import write_tiny_model
 
     return write_tiny_model(tmp_path_factory.mktemp("tiny") / "model", "2b")
+
+
+def pytest_terminal_summary(terminalreporter):
+    """One line per reason for which tests were skipped."""
+    skipped = terminalreporter.stats.get("skipped", [])
+    reasons = Counter(str(report.longrepr[2]).removeprefix("Skipped: ") for report in skipped)
+    for reason, count in reasons.items():
+        terminalreporter.line(f"{count} skipped: {reason}")
