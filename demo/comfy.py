@@ -23,6 +23,7 @@ ROOT = Path(__file__).resolve().parent.parent
 MODEL_NAME = "CogVideoX-Fun-V1.1-2b-InP"  # what the shipped workflows name
 WORKFLOW = ROOT / "tests" / "data" / "api" / "start_end_image_to_video.json"
 START_SECONDS = 240
+NO_HOST = "no ComfyUI found: set COMFYUI_PATH to one (default ~/comfy/ComfyUI) and COMFYUI_PYTHON to its Python"
 
 
 @dataclasses.dataclass(frozen=True)

@@ -48,7 +48,7 @@ return {missing, output: (await app.graphToPrompt()).output};
 def what_is_missing() -> str | None:
     """One line that says what the conversion needs and how to give it; None if everything is there."""
     if comfy.find_host() is None:
-        return "no ComfyUI: set COMFYUI_PATH to one, and COMFYUI_PYTHON to its Python if it has no venv of its own"
+        return comfy.NO_HOST
     if find_browser() is None:
         return "no Chromium: install chromium and chromedriver, or set CHROMIUM and CHROMEDRIVER to them"
     return None

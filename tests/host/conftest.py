@@ -14,7 +14,6 @@ from graph import Lab
 from PIL import Image
 from safetensors.torch import load_file, save_file
 
-SKIP = "no ComfyUI found: set COMFYUI_PATH to one (default ~/comfy/ComfyUI) and COMFYUI_PYTHON to its Python"
 SCALES = {"2b": 1.15258426, "5b": 0.7, "v1.5": 0.7}
 
 
@@ -22,7 +21,7 @@ SCALES = {"2b": 1.15258426, "5b": 0.7, "v1.5": 0.7}
 def host():
     found = comfy.find_host()
     if found is None:
-        pytest.skip(SKIP)
+        pytest.skip(comfy.NO_HOST)
     return found
 
 
