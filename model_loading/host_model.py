@@ -1,7 +1,7 @@
 """The MODEL: our transformer inside the host's BaseModel and ModelPatcher, on every supported ComfyUI.
 
-Only this module and its neighbours ``host_text`` and ``host_vae`` know the host's classes. What differs between host
-versions is asked of the host (a signature, an attribute), never of its version number.
+Only the modules called ``host_*`` know the host's classes. What differs between host versions is asked of the host (a
+signature, an attribute), never of its version number.
 """
 
 import inspect
