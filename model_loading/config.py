@@ -78,6 +78,7 @@ class TransformerConfig:
             "patch_size": 2,
             "attention_head_dim": 64,
             "out_channels": 16,
+            "temporal_compression_ratio": 4,
         }
         for name, expected in fixed.items():
             if values.get(name, expected) != expected:

@@ -22,7 +22,7 @@ from comfy.ldm.modules.attention import optimized_attention
 
 from ..sampling.geometry import SPATIAL_COMPRESSION, latent_t_to_frames
 from ..sampling.inpaint import inpaint_latents
-from ..sampling.masks import mask_to_latent
+from ..sampling.masks import THRESHOLD, mask_to_latent
 from .checkpoint import SAVED_CONFIG, Checkpoint, encode_config, open_checkpoint
 from .config import CheckpointError
 from .transformer import CogVideoXTransformer
@@ -212,8 +212,9 @@ class CogVideoXFun(comfy.model_base.BaseModel):
             "the conditioning's latent was made by the host's InpaintModelConditioning, which greys out what the "
             "model expects black: use CogVideoX-Fun's VAE Encode and Inpaint Conditioning instead"
         )
-        latent_mask = mask_to_latent(mask[:, 0], latent_t, latent_h, latent_w)
-        return None if (mask >= 0.5).all() else latent_mask[None, None]
+        if (mask >= THRESHOLD).all():
+            return None
+        return mask_to_latent(mask[:, 0], latent_t, latent_h, latent_w)[None, None]
 
     def inference_dtype(self) -> torch.dtype:
         return self.get_dtype() if self.manual_cast_dtype is None else self.manual_cast_dtype

@@ -166,7 +166,7 @@ def load_clip(path: str | Path, tokenizer: str | Path | None = None, disable_dyn
     else:
         clip = comfy.sd.CLIP(target, **options)
         clip.load_sd(dict(state))
-    weights.check({key: tuple(value.shape) for key, value in encoder_state(clip, state).items()})
+    weights.check({key: tuple(value.shape) for key, value in encoder_state(clip).items()})
     clip.patcher.cached_patcher_init = (reload_clip_patcher, (str(path), str(tokenizer) if tokenizer else None))
     if tokenizer is None and path.is_dir():
         log.warning("%s has no tokenizer beside it: using the host's T5 tokenizer", path)
@@ -174,7 +174,7 @@ def load_clip(path: str | Path, tokenizer: str | Path | None = None, disable_dyn
     return clip
 
 
-def encoder_state(clip, state: dict) -> dict:
+def encoder_state(clip) -> dict:
     """The parameters that the host's T5 expects from a file; quantised ones have other names and are left out."""
     parameters = clip.cond_stage_model.t5xxl.transformer.state_dict()
     return {

@@ -166,18 +166,6 @@ class HostVAE(comfy.sd.VAE):
         memory = self._memory_encode(pixels.shape, self.vae_dtype)
         return self._with_fallback(self.first_stage_model.encode, pixels, memory, tile, overlap, "encoding", 1)
 
-    def model_size(self) -> int:
-        return self.patcher.model_size()
-
-    def spacial_compression_decode(self) -> int:
-        return SPATIAL_COMPRESSION
-
-    def spacial_compression_encode(self) -> int:
-        return SPATIAL_COMPRESSION
-
-    def temporal_compression_decode(self) -> int:
-        return TEMPORAL_COMPRESSION
-
 
 def reload_vae_patcher(path: str, **_options):
     return load_vae(path).patcher

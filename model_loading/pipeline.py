@@ -10,7 +10,7 @@ from pathlib import Path
 import torch
 
 from ..sampling.geometry import SPATIAL_COMPRESSION, check_size, frames_to_latent_t
-from ..sampling.inpaint import add_reference_noise, inpaint_latents, mask_video
+from ..sampling.inpaint import inpaint_latents, reference_pixels
 from ..sampling.masks import fit_mask, mask_to_latent
 from ..sampling.schedule import add_noise, cogvideox_ddim, is_new
 from .checkpoint import Checkpoint, load_vae_config, open_checkpoint
@@ -78,9 +78,7 @@ class Pipeline:
         mask = fit_mask(mask, length, height, width)
         if mask.all():
             return None
-        pixels = mask_video(video * 2 - 1, mask)
-        if noise_augmentation:
-            pixels = add_reference_noise(pixels, noise_augmentation, seed)
+        pixels = reference_pixels(video, mask, noise_augmentation, seed)
         latent = self.vae.encode(pixels.movedim(-1, 0)[None])  # THWC -> 1CTHW
         scale = self.checkpoint.scale_factor
         return inpaint_latents(mask_to_latent(mask, *latent.shape[2:])[None, None], latent * scale, scale)
@@ -88,7 +86,7 @@ class Pipeline:
     @torch.no_grad()
     def encode(self, video: torch.Tensor) -> torch.Tensor:
         """A video, F H W 3 of 0..1, as a scaled latent, for video to video."""
-        return self.vae.encode((video * 2 - 1).movedim(-1, 0)[None]) * self.checkpoint.scale_factor
+        return self.vae.encode(reference_pixels(video).movedim(-1, 0)[None]) * self.checkpoint.scale_factor
 
     def noise(self, width: int, height: int, length: int, seed: int) -> torch.Tensor:
         """Unit noise B C T h w from a seed, the same as the host's samplers draw."""

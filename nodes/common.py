@@ -1,4 +1,4 @@
-"""What the nodes share: categories, ranges, tooltips' wording, where models lie, and what hosts' schemas differ in."""
+"""What the nodes share: inputs with their ranges, the wording of tooltips, and where models lie."""
 
 import os
 from pathlib import Path

@@ -8,7 +8,7 @@ from comfy_api.latest import io
 
 from ..model_loading.host_model import model_of
 from ..sampling.geometry import SPATIAL_COMPRESSION, check_size, frames_to_latent_t, legal_length
-from ..sampling.inpaint import add_reference_noise, mask_video
+from ..sampling.inpaint import reference_pixels
 from ..sampling.masks import check_image, fit_mask
 from . import common
 
@@ -55,7 +55,6 @@ def encode(vae, video, mask, tile_size: int, overlap: int, noise_augmentation: f
     video = video[: fit_length(len(video))]
     length, height, width, _ = video.shape
     check_size(width, height)
-    pixels = video * 2 - 1
     if mask is not None:
         mask = fit_mask(mask, length, height, width)
         if not mask.any():
@@ -63,11 +62,8 @@ def encode(vae, video, mask, tile_size: int, overlap: int, noise_augmentation: f
         if mask.all():
             grid = height // SPATIAL_COMPRESSION, width // SPATIAL_COMPRESSION
             return empty_latent(1, frames_to_latent_t(length), *grid)
-        pixels = mask_video(pixels, mask.to(pixels.device))
-    if noise_augmentation:
-        pixels = add_reference_noise(pixels, noise_augmentation, noise_seed)
     tile, overlap = common.fit_tiles(tile_size, overlap)
-    pixels = (pixels + 1) / 2
+    pixels = (reference_pixels(video, mask, noise_augmentation, noise_seed) + 1) / 2  # a VAE of the host takes 0..1
     return vae.encode_tiled(pixels, tile_x=tile, tile_y=tile, overlap=overlap) if tile else vae.encode(pixels)
 
 

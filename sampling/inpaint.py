@@ -33,6 +33,25 @@ def add_reference_noise(video: torch.Tensor, ratio: float, seed: int) -> torch.T
     return video + torch.where(video == BLACK, torch.zeros_like(video), noise * ratio)
 
 
+def reference_pixels(
+    video: torch.Tensor, mask: torch.Tensor | None = None, noise_ratio: float = 0.0, seed: int = 0
+) -> torch.Tensor:
+    """What the VAE is to encode: a video, black where it is to be generated, with noise where it is not.
+
+    Args:
+        video: F H W C, 0..1.
+        mask: F H W, 1 = generate; None keeps everything.
+        noise_ratio, seed: see `add_reference_noise`.
+
+    Returns:
+        F H W C, -1..1 (and beyond, by the noise).
+    """
+    pixels = video * 2 - 1
+    if mask is not None:
+        pixels = mask_video(pixels, mask.to(pixels.device))
+    return add_reference_noise(pixels, noise_ratio, seed) if noise_ratio else pixels
+
+
 def inpaint_latents(mask: torch.Tensor, masked_latent: torch.Tensor, scale_factor: float) -> torch.Tensor:
     """The 17 channels that an InP model takes beside the noise.
 
