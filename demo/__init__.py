@@ -1,1 +1,1 @@
-"""``make demo``: the pack on its own, or through a ComfyUI, on a tiny model with random weights."""
+"""``make demo``: the pack on its own, or through a ComfyUI, with the nano model."""

@@ -18,6 +18,7 @@ from PIL import Image
 from tqdm import tqdm
 
 from . import media
+from .request import Request
 
 ROOT = Path(__file__).resolve().parent.parent
 MODEL_NAME = "CogVideoX-Fun-V1.1-2b-InP"  # what the shipped workflows name
@@ -166,22 +167,30 @@ def output_files(server: Server, history: dict, base: Path) -> list[Path]:
     return found
 
 
-def run(host: Host, base: Path, args) -> torch.Tensor:
-    """Run the shipped start-and-end-image workflow and read back its video, F H W 3 of 0..1."""
-    workflow = json.loads(WORKFLOW.read_text())
-    (base / "input").mkdir(parents=True, exist_ok=True)
+def fill_in(workflow: dict, base: Path, wanted: Request, args) -> None:
+    """Set a request in the start-and-end-image workflow; its pictures go to the host's input folder."""
     names = ("start.png", "end.png")
-    for name, image in zip(names, media.photographs(), strict=True):
+    (base / "input").mkdir(parents=True, exist_ok=True)
+    for name, image in zip(names, (wanted.start, wanted.end), strict=True):
         Image.fromarray(media.to_uint8(image[0])).save(base / "input" / name)
-    for class_type, inputs in {
-        "CogVideoXFunStartEndImage": {"width": args.width, "height": args.height, "length": args.length},
-        "CogVideoXFunSampler": {"steps": args.steps, "seed": args.seed},
-    }.items():
-        set_inputs(workflow, class_type, **inputs)
-    for node in workflow.values():
+    size = {"width": args.width, "height": args.height, "length": args.length}
+    set_inputs(workflow, "CogVideoXFunModelLoader", model=wanted.model.name)
+    set_inputs(workflow, "CogVideoXFunStartEndImage", **size)
+    set_inputs(workflow, "CogVideoXFunSampler", steps=args.steps, seed=args.seed, cfg=wanted.cfg)
+    for node in list(workflow.values()):
+        inputs = node["inputs"]
         if node["class_type"] == "CogVideoXFunStartEndImage":
             for slot, name in zip(("start_image", "end_image"), names, strict=True):
-                workflow[node["inputs"][slot][0]]["inputs"]["image"] = name
+                workflow[inputs[slot][0]]["inputs"]["image"] = name
+        if node["class_type"] == "CogVideoXFunInpaintConditioning":
+            for slot, text in (("positive", wanted.prompt), ("negative", wanted.negative)):
+                workflow[inputs[slot][0]]["inputs"]["text"] = text
+
+
+def run(host: Host, base: Path, wanted: Request, args) -> torch.Tensor:
+    """Run the shipped start-and-end-image workflow and read back its video, F H W 3 of 0..1."""
+    workflow = json.loads(WORKFLOW.read_text())
+    fill_in(workflow, base, wanted, args)
     with serve(host, base) as server, tqdm(bar_format="ComfyUI is working: {elapsed}") as bar:
         history = server.wait(server.queue(workflow), on_tick=bar.update)
         message = error_of(history)

@@ -15,7 +15,7 @@ import folder_paths
 from .checkpoint import naming
 from .config import TEXT_TOKENS, CheckpointError
 from .host_model import accepts
-from .text_encoder import END, PAD, FolderTokenizer, fit_tokens, host_t5_config, t5_weights
+from .text_encoder import END, PAD, FolderTokenizer, fit_tokens, host_t5_config, prompt_length, t5_weights
 from .weights import open_weights, read_json
 
 log = logging.getLogger(__name__)
@@ -35,6 +35,7 @@ T5_XXL = {
 
 def make_tokenizer(folder: Path | None, embedding_size: int):
     """A tokenizer class for the host's CLIP: the folder's own, or the host's T5 tokenizer."""
+    length = TEXT_TOKENS if folder is None else prompt_length(folder)
     if folder is None:
         Base, options = comfy.text_encoders.sd3_clip.T5XXLTokenizer, {}
     else:
@@ -61,11 +62,11 @@ def make_tokenizer(folder: Path | None, embedding_size: int):
             super().__init__(embedding_directory=embedding_directory, tokenizer_data=tokenizer_data or {}, **options)
 
         def tokenize_with_weights(self, text, return_word_ids=False, **kwargs):
-            """One chunk of 226 tokens, whatever the prompt's length."""
+            """One chunk of 226 tokens, or of as many as the folder says, whatever the prompt's length."""
             (tokens,) = super().tokenize_with_weights(text, return_word_ids, **{**kwargs, "min_length": 0})
             tokens = tokens[: next((i for i, token in enumerate(tokens) if is_id(token, END)), len(tokens)) + 1]
             rest = (1.0, 0) if return_word_ids else (1.0,)
-            return [fit_tokens(tokens, self._decode_tokens, end=(END, *rest), pad=(PAD, *rest))]
+            return [fit_tokens(tokens, self._decode_tokens, end=(END, *rest), pad=(PAD, *rest), length=length)]
 
         def _decode_tokens(self, tokens) -> str:
             return self.tokenizer.decode([int(token[0]) for token in tokens if isinstance(token[0], int)])
@@ -170,7 +171,7 @@ def load_clip(path: str | Path, tokenizer: str | Path | None = None, disable_dyn
     clip.patcher.cached_patcher_init = (reload_clip_patcher, (str(path), str(tokenizer) if tokenizer else None))
     if tokenizer is None and path.is_dir():
         log.warning("%s has no tokenizer beside it: using the host's T5 tokenizer", path)
-    log.info("%s: T5, %d tokens, tokenizer %s", path, TEXT_TOKENS, tokenizer or "of the host")
+    log.info("%s: T5, tokenizer %s", path, tokenizer or "of the host")
     return clip
 
 

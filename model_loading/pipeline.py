@@ -21,6 +21,19 @@ from .vae import CogVideoXVAE
 from .weights import open_weights
 
 
+def open_whole(folder: str | Path) -> Checkpoint:
+    """A folder with all its parts.
+
+    Raises:
+        CheckpointError: a part is missing or broken.
+    """
+    checkpoint = open_checkpoint(folder)
+    for part in ("vae", "text_encoder", "tokenizer"):
+        if getattr(checkpoint, part) is None:
+            raise CheckpointError(f"{folder} has no {part}: download the whole repository")
+    return checkpoint
+
+
 def load_transformer(checkpoint: Checkpoint, dtype: torch.dtype = torch.float32, **options) -> CogVideoXTransformer:
     """The transformer of a checkpoint; options as for `CogVideoXTransformer`."""
     model = CogVideoXTransformer(checkpoint.config, dtype=dtype, **options).eval().requires_grad_(False)
@@ -52,10 +65,7 @@ class Pipeline:
         Raises:
             CheckpointError: a part is missing or broken.
         """
-        checkpoint = open_checkpoint(folder)
-        for part in ("vae", "text_encoder", "tokenizer"):
-            if getattr(checkpoint, part) is None:
-                raise CheckpointError(f"{folder} has no {part}: download the whole repository")
+        checkpoint = open_whole(folder)
         return cls(
             checkpoint,
             load_transformer(checkpoint),
@@ -116,8 +126,8 @@ class Pipeline:
 
         Args:
             noise: B 16 T h w.
-            positive, negative: text features, [1, L, C].
-            extra_latents: from `condition`, or scaled control latents.
+            positive, negative: text features, [B, L, C] or, for all of a batch, [1, L, C].
+            extra_latents: from `condition`, or scaled control latents; B or 1 of them.
             start: the scaled latent of a video, at denoise below 1.
 
         Returns:
@@ -127,10 +137,11 @@ class Pipeline:
         alphas = schedule.alphas_cumprod()
         timesteps, total = schedule.run_timesteps(steps, spacing, denoise)
         guided = cfg > 1
+        positive, negative = (text.expand(len(noise), -1, -1) for text in (positive, negative))
         text = torch.cat([negative, positive]) if guided else positive
         repeats = 2 if guided else 1
         if extra_latents is not None:
-            extra_latents = extra_latents.repeat(repeats, 1, 1, 1, 1)
+            extra_latents = extra_latents.expand(len(noise), -1, -1, -1, -1).repeat(repeats, 1, 1, 1, 1)
 
         def predict(x: torch.Tensor, timestep: int) -> torch.Tensor:
             batch = x.repeat(repeats, 1, 1, 1, 1)

@@ -1,7 +1,7 @@
 """T5: the folder's own tokenizer and configuration, and the encoder without a host.
 
-Every prompt becomes one chunk of 226 tokens: padded with id 0, truncated with its end token kept, no attention mask,
-as the authors do.
+Every prompt becomes one chunk of 226 tokens, or of fewer where the folder's tokenizer_config.json says so: padded with
+id 0, truncated with its end token kept, no attention mask, as the authors do.
 """
 
 import logging
@@ -20,10 +20,12 @@ PAD, END = 0, 1
 class FolderTokenizer:
     """The tokenizer of a model folder: ``spiece.model`` through sentencepiece, else ``tokenizer.json``.
 
-    Called with a text it returns ``{"input_ids": [..., END]}``, as the host's tokenizers expect.
+    Called with a text it returns ``{"input_ids": [..., END]}``, as the host's tokenizers expect. ``length`` is the
+    tokens of a prompt: ``model_max_length`` of ``tokenizer_config.json``, and never more than the models' 226.
     """
 
     def __init__(self, folder: Path):
+        self.length = prompt_length(Path(folder))
         spiece, fast = Path(folder) / "spiece.model", Path(folder) / "tokenizer.json"
         if spiece.is_file():
             import sentencepiece
@@ -55,6 +57,19 @@ class FolderTokenizer:
         return self._vocab
 
 
+def prompt_length(folder: Path) -> int:
+    """How many tokens a tokenizer's folder says a prompt has, at most 226.
+
+    Raises:
+        CheckpointError: its ``tokenizer_config.json`` is broken.
+    """
+    path = folder / "tokenizer_config.json"
+    length = read_json(path).get("model_max_length", TEXT_TOKENS) if path.is_file() else TEXT_TOKENS
+    if type(length) not in (int, float) or not length >= 1:
+        raise CheckpointError(f"{path} has model_max_length {length!r}, expected a number from 1")
+    return int(min(length, TEXT_TOKENS))
+
+
 def fit_tokens(tokens: list, decode=None, end=END, pad=PAD, length: int = TEXT_TOKENS) -> list:
     """Pad or truncate a list of tokens that ends with ``end`` to ``length``; what is cut goes to the log.
 
@@ -71,8 +86,8 @@ def fit_tokens(tokens: list, decode=None, end=END, pad=PAD, length: int = TEXT_T
 
 
 def tokenize(tokenizer: FolderTokenizer, prompt: str) -> torch.Tensor:
-    """A prompt as [1, 226] ids."""
-    return torch.tensor([fit_tokens(tokenizer(prompt)["input_ids"], tokenizer.decode)])
+    """A prompt as [1, L] ids; L is 226, or what the folder says."""
+    return torch.tensor([fit_tokens(tokenizer(prompt)["input_ids"], tokenizer.decode, length=tokenizer.length)])
 
 
 def host_t5_config(config: dict) -> dict:
@@ -149,5 +164,5 @@ class TextEncoder:
 
     @torch.no_grad()
     def __call__(self, prompt: str) -> torch.Tensor:
-        """Features of a prompt, [1, 226, d_model]."""
+        """Features of a prompt, [1, L, d_model]."""
         return self.model(input_ids=tokenize(self.tokenizer, prompt)).last_hidden_state

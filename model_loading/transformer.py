@@ -168,6 +168,7 @@ class CogVideoXTransformer(nn.Module):
         operations: a namespace with Linear, Conv2d and LayerNorm.
         attention: (q, k, v, heads, transformer_options=) -> B N C, see `sdpa`.
         tick: called with (done, total) before each block, to report progress or to interrupt.
+        position_mode: how the 2B's table becomes that of a run's grid, see `sampling.positions.additive_table`.
     """
 
     def __init__(
@@ -177,6 +178,7 @@ class CogVideoXTransformer(nn.Module):
         operations=nn,
         attention=sdpa,
         tick=None,
+        position_mode="fun",
         # where
         device=None,
         dtype=None,
@@ -186,6 +188,7 @@ class CogVideoXTransformer(nn.Module):
         self.config = config
         self.dtype = dtype
         self.tick = tick
+        self.position_mode = position_mode
         self.patch_embed = PatchEmbed(config, operations, **factory)
         self.time_embedding = TimeEmbedding(config.dim, config.time_embed_dim, operations, **factory)
         self.transformer_blocks = nn.ModuleList(
@@ -207,11 +210,10 @@ class CogVideoXTransformer(nn.Module):
 
     def compute_positions(self, grid: tuple[int, int, int]) -> torch.Tensor:
         config = self.config
-        base_t, base_h, base_w = config.base_grid
         if not config.use_rotary_positional_embeddings:
             scales = config.spatial_interpolation_scale, config.temporal_interpolation_scale
-            table = positions.trained_table(config.dim, base_t, base_h, base_w, *scales)
-            return positions.interpolate_table(table, *grid)
+            return positions.additive_table(config.dim, grid, config.base_grid, scales, self.position_mode)
+        _, base_h, base_w = config.base_grid
         if config.patch_size_t is None:
             return positions.interpolated_rotary(*grid, base_h, base_w, config.attention_head_dim)
         return positions.integer_rotary(*grid, config.attention_head_dim)

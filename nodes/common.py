@@ -11,6 +11,7 @@ from ..sampling.schedule import SPACINGS
 
 CATEGORY = "CogVideoX-Fun"
 NO_MODEL = "(no model found)"
+OWN_MODELS = Path(__file__).resolve().parent.parent / "models"  # the nano model, which comes with the pack
 SPACING_OPTIONS = ["auto", *SPACINGS]
 
 SPACING_TOOLTIP = (
@@ -110,17 +111,21 @@ def single_files(kind: str) -> dict[str, Path]:
 
 
 def find_models() -> dict[str, Path]:
-    return checkpoint.find_models(hub_roots(), single_files("diffusion_models"))
+    """Every model by the name that the loader lists it under; the pack's own comes last."""
+    own = checkpoint.find_models([OWN_MODELS], {})
+    found = checkpoint.find_models(hub_roots(), single_files("diffusion_models"))
+    return found | {name: path for name, path in own.items() if name not in found}
 
 
 def find_parts(part: str, kind: str, is_one) -> dict[str, Path]:
-    """Hub folders' ``<name>/<part>``, then the host's single files for which ``is_one`` holds."""
-    found = {}
-    for name, folder in checkpoint.find_models(hub_roots(), {}).items():
-        if (folder / part / "config.json").is_file():
-            found[f"{name}/{part}"] = folder / part
-    found.update({name: path for name, path in single_files(kind).items() if is_one(path)})
-    return found
+    """Hub folders' ``<name>/<part>``, then the host's single files for which ``is_one`` holds, then the pack's own."""
+
+    def parts(roots: list[Path]) -> dict[str, Path]:
+        folders = checkpoint.find_models(roots, {})
+        return {f"{n}/{part}": f / part for n, f in folders.items() if (f / part / "config.json").is_file()}
+
+    found = parts(hub_roots()) | {name: path for name, path in single_files(kind).items() if is_one(path)}
+    return found | {name: path for name, path in parts([OWN_MODELS]).items() if name not in found}
 
 
 def missing(found: dict[str, Path], name: str, what: str, kind: str) -> str:

@@ -24,6 +24,20 @@ def latent_t_to_frames(latent_t: int) -> int:
     return (latent_t - 1) * TEMPORAL_COMPRESSION + 1
 
 
+def token_count(width: int, height: int, length: int) -> int:
+    """The token length of the technical report: latent frames x (height / 16) x (width / 16)."""
+    return frames_to_latent_t(length) * (height // SIZE_MULTIPLE) * (width // SIZE_MULTIPLE)
+
+
+def fit_length(tokens: int, width: int, height: int) -> int:
+    """The frames that come closest to a token length at a size in pixels, at least 1.
+
+    The report's 13312 tokens are 49 frames at 512 x 512, 21 at 768 x 768 and 9 at 1024 x 1024.
+    """
+    per_frame = token_count(width, height, 1)
+    return latent_t_to_frames(max(round(tokens / per_frame), 1))
+
+
 def legal_length(length: int, patch_t: int | None = None, max_length: int | None = None) -> int:
     """The longest length that is at most ``length`` and that a model takes; a change is logged with both numbers.
 

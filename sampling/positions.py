@@ -9,6 +9,7 @@ import torch.nn.functional as F
 from .geometry import crop_region
 
 THETA = 10000.0
+POSITION_MODES = ("fun", "cut", "generated")
 
 
 def _sincos(positions: torch.Tensor, dim: int) -> torch.Tensor:
@@ -34,6 +35,16 @@ def trained_table(
     return torch.cat([p.expand(base_t, base_h, base_w, -1) for p in parts], dim=-1).float()
 
 
+def generated_table(
+    dim: int, grid_t: int, grid_h: int, grid_w: int, spatial_scale: float = 1.875, temporal_scale: float = 1.0
+) -> torch.Tensor:
+    """A table computed anew for a run's grid, [grid_t * grid_h * grid_w, dim]: tokens as far apart as in training,
+    counted from the top left corner, so that a larger grid goes on beyond the trained one (what diffusers' patch
+    embedding does off the trained size)."""
+    table = trained_table(dim, grid_t, grid_h, grid_w, spatial_scale, temporal_scale)
+    return table.reshape(grid_t * grid_h * grid_w, dim)
+
+
 def interpolate_table(table: torch.Tensor, grid_t: int, grid_h: int, grid_w: int) -> torch.Tensor:
     """Resize a trained table to a run's grid, [grid_t * grid_h * grid_w, dim].
 
@@ -47,6 +58,46 @@ def interpolate_table(table: torch.Tensor, grid_t: int, grid_h: int, grid_w: int
     table = table.movedim(-1, 0)[None]  # THWC -> 1CTHW
     table = F.interpolate(table, size=(base_t, grid_h, grid_w), mode="trilinear", align_corners=False)
     return table[0, :, :grid_t].movedim(0, -1).reshape(grid_t * grid_h * grid_w, dim)
+
+
+def cut_table(table: torch.Tensor, grid_t: int, grid_h: int, grid_w: int) -> torch.Tensor:
+    """The middle of a trained table, [grid_t * grid_h * grid_w, dim]: cut from the raster instead of resized (the
+    ``cropped_pos_embed`` of Stable Diffusion 3).
+
+    Raises:
+        ValueError: the grid is larger than the table.
+    """
+    base_t, base_h, base_w, dim = table.shape
+    if grid_t > base_t or grid_h > base_h or grid_w > base_w:
+        raise ValueError(
+            f"the grid {grid_t} x {grid_h} x {grid_w} is larger than the trained table of "
+            f"{base_t} x {base_h} x {base_w}: resize the table (fun) instead of cutting it"
+        )
+    top, left = (base_h - grid_h) // 2, (base_w - grid_w) // 2
+    return table[:grid_t, top : top + grid_h, left : left + grid_w].reshape(grid_t * grid_h * grid_w, dim)
+
+
+def additive_table(
+    dim: int,
+    grid: tuple[int, int, int],
+    base_grid: tuple[int, int, int],
+    scales: tuple[float, float],
+    mode: str = "fun",
+) -> torch.Tensor:
+    """The 2B's table for a run's grid (t, h, w), [t * h * w, dim], float32.
+
+    Args:
+        base_grid: the trained grid (t, h, w).
+        scales: the spatial and the temporal interpolation scale of the trained table.
+        mode: "fun" (`interpolate_table`, how the models were trained), "cut" (`cut_table`) or "generated"
+            (`generated_table`).
+    """
+    if mode not in POSITION_MODES:
+        raise ValueError(f"the position mode is {mode!r}, expected one of {list(POSITION_MODES)}")
+    if mode == "generated":
+        return generated_table(dim, *grid, *scales)
+    table = trained_table(dim, *base_grid, *scales)
+    return interpolate_table(table, *grid) if mode == "fun" else cut_table(table, *grid)
 
 
 def _rotations(positions: torch.Tensor, dim: int) -> torch.Tensor:

@@ -7,12 +7,12 @@ import pytest
 import reference
 import torch
 from cogvideox_fun.demo import comfy, media
-from cogvideox_fun.demo.tiny_model import VARIANTS, random_weights, write_tiny_model
 from cogvideox_fun.model_loading.checkpoint import open_checkpoint
 from cogvideox_fun.model_loading.vae import CogVideoXVAE, VAEConfig
 from graph import Lab
 from PIL import Image
 from safetensors.torch import load_file, save_file
+from tiny_model import VARIANTS, random_weights, write_tiny_model
 
 SCALES = {"2b": 1.15258426, "5b": 0.7, "v1.5": 0.7}
 

@@ -130,7 +130,7 @@ def test_noise_augmentation_depends_on_its_seed(lab):
 def test_a_model_replaced_on_disk_is_loaded_again(lab):
     import shutil
 
-    from cogvideox_fun.demo.tiny_model import write_tiny_model
+    from tiny_model import write_tiny_model
 
     folder = lab.base / "models" / "CogVideoX_Fun" / "replaced"
 

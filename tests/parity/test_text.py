@@ -3,8 +3,8 @@
 import pytest
 import torch
 import transformers
-from cogvideox_fun.demo.tiny_model import write_text_encoder
 from cogvideox_fun.model_loading.text_encoder import FolderTokenizer, TextEncoder, tokenize
+from tiny_model import write_text_encoder
 
 PROMPTS = ["", "a red ball moves right", "  a   dog \n and a CAT, 100%!", "sun " * 400]
 

@@ -4,13 +4,14 @@ import shutil
 import pytest
 import reference
 import torch
-from cogvideox_fun.demo.tiny_model import VARIANTS, random_weights, write_json, write_tiny_model
 from cogvideox_fun.model_loading import checkpoint, config, pipeline
 from cogvideox_fun.model_loading.checkpoint import CheckpointError
 from cogvideox_fun.model_loading.vae import CogVideoXVAE, VAEConfig
 from cogvideox_fun.model_loading.weights import open_weights, read_header
 from cogvideox_fun.sampling.schedule import NoiseSchedule
+from cogvideox_fun.training.hub import write_json
 from safetensors.torch import load_file, save_file
+from tiny_model import VARIANTS, random_weights, write_tiny_model
 
 WEIGHTS = "diffusion_pytorch_model.safetensors"
 

@@ -2,9 +2,9 @@ import dataclasses
 
 import pytest
 import torch
-from cogvideox_fun.demo.tiny_model import TINY, VARIANTS, random_weights
 from cogvideox_fun.model_loading.config import TransformerConfig
 from cogvideox_fun.model_loading.transformer import CogVideoXTransformer
+from tiny_model import TINY, VARIANTS, random_weights
 
 
 def build(variant: str, **options) -> CogVideoXTransformer:

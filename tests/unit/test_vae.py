@@ -1,6 +1,5 @@
 import pytest
 import torch
-from cogvideox_fun.demo.tiny_model import random_weights
 from cogvideox_fun.model_loading.tiles import tile_spans
 from cogvideox_fun.model_loading.vae import (
     CogVideoXVAE,
@@ -9,6 +8,7 @@ from cogvideox_fun.model_loading.vae import (
     decode_chunks,
     encode_chunks,
 )
+from tiny_model import random_weights
 from torch import nn
 
 CONFIG = VAEConfig(block_out_channels=(8, 16, 16, 16), layers_per_block=1, norm_num_groups=4)

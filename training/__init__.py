@@ -1,0 +1,1 @@
+"""Training of CogVideoX-Fun models: token-length buckets, random masks, full and LoRA, under accelerate. No host."""

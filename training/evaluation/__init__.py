@@ -1,0 +1,1 @@
+"""What the nano model can do, measured on clips that no training saw: ``make evaluate``."""

@@ -1,0 +1,104 @@
+"""Where the shape of a clip is, what colour it has, which way it moves, and over what.
+
+Measured from pixels alone, with the palette of `shapes`: nothing here knows what was asked for.
+"""
+
+import dataclasses
+
+import torch
+
+from ..shapes import BACKGROUNDS, COLOURS, DIRECTIONS
+
+MIN_CONTRAST = 0.2  # of a pixel to the background, to belong to the shape
+MIN_AREA = 0.01  # of the frame, to be a shape at all
+MIN_MOTION = 0.1  # of the frame, to be a motion at all
+
+
+def psnr(video: torch.Tensor, reference: torch.Tensor, where: torch.Tensor | None = None) -> float:
+    """Peak signal-to-noise ratio in dB of values of 0..1.
+
+    Args:
+        video, reference: ... 3, of one shape.
+        where: the same shape without the 3; only pixels where it is not zero count.
+    """
+    error = (video - reference).square().mean(-1)
+    error = error.mean() if where is None else error[where.bool()].mean()
+    return float(-10 * torch.log10(error.clamp(min=1e-10)))
+
+
+def background_of(video: torch.Tensor) -> torch.Tensor:
+    """The background of F H W 3, which is the same in a whole row: H 3, each row's median."""
+    return video.movedim(1, 0).flatten(1, 2).median(dim=1).values
+
+
+def difference(video: torch.Tensor) -> torch.Tensor:
+    """How far every pixel is from its background, F H W."""
+    return (video - background_of(video)[:, None, :]).norm(dim=-1)
+
+
+@dataclasses.dataclass(frozen=True)
+class Seen:
+    """What a clip shows."""
+
+    found: bool  # a shape in the first and in the last frame
+    colour: str
+    background: str
+    direction: str | None  # None: it does not move
+    centres: torch.Tensor  # F 2, x and y in fractions of width and height, NaN where there is no shape
+
+
+def nearest(colour: torch.Tensor, palette: dict[str, torch.Tensor]) -> str:
+    return min(palette, key=lambda name: float((palette[name] - colour).norm()))
+
+
+def centres_of(video: torch.Tensor) -> torch.Tensor:
+    """The shape's centre in every frame, F 2 in fractions of width and height; NaN where there is none."""
+    _, height, width, _ = video.shape
+    inside = (difference(video) > MIN_CONTRAST).float()
+    area = inside.sum((1, 2))
+    x = (inside.sum(1) * (torch.arange(width) + 0.5)).sum(1) / width
+    y = (inside.sum(2) * (torch.arange(height) + 0.5)).sum(1) / height
+    centres = torch.stack([x, y], dim=1) / area.clamp(min=1)[:, None]
+    centres[area < MIN_AREA * height * width] = torch.nan
+    return centres
+
+
+def direction_of(centres: torch.Tensor) -> str | None:
+    """The named direction closest to the way from the first centre to the last; None for hardly any motion."""
+    moved = centres[-1] - centres[0]
+    if not moved.isfinite().all() or moved.abs().max() < MIN_MOTION:
+        return None
+    return max(DIRECTIONS, key=lambda name: float((torch.tensor(DIRECTIONS[name]) * moved).sum()))
+
+
+def look(video: torch.Tensor) -> Seen:
+    """Measure F H W 3 of 0..1."""
+    far = difference(video)
+    inside = far > max(MIN_CONTRAST, float(far.quantile(0.98)) / 2)  # its core, without the outline's blend
+    palette = {name: torch.tensor(value) for name, value in COLOURS.items()}
+    colour = video[inside].median(dim=0).values if inside.any() else torch.full((3,), torch.nan)
+    height = video.shape[1]
+    along = ((torch.arange(height) + 0.5) / height)[:, None]
+    backs = {n: torch.tensor(a) + (torch.tensor(b) - torch.tensor(a)) * along for n, (a, b) in BACKGROUNDS.items()}
+    centres = centres_of(video)
+    return Seen(
+        found=bool(centres[[0, -1]].isfinite().all()),
+        colour=nearest(colour, palette) if inside.any() else "",
+        background=nearest(background_of(video), backs),
+        direction=direction_of(centres),
+        centres=centres,
+    )
+
+
+def has_hole(video: torch.Tensor) -> bool:
+    """Whether the shape's middle is background, as a ring's is, in most frames."""
+    far, centres = difference(video), centres_of(video)
+    _, height, width = far.shape
+    holes = []
+    for frame, (x, y) in zip(far, centres, strict=True):
+        if torch.isnan(x):
+            holes.append(False)
+            continue
+        row, column = min(int(y * height), height - 1), min(int(x * width), width - 1)
+        holes.append(bool(frame[row, column] < float(frame.quantile(0.98)) / 2))
+    return sum(holes) > len(holes) / 2

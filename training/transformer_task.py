@@ -1,0 +1,99 @@
+"""Training of the transformer: v-prediction on the model's own schedule, everything or a LoRA."""
+
+import torch
+from torch import nn
+
+from ..model_loading.text_encoder import TextEncoder, tokenize
+from ..model_loading.transformer import CogVideoXTransformer
+from ..model_loading.vae import CogVideoXVAE
+from ..sampling.inpaint import inpaint_latents, mask_video
+from ..sampling.masks import resize_mask_3d
+from .samples import Batch
+
+
+def v_target(clean: torch.Tensor, noise: torch.Tensor, alpha: torch.Tensor) -> torch.Tensor:
+    """``sqrt(a) noise - sqrt(1 - a) clean`` (Salimans and Ho 2022); alpha: signal power, shaped to broadcast."""
+    return alpha.sqrt() * noise - (1 - alpha).sqrt() * clean
+
+
+def noised(clean: torch.Tensor, noise: torch.Tensor, alpha: torch.Tensor) -> torch.Tensor:
+    """``sqrt(a) clean + sqrt(1 - a) noise``."""
+    return alpha.sqrt() * clean + (1 - alpha).sqrt() * noise
+
+
+class TransformerTask(nn.Module):
+    """The mean squared error of v over a batch.
+
+    Args:
+        transformer: an InP (33 channels) or text (16 channels) model; what of it requires a gradient is trained.
+        vae: frozen.
+        text_encoder: frozen, unless ``train_text_encoder``.
+        alphas: signal power per timestep, see `NoiseSchedule.alphas_cumprod`.
+        caption_dropout: how often a caption is empty, for guidance.
+
+    Raises:
+        ValueError: a Control model, whose control videos no source gives.
+    """
+
+    def __init__(
+        self,
+        # what
+        transformer: CogVideoXTransformer,
+        vae: CogVideoXVAE,
+        text_encoder: TextEncoder,
+        # how
+        alphas: torch.Tensor,
+        scale_factor: float,
+        caption_dropout: float,
+        train_text_encoder: bool = False,
+    ):
+        super().__init__()
+        if transformer.config.conditioning == "control":
+            raise ValueError("the model is a Control model, which can't be trained here: give an InP or text model")
+        self.transformer = transformer
+        self.vae = vae.requires_grad_(False).eval()
+        self.t5 = text_encoder.model.requires_grad_(train_text_encoder)
+        self.tokenizer = text_encoder.tokenizer
+        self.register_buffer("alphas", alphas, persistent=False)
+        self.scale_factor, self.caption_dropout = scale_factor, caption_dropout
+        self.train_text_encoder = train_text_encoder
+
+    @torch.no_grad()
+    def encode(self, video: torch.Tensor) -> torch.Tensor:
+        """B F H W 3 of -1..1 -> the scaled latent B 16 t h w, float32."""
+        moments = torch.cat(list(self.vae.encode_stream(video.movedim(-1, 1))), dim=2)
+        return moments[:, : self.vae.config.latent_channels].float() * self.scale_factor
+
+    def conditioning(self, video: torch.Tensor, mask: torch.Tensor, latent: torch.Tensor) -> torch.Tensor | None:
+        """The 17 channels of an InP model: zeros where nothing is known, as when it is run."""
+        if self.transformer.config.conditioning == "text":
+            return None
+        extra = latent.new_zeros(len(latent), 17, *latent.shape[2:])
+        some = ~mask.flatten(1).bool().all(dim=1)  # at least one pixel is known
+        if some.any():
+            masked = self.encode(mask_video(video[some], mask[some]))
+            small = resize_mask_3d(mask[some][:, None], *latent.shape[2:])
+            extra[some] = inpaint_latents(small, masked, self.scale_factor)
+        return extra
+
+    def text(self, captions: list[str], chance: torch.Tensor) -> torch.Tensor:
+        """Features B L C; a caption whose chance is below the dropout is empty."""
+        kept = ["" if c < self.caption_dropout else text for text, c in zip(captions, chance.tolist(), strict=True)]
+        ids = torch.cat([tokenize(self.tokenizer, text) for text in kept]).to(self.alphas.device)
+        with torch.set_grad_enabled(self.train_text_encoder and torch.is_grad_enabled()):
+            return self.t5(input_ids=ids).last_hidden_state
+
+    def forward(self, batch: Batch) -> torch.Tensor:
+        video = batch["video"] * 2 - 1
+        latent = self.encode(video)
+        extra = self.conditioning(video, batch["mask"], latent)
+        context = self.text(batch["captions"], batch["chance"])
+
+        noise, time = batch["noise"].flatten(0, 1), batch["time"].flatten()  # B R ... -> (B R) ...
+        repeats = batch["time"].shape[1]
+        latent, context = latent.repeat_interleave(repeats, 0), context.repeat_interleave(repeats, 0)
+        extra = None if extra is None else extra.repeat_interleave(repeats, 0)
+        timestep = (time * len(self.alphas)).long().clamp(max=len(self.alphas) - 1)
+        alpha = self.alphas[timestep].float()[:, None, None, None, None]
+        v = self.transformer(noised(latent, noise, alpha), timestep, context, extra_latents=extra)
+        return (v.float() - v_target(latent, noise, alpha)).square().mean()
