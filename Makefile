@@ -1,4 +1,4 @@
-# make demo and make test do all the set-up: they make a virtual environment and install what they need.
+# make demo, make test and make evaluate do all the set-up: they make a virtual environment and install what they need.
 # A host's tests and demo use the ComfyUI at COMFYUI_PATH (default ~/comfy/ComfyUI) with the Python at COMFYUI_PYTHON.
 
 PYTHON ?= python3
@@ -7,9 +7,9 @@ TORCH ?= torch==2.13.0
 BIN := $(VENV)/bin
 READY := $(VENV)/.ready
 
-.PHONY: demo test lint format api clean
+.PHONY: demo test evaluate lint format api clean
 
-$(READY): requirements.txt tests/requirements.txt Makefile
+$(READY): requirements.txt tests/requirements.txt training/requirements.txt Makefile
 	$(PYTHON) -m venv $(VENV)
 	$(BIN)/pip install --quiet --disable-pip-version-check $(TORCH)
 	$(BIN)/pip install --quiet --disable-pip-version-check -r requirements.txt -r tests/requirements.txt
@@ -17,6 +17,10 @@ $(READY): requirements.txt tests/requirements.txt Makefile
 
 demo: $(READY)
 	$(BIN)/python demo/run.py
+
+# Measure what the nano model can do on clips that it never saw, into evaluation_output.
+evaluate: $(READY)
+	$(BIN)/python training/run.py evaluate
 
 test: $(READY) lint
 	$(BIN)/python -m pytest
@@ -34,4 +38,4 @@ api: $(READY)
 	$(BIN)/python tests/browser/export_api.py
 
 clean:
-	rm -rf $(VENV) demo_output
+	rm -rf $(VENV) demo_output evaluation_output

@@ -42,6 +42,10 @@ def write_models(base: Path) -> None:
         f"tests:\n  base_path: {base}/elsewhere\n  Fun_Models: repositories\n"
     )
 
+    loras = base / "models" / "loras"
+    loras.mkdir(parents=True)
+    (loras / "ring.safetensors").symlink_to(comfy.ROOT / "models" / "nano" / "lora" / "ring.safetensors")
+
     single = base / "models" / "diffusion_models"
     single.mkdir(parents=True)
     save_file(

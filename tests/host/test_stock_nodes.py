@@ -6,6 +6,7 @@ import time
 import pytest
 import torch
 from cogvideox_fun.model_loading import checkpoint
+from cogvideox_fun.training.evaluation.measure import has_hole
 from graph import ENCODE
 from safetensors.torch import load_file, save_file
 
@@ -221,3 +222,18 @@ def test_fp16_is_never_computed_in_on_5b(lab):
     graph.node("ProbeModel", model=graph.loader("tiny-5b", "fp16"), path=lab.path())
     described = next(o for o in lab.run(graph.workflow)["outputs"].values() if "dtypes" in o)
     assert described["dtypes"] == ["torch.float16"] and described["compute"] in (["torch.bfloat16"], ["torch.float32"])
+
+
+def test_the_nano_models_lora_through_the_stock_loader(lab):
+    """LoraLoaderModelOnly takes the file as training wrote it, and the new shape appears that was not there before."""
+    graph = lab.graph()
+    loaded = graph.loader("nano")
+    positive, negative = graph.prompts(loaded[1], "a red ring moves right over the night", "")
+    latent = graph.fun("EmptyLatent", width=64, height=64, length=17, batch_size=1)
+    with_lora = graph.node("LoraLoaderModelOnly", model=loaded[0], lora_name="ring.safetensors", strength_model=1.0)
+    videos = []
+    for model in (loaded[0], with_lora):
+        sampled = graph.sampler(model, positive, negative, latent, steps=12, cfg=4.0)
+        videos.append(graph.fun("VAEDecode", vae=loaded[2], latent=sampled, tile_size=0, overlap=0))
+    without, ring = graph.get(*videos)
+    assert has_hole(ring) and not has_hole(without)

@@ -3,9 +3,12 @@
 import urllib.request
 
 import pytest
+import torch
 from cogvideox_fun.demo import comfy, media
+from cogvideox_fun.training.evaluation.measure import look
 from graph import read_workflow
 
+NANO = "try_it_without_a_download"
 NAMES = sorted(path.stem for path in (comfy.ROOT / "workflows").glob("*.json"))
 WIDTH, HEIGHT, LENGTH = 80, 48, 9
 
@@ -25,8 +28,22 @@ def shrink(workflow: dict) -> None:
             node["inputs"]["image"] = next(pictures)
 
 
-def test_there_are_five():
-    assert len(NAMES) == 5
+def test_there_are_six():
+    assert len(NAMES) == 6 and NANO in NAMES
+
+
+def test_the_template_without_a_download_moves_the_square(lab):
+    """As it is, but for fewer steps: the nano model, which the loader lists, takes the square from left to right."""
+    workflow = read_workflow(NANO)
+    comfy.set_inputs(workflow, "CogVideoXFunSampler", steps=10)
+    (path,) = comfy.output_files(lab.server, lab.run(workflow), lab.base)
+    video = media.read_video(path)
+    assert video.shape == (17, 128, 128, 3)
+    seen = look(video)
+    assert (seen.found, seen.colour, seen.direction) == (True, "red", "right")
+    ends, middle = seen.centres[[0, -1]], seen.centres[8]
+    assert torch.allclose(ends, torch.tensor([[0.24, 0.6], [0.75, 0.6]]), atol=0.04)
+    assert float((middle - ends.mean(0)).norm()) < 0.1, "half way, the square is half way"
 
 
 @pytest.mark.parametrize("name", NAMES)

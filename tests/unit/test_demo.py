@@ -48,7 +48,7 @@ def test_the_same_seed_gives_the_same_video_in_two_processes(tmp_path):
             str(tmp_path / str(i)),
         ]
         result = subprocess.run(command, capture_output=True, text=True, check=True)
-        assert "weights are random" in result.stdout
+        assert "nano model" in result.stdout
         digests.add(hashlib.sha256((tmp_path / str(i) / "demo.png").read_bytes()).hexdigest())
     assert len(digests) == 1
     assert media.read_video(tmp_path / "0" / "demo.mp4").shape == (5, 48, 64, 3)

@@ -41,6 +41,16 @@ def test_layers(path):
             assert layer == "nodes" or path.name in HOST_MODULES, f"{path.name} imports the host's {module}"
 
 
+@pytest.mark.parametrize("path", sorted((ROOT / "training").rglob("*.py")), ids=lambda p: p.stem)
+def test_training_needs_no_host(path):
+    """It stands on the model and the maths; no node and no host."""
+    depth = len(path.relative_to(ROOT / "training").parts)
+    for level, module in imports(path):
+        top = module.split(".")[0]
+        assert level != 0 or top not in HOST
+        assert level <= depth or top in ("model_loading", "sampling"), module
+
+
 @pytest.mark.parametrize("path", FILES, ids=lambda p: f"{p.parent.name}/{p.name}")
 def test_heavy_libraries_are_imported_where_they_are_used(path):
     top_level = {module.split(".")[0] for level, module in imports(path, top_level_only=True) if level == 0}
