@@ -8,7 +8,7 @@ import torch
 from ..training import shapes
 
 MODEL = Path(__file__).resolve().parent.parent / "models" / "nano"
-SCENE = shapes.Scene("red", "circle", "right", "night", 0.17, (0.24, 0.6), (0.76, 0.6))
+SCENE = shapes.Scene("red", "circle", "right", "night", 0.2, (0.26, 0.6), (0.74, 0.6))
 CFG = 4.0  # what the nano model's evaluation uses
 
 

@@ -31,9 +31,9 @@ DIRECTIONS = {"left": (-1, 0), "right": (1, 0), "up": (0, -1), "down": (0, 1)}
 SHAPES = ("circle", "square", "triangle")
 NEW_SHAPE = "ring"  # in no training but a LoRA's
 
-SIZES = (0.14, 0.19)  # radius
+SIZES = (0.17, 0.23)  # radius
 PATH_FRAMES = 17  # a whole path takes; shorter clips show its beginning, at the same speed
-DISTANCES = (0.36, 0.52)  # the length of a path
+DISTANCES = (0.36, 0.5)  # the length of a path
 EDGE_PIXELS = 1.5  # over which an outline fades
 
 GRAMMAR = (

@@ -19,7 +19,8 @@ import pack  # noqa: E402
 
 pack.load_pack()
 
-from cogvideox_fun.demo import comfy, tiny_model  # noqa: E402
+import tiny_model  # noqa: E402
+from cogvideox_fun.demo import comfy  # noqa: E402
 from webdriver import Page, browse, find_browser  # noqa: E402
 
 WORKFLOWS = ROOT / "workflows"
