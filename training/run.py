@@ -3,6 +3,7 @@
   init FOLDER     write the untrained nano model
   train CONFIG    run one phase, as a TOML file says; taken up again where it was broken off
   export FOLDER   store a trained model folder in float16
+  curves FOLDER   draw the loss tables of a folder as one picture
   evaluate        measure what a model can do on held-out scenes
 
 Under accelerate, in one process or several, on one machine or several:
@@ -44,6 +45,8 @@ def parse_args() -> argparse.Namespace:
     export = commands.add_parser("export", help="store a trained model folder in float16")
     export.add_argument("folder", type=Path, help="the folder to read")
     export.add_argument("output", type=Path, help="the folder to write")
+    curves = commands.add_parser("curves", help="draw the loss tables of a folder as one picture")
+    curves.add_argument("folder", type=Path, help="holds <phase>.csv; losses.png goes there, too")
     rows = ("vae", "text", "image", "start_end", "region", "video", "sizes", "lora")
     measure = commands.add_parser("evaluate", help="measure what a model can do on held-out scenes")
     measure.add_argument("--model", type=Path, default=ROOT / "models" / "nano", help="a model folder")
@@ -84,6 +87,14 @@ def export(args) -> None:
     export_half(args.folder, args.output)
 
 
+def curves(args) -> None:
+    from cogvideox_fun.training.progress import plot_losses, read_losses
+
+    plot_losses(
+        args.folder / "losses.png", {path.stem: read_losses(path) for path in sorted(args.folder.glob("*.csv"))}
+    )
+
+
 def evaluate(args) -> None:
     from cogvideox_fun.training.evaluation import evaluate, report, rows
 
@@ -95,7 +106,7 @@ def evaluate(args) -> None:
     print(f"written to {args.output}: evaluation.md, evaluation.json and evaluation.jpg")
 
 
-COMMANDS = {"init": init, "train": train, "export": export, "evaluate": evaluate}
+COMMANDS = {"init": init, "train": train, "export": export, "curves": curves, "evaluate": evaluate}
 
 
 if __name__ == "__main__":
