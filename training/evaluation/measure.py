@@ -27,8 +27,11 @@ def psnr(video: torch.Tensor, reference: torch.Tensor, where: torch.Tensor | Non
 
 
 def background_of(video: torch.Tensor) -> torch.Tensor:
-    """The background of F H W 3, which is the same in a whole row: H 3, each row's median."""
-    return video.movedim(1, 0).flatten(1, 2).median(dim=1).values
+    """The background of F H W 3, H 3: from the median of the top rows to that of the bottom rows, which shapes leave
+    free, since every background is a gradient between two colours."""
+    top, bottom = (video[:, rows].flatten(0, 2).median(dim=0).values for rows in (slice(0, 2), slice(-2, None)))
+    along = torch.linspace(0, 1, video.shape[1])[:, None]
+    return top + (bottom - top) * along
 
 
 def difference(video: torch.Tensor) -> torch.Tensor:
