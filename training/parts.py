@@ -9,7 +9,7 @@ from ..model_loading.pipeline import load_transformer, load_vae, open_whole
 from ..model_loading.text_encoder import TextEncoder
 from ..model_loading.weights import open_weights, read_json
 from .config import Phase
-from .hub import FILES, PARTS, save_weights, write_json
+from .hub import FILES, PARTS, save_weights, write_json, write_text_encoder
 from .lora import add_lora, lora_state
 from .transformer_task import TransformerTask
 from .vae_task import VAETask
@@ -66,9 +66,7 @@ class Parts:
             return
         save_weights(output / FILES["transformer"], self.task.transformer.state_dict())
         if self.phase.train_text_encoder:
-            state = self.task.t5.state_dict()
-            state.pop("encoder.embed_tokens.weight", None)  # tied to shared.weight
-            save_weights(output / FILES["text_encoder"], state)
+            write_text_encoder(output, self.task.t5)
 
 
 @torch.no_grad()

@@ -8,7 +8,7 @@
 
 Under accelerate, in one process or several, on one machine or several:
 
-  accelerate launch training/run.py train training/configs/lora_example.toml
+  accelerate launch training/run.py train training/configs/nano_lora.toml
 """
 
 import argparse
@@ -30,6 +30,8 @@ def load_pack():
 
 
 def parse_args() -> argparse.Namespace:
+    from cogvideox_fun.training.evaluation.evaluate import ROWS
+
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     commands = parser.add_subparsers(dest="command", required=True)
     init = commands.add_parser("init", help="write the untrained nano model")
@@ -47,12 +49,11 @@ def parse_args() -> argparse.Namespace:
     export.add_argument("output", type=Path, help="the folder to write")
     curves = commands.add_parser("curves", help="draw the loss tables of a folder as one picture")
     curves.add_argument("folder", type=Path, help="holds <phase>.csv; losses.png goes there, too")
-    rows = ("vae", "text", "image", "start_end", "region", "video", "sizes", "lora")
     measure = commands.add_parser("evaluate", help="measure what a model can do on held-out scenes")
     measure.add_argument("--model", type=Path, default=ROOT / "models" / "nano", help="a model folder")
     measure.add_argument("--lora", type=Path, default=ROOT / "models" / "nano" / "lora" / "ring.safetensors")
     measure.add_argument("--output", type=Path, default=ROOT / "evaluation_output", help="folder for the results")
-    measure.add_argument("--rows", nargs="+", choices=rows, default=rows, help="which rows (default: all)")
+    measure.add_argument("--rows", nargs="+", choices=list(ROWS), default=list(ROWS), help="which rows (default: all)")
     measure.add_argument("--count", type=int, default=64, help="clips in a row")
     measure.add_argument("--size", type=int, default=128, help="pixels, in rows that do not name their sizes")
     measure.add_argument("--steps", type=int, default=20)
@@ -61,9 +62,9 @@ def parse_args() -> argparse.Namespace:
 
 
 def main() -> None:
+    load_pack()
     args = parse_args()
     logging.basicConfig(level=logging.INFO, format="%(levelname)s %(message)s")
-    load_pack()
     COMMANDS[args.command](args)
 
 

@@ -3,7 +3,7 @@
 import logging
 import math
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from itertools import islice
 from pathlib import Path
 
@@ -92,7 +92,7 @@ class Trainer:
         if self.accelerator.is_main_process:
             save_state(self.folder, self.parameters, self.optimizer, self.ema, self.step)
 
-    def run(self, until: int | None = None, on_save: Callable[[], None] | None = None) -> None:
+    def run(self, until: int | None = None) -> None:
         """Train up to ``until`` steps (default: all of the phase), saving as often as the phase says.
 
         Raises:
@@ -110,11 +110,11 @@ class Trainer:
             for batch in phase_batches(self.phase, clips, *shared, start=self.step):
                 if self.step >= until:
                     break
-                lr = learning_rate(self.phase.optimizer, self.step, self.phase.steps)
                 loss = float(self.train_step(batch))
                 if not math.isfinite(loss):
                     raise FloatingPointError(f"the loss of step {self.step} is {loss}: lower the learning rate")
                 if main:
+                    lr = self.optimizer.param_groups[0]["lr"]
                     table.add(self.step - 1, loss, lr, time.monotonic() - started)
                     progress.update()
                     progress.set_postfix(loss=f"{loss:.4f}", refresh=False)

@@ -1,7 +1,6 @@
 """``make evaluate``: run the rows, print the table, and write it down."""
 
 import dataclasses
-import logging
 import time
 from collections.abc import Callable, Iterable
 from pathlib import Path
@@ -12,8 +11,6 @@ from ...model_loading.pipeline import Pipeline
 from ..lora import apply_lora
 from .report import markdown, picture, write_json
 from .rows import Evaluation, Options, Result
-
-log = logging.getLogger(__name__)
 
 # (width, height, whether a phase of the nano model's training has it)
 SIZES = [(64, 64, True), (96, 96, True), (128, 128, True), (144, 96, True), (96, 144, True), (160, 80, False)]

@@ -27,20 +27,20 @@ def write_json(path: Path, results: list[Result], about: dict) -> None:
     path.write_text(json.dumps(value, indent=2) + "\n", encoding="utf-8")
 
 
-def picture(path: Path, clips: dict[str, list[torch.Tensor]], frames: int = 5) -> None:
+def picture(path: Path, clips: dict[str, torch.Tensor], frames: int = 5) -> None:
     """Rows of clips, each as ``frames`` of its frames side by side under the row's name.
 
     Args:
-        clips: name -> clips F H W 3 of 0..1.
+        clips: name -> a clip, F H W 3 of 0..1.
     """
     import matplotlib
 
     matplotlib.use("Agg")
     from matplotlib import pyplot
 
-    rows = [(name, clip) for name, some in clips.items() for clip in some]
-    figure, axes = pyplot.subplots(len(rows), 1, figsize=(frames * 1.5, len(rows) * 1.75), layout="constrained")
-    for axis, (name, clip) in zip([axes] if len(rows) == 1 else axes, rows, strict=True):
+    size = (frames * 1.5, len(clips) * 1.75)
+    figure, axes = pyplot.subplots(len(clips), 1, figsize=size, layout="constrained", squeeze=False)
+    for axis, (name, clip) in zip(axes[:, 0], clips.items(), strict=True):
         picked = clip[torch.linspace(0, len(clip) - 1, frames).round().long()]
         axis.imshow(torch.cat(list(picked), dim=1).clamp(0, 1).numpy())
         axis.set_title(name, fontsize=8, loc="left")

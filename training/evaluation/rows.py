@@ -62,7 +62,7 @@ class Evaluation:
 
     def __init__(self, pipeline: Pipeline, options: Options, progress: Callable[[int], None] = lambda n: None):
         self.pipeline, self.options, self.progress = pipeline, options, progress
-        self.shown: dict[str, list[torch.Tensor]] = {}  # the first clips of every row, for the picture
+        self.shown: dict[str, torch.Tensor] = {}  # the first clips of every row, for the picture
 
     # what is asked for
 
@@ -70,9 +70,8 @@ class Evaluation:
         """Scenes of one row; ``part`` keeps rows apart."""
         return [shapes.random_scene(HELD_OUT + part, i, kinds) for i in range(self.options.count)]
 
-    def clip(self, scene: shapes.Scene, width: int | None = None, height: int | None = None) -> torch.Tensor:
-        size = self.options.size
-        return shapes.render(scene, LENGTH, height or size, width or size)
+    def clip(self, scene: shapes.Scene) -> torch.Tensor:
+        return shapes.render(scene, LENGTH, self.options.size, self.options.size)
 
     def restored(self, video: torch.Tensor) -> torch.Tensor:
         """What the VAE alone makes of a video: the ceiling of every comparison with it."""
@@ -119,7 +118,7 @@ class Evaluation:
             for i, latent in zip(some, latents, strict=True):
                 video = pipeline.decode(latent[None])
                 if i < SHOWN:
-                    self.shown[f"{row}: {captions[i]}"] = [video]
+                    self.shown[f"{row}: {captions[i]}"] = video
                 yield video
                 self.progress(1)
 
@@ -136,12 +135,7 @@ class Evaluation:
 
     def text_to_video(self) -> list[Result]:
         scenes = self.scenes(1)
-        seen = [
-            look(v)
-            for v in self.make(
-                "text to video", [s.caption(i) for i, s in enumerate(scenes)], [None] * len(scenes), 1000
-            )
-        ]
+        seen = [look(v) for v in self.make("text to video", captions_of(scenes), [None] * len(scenes), 1000)]
         pairs = list(zip(scenes, seen, strict=True))
         return [
             percent("text to video", "colour", [s.colour == m.colour for s, m in pairs], 0.95),
@@ -153,7 +147,7 @@ class Evaluation:
         scenes = self.scenes(2)
         clips = [self.clip(scene) for scene in scenes]
         extras = [self.start_end(clip, True, False) for clip in clips]
-        videos = self.make("image to video", [s.caption(i) for i, s in enumerate(scenes)], extras, 2000)
+        videos = self.make("image to video", captions_of(scenes), extras, 2000)
         lost, kept, direction = [], [], []
         for scene, clip, video in zip(scenes, clips, videos, strict=True):
             seen = look(video)
@@ -171,7 +165,7 @@ class Evaluation:
         scenes = self.scenes(3)
         clips = [self.clip(scene) for scene in scenes]
         extras = [self.start_end(clip, True, True) for clip in clips]
-        videos = self.make("start and end image", [s.caption(i) for i, s in enumerate(scenes)], extras, 3000)
+        videos = self.make("start and end image", captions_of(scenes), extras, 3000)
         first, last, straight = [], [], []
         for scene, clip, video in zip(scenes, clips, videos, strict=True):
             restored = self.restored(clip)
@@ -196,7 +190,7 @@ class Evaluation:
             clips.append(clip)
             masks.append(mask)
             extras.append(self.pipeline.condition(clip, mask))
-        videos = self.make("region inpaint", [s.caption(i) for i, s in enumerate(asked)], extras, 4000)
+        videos = self.make("region inpaint", captions_of(asked), extras, 4000)
         lost, follows = [], []
         for scene, clip, mask, video in zip(asked, clips, masks, videos, strict=True):
             seen, known = look(video), mask == 0
@@ -242,7 +236,7 @@ class Evaluation:
         results = []
         for part, (width, height, trained) in enumerate(sizes):
             scenes = self.scenes(10 + part)
-            captions = [s.caption(i) for i, s in enumerate(scenes)]
+            captions = captions_of(scenes)
             videos = self.make("sizes", captions, [None] * len(scenes), 10_000 + 1000 * part, width, height)
             right = [direction_of(centres_of(v)) == s.direction for v, s in zip(videos, scenes, strict=True)]
             name = f"{width} x {height}" + ("" if trained else ", never trained")
@@ -252,13 +246,18 @@ class Evaluation:
     def new_shape(self, lora: str = "") -> list[Result]:
         """How often a shape that the model never saw comes when it is asked for."""
         scenes = self.scenes(6, (shapes.NEW_SHAPE,))
-        captions = [s.caption(i) for i, s in enumerate(scenes)]
+        captions = captions_of(scenes)
         rings = [
             has_hole(v)
             for v in self.make(f"LoRA {lora}" if lora else "without a LoRA", captions, [None] * len(scenes), 6000)
         ]
         what = f"{shapes.NEW_SHAPE}s made, of those asked for"
         return [percent(f"LoRA {lora}" if lora else "without a LoRA", what, rings, None)]
+
+
+def captions_of(scenes: list[shapes.Scene]) -> list[str]:
+    """What each scene shows, in all forms of the grammar by turns."""
+    return [scene.caption(i) for i, scene in enumerate(scenes)]
 
 
 def other(colour: str, i: int) -> str:
