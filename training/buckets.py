@@ -76,6 +76,7 @@ class BucketBatches:
         aspects: width / height of every clip, which then goes into the bucket closest in shape; None for clips that
             can be made at any size, and in any number.
         rank, world: this process and how many there are.
+        earlier, earlier_share: buckets of earlier phases' token lengths, and how often (0..1) one of them is drawn.
 
     Raises:
         ValueError: the batch can't be shared among the processes.
@@ -91,6 +92,9 @@ class BucketBatches:
         # for whom
         rank: int = 0,
         world: int = 1,
+        # what to rehearse
+        earlier: Sequence[Bucket] = (),
+        earlier_share: float = 0.0,
     ):
         if batch_size % world:
             raise ValueError(f"batch_size is {batch_size}, expected a multiple of the {world} processes")
@@ -98,6 +102,7 @@ class BucketBatches:
         self.batch_size = batch_size
         self.seed = seed
         self.aspects = aspects
+        self.earlier, self.earlier_share = list(earlier), earlier_share
         self.share = slice(rank, None, world)
 
     def _indices(self, rng: random.Random) -> Iterator[int]:
@@ -113,11 +118,11 @@ class BucketBatches:
             yield from order
 
     def _bucket(self, index: int, rng: random.Random) -> Bucket:
+        buckets = self.earlier if self.earlier and rng.random() < self.earlier_share else self.buckets
         if self.aspects is None:
-            return rng.choice(self.buckets)
-        closest = min(abs(bucket.aspect - self.aspects[index]) for bucket in self.buckets)
-        fitting = [bucket for bucket in self.buckets if abs(bucket.aspect - self.aspects[index]) == closest]
-        return rng.choice(fitting)
+            return rng.choice(buckets)
+        closest = min(abs(bucket.aspect - self.aspects[index]) for bucket in buckets)
+        return rng.choice([bucket for bucket in buckets if abs(bucket.aspect - self.aspects[index]) == closest])
 
     def __iter__(self) -> Iterator[list[Draw]]:
         rng = random.Random(f"batches {self.seed}")  # noqa: S311 - not for secrets

@@ -37,6 +37,8 @@ class Batches:
     tolerance: float = 0.1
     batch_size: int = 16
     noises_per_clip: int = 1  # timesteps and noises drawn for one encoded clip
+    earlier_tokens: tuple[int, ...] = ()  # token lengths of earlier phases, rehearsed lest they be forgotten
+    earlier_share: float = 0.25  # how often a clip is drawn at one of them
 
 
 @dataclasses.dataclass(frozen=True)
@@ -78,6 +80,7 @@ class Phase:
     lora_alpha: float = 8.0
     # the VAE alone
     kl_weight: float = 1e-4
+    agreement_weight: float = 0.0  # of what is known, in a masked clip and in the whole one: see `VAETask`
     train_encoder: bool = True  # without it the latent space stays what it is
     masked: float = 0.3  # how often the VAE sees a clip with its unknown part black, as conditioning will be
 
@@ -135,6 +138,9 @@ def _check(phase: Phase, where: str) -> None:
             raise ConfigError(f"{where}: masks has {kind} = {weight}, expected weights from 0 for {list(KINDS)}")
     if not sum(phase.masks.values()) > 0:
         raise ConfigError(f"{where}: masks has no weight above 0")
+    share = phase.batches.earlier_share
+    if not 0 <= share < 1:
+        raise ConfigError(f"{where}: batches.earlier_share is {share}, expected 0 to less than 1")
     positive = {
         "steps": phase.steps,
         "save_every": phase.save_every,

@@ -10,7 +10,7 @@ import torch
 
 from ..model_loading.config import TransformerConfig
 from ..model_loading.transformer import CogVideoXTransformer
-from ..model_loading.vae import CogVideoXVAE, VAEConfig
+from ..model_loading.vae import CogVideoXVAE, Downsample3D, ResnetBlock3D, SpatialNorm3D, VAEConfig
 from . import shapes
 from .hub import FILES, save_weights, write_configs, write_json, write_text_encoder
 
@@ -18,10 +18,10 @@ TEXT_DIM = 64
 TEXT_TOKENS = 16  # a sentence of the grammar is at most ten words
 
 TRANSFORMER = TransformerConfig(
-    num_attention_heads=4,
-    num_layers=6,
+    num_attention_heads=5,
+    num_layers=5,
     in_channels=33,
-    time_embed_dim=128,
+    time_embed_dim=96,
     text_embed_dim=TEXT_DIM,
     # the trained table: 128 x 128 pixels, 17 frames
     sample_width=16,
@@ -30,7 +30,7 @@ TRANSFORMER = TransformerConfig(
     max_text_seq_length=TEXT_TOKENS,
     spatial_interpolation_scale=1.0,
 )
-VAE = VAEConfig(block_out_channels=(16, 32, 64, 64), layers_per_block=1, norm_num_groups=4, scaling_factor=1.0)
+VAE = VAEConfig(block_out_channels=(16, 16, 64, 64), layers_per_block=1, norm_num_groups=4, scaling_factor=1.0)
 
 
 def tokenizer_json() -> dict:
@@ -52,6 +52,54 @@ def initialise(transformer: CogVideoXTransformer) -> None:
             torch.nn.init.zeros_(module.bias)
         if name == "proj_out" or name.endswith(("norm1.linear", "norm2.linear", "norm_out.linear")):
             torch.nn.init.zeros_(module.weight)
+
+
+CARRIER = 2.0  # what the encoder's channels carry up and down by turns, beside the signal
+
+
+def initialise_vae(vae: CogVideoXVAE) -> None:
+    """Start with norms that hardly norm.
+
+    Group norm divides by the deviation of a whole chunk, so what a clip shows in one place would change the latents of
+    all others, and masking a part would change the latents of what is known. Channels that carry plus and minus a
+    constant by turns make that deviation nearly the constant's; the norm's scale and shift take it out again.
+    The decoder's norms start with a scale of one.
+    """
+    for module in vae.encoder.modules():
+        if isinstance(module, ResnetBlock3D):
+            _carry(module.conv1.conv.bias)
+            torch.nn.init.zeros_(module.conv2.conv.bias)
+            if module.conv_shortcut is not None:
+                _ignore_carrier(module.conv_shortcut.weight)
+                _carry(module.conv_shortcut.bias)
+        elif isinstance(module, Downsample3D):
+            _ignore_carrier(module.conv.weight)
+            _carry(module.conv.bias)
+        elif isinstance(module, torch.nn.GroupNorm):
+            torch.nn.init.constant_(module.weight, CARRIER)
+            _carry(module.bias, -CARRIER)
+    _carry(vae.encoder.conv_in.conv.bias)
+    with torch.no_grad():
+        vae.encoder.conv_out.conv.bias[vae.config.latent_channels :] = -6.0  # log-variance: hardly any noise
+        for module in vae.decoder.modules():
+            if isinstance(module, SpatialNorm3D):
+                module.conv_y.conv.weight *= 0.5
+                torch.nn.init.ones_(module.conv_y.conv.bias)
+                torch.nn.init.zeros_(module.conv_b.conv.bias)
+
+
+@torch.no_grad()
+def _carry(bias: torch.Tensor, value: float = CARRIER) -> None:
+    """Plus and minus ``value`` by turns."""
+    bias[0::2], bias[1::2] = value, -value
+
+
+@torch.no_grad()
+def _ignore_carrier(weight: torch.Tensor) -> None:
+    """Make every output of a convolution zero on the carrier alone. weight: out in ..."""
+    pattern = torch.ones(weight.shape[1], *[1] * (weight.dim() - 2))
+    pattern[1::2] = -1
+    weight -= (weight * pattern).mean(1, keepdim=True) * pattern
 
 
 def untrained_text_encoder():
@@ -78,6 +126,7 @@ def write_untrained(folder: str | Path, seed: int = 0) -> Path:
         torch.manual_seed(seed)
         transformer, vae, text_encoder = CogVideoXTransformer(TRANSFORMER), CogVideoXVAE(VAE), untrained_text_encoder()
         initialise(transformer)
+        initialise_vae(vae)
     write_configs(folder, TRANSFORMER, VAE, TRANSFORMER.default_schedule)
     save_weights(folder / FILES["transformer"], transformer.state_dict())
     save_weights(folder / FILES["vae"], vae.state_dict())

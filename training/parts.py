@@ -28,7 +28,9 @@ class Parts:
         self.phase = phase
         self.checkpoint = checkpoint = open_whole(phase.model)
         if phase.task == "vae":
-            self.task = VAETask(load_vae(checkpoint.vae), phase.kl_weight, phase.masked, phase.train_encoder)
+            self.task = VAETask(
+                load_vae(checkpoint.vae), phase.kl_weight, phase.masked, phase.train_encoder, phase.agreement_weight
+            )
             return
         lora = phase.task == "lora"
         transformer = load_transformer(

@@ -29,19 +29,26 @@ def run_phase(phase: Phase, until: int | None = None, cpu: bool = False) -> None
     set_seed(phase.seed)  # for the initial values of LoRA layers; all else is drawn per sample
     frozen = {"no": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}[phase.mixed_precision]
     parts = Parts(phase, torch.float32 if accelerator.device.type == "cpu" else frozen)
-    output = Path(phase.output)
-    trainer = Trainer(phase, parts.task, accelerator, output / "run")
+    trainer = Trainer(phase, parts.task, accelerator, Path(phase.output) / "run")
     trainer.run(until)
     if trainer.step < phase.steps:
         log.info("stopped at step %d of %d: run the same command to go on", trainer.step, phase.steps)
-        return
-    trainer.ema.copy_to(trainer.parameters.values())
-    if accelerator.is_main_process:
-        scale_factor = parts.checkpoint.scale_factor
-        if phase.task == "vae" and phase.train_encoder:
-            parts.task.vae.cpu().eval()
-            samples = islice(phase_batches(phase, open_clips(phase.data)), SCALE_BATCHES)
-            scale_factor = measure_scale(parts.task.vae, (batch["video"] for batch in samples))
-        parts.write(output / "model", scale_factor)
-        log.info("%s: written", output / "model")
+    else:
+        finish(phase, trainer, parts)
     accelerator.wait_for_everyone()
+    accelerator.end_training()  # a process group that is left to the interpreter's exit may abort it
+
+
+def finish(phase: Phase, trainer: Trainer, parts: Parts) -> None:
+    """Write the averages as the phase's model."""
+    trainer.ema.copy_to(trainer.parameters.values())
+    if not trainer.accelerator.is_main_process:
+        return
+    output = Path(phase.output) / "model"
+    scale_factor = parts.checkpoint.scale_factor
+    if phase.task == "vae" and phase.train_encoder:
+        parts.task.vae.cpu().eval()
+        samples = islice(phase_batches(phase, open_clips(phase.data)), SCALE_BATCHES)
+        scale_factor = measure_scale(parts.task.vae, (batch["video"] for batch in samples))
+    parts.write(output, scale_factor)
+    log.info("%s: written", output)

@@ -1,10 +1,11 @@
 """Train CogVideoX-Fun models by token length.
 
-  init FOLDER     write the untrained nano model
-  train CONFIG    run one phase, as a TOML file says; taken up again where it was broken off
-  export FOLDER   store a trained model folder in float16
-  curves FOLDER   draw the loss tables of a folder as one picture
-  evaluate        measure what a model can do on held-out scenes
+  init FOLDER       write the untrained nano model
+  train CONFIG      run one phase, as a TOML file says; taken up again where it was broken off
+  export FOLDER     store a trained model folder in float16
+  curves FOLDER     draw the loss tables of a folder as one picture
+  evaluate          measure what a model can do on held-out scenes
+  positions CONFIG  train a phase with each position table, and measure each
 
 Under accelerate, in one process or several, on one machine or several:
 
@@ -58,6 +59,10 @@ def parse_args() -> argparse.Namespace:
     measure.add_argument("--size", type=int, default=128, help="pixels, in rows that do not name their sizes")
     measure.add_argument("--steps", type=int, default=20)
     measure.add_argument("--cfg", type=float, default=4.0)
+    tables = commands.add_parser("positions", help="train a phase with each position table, and measure each")
+    tables.add_argument("config", type=Path, help="a TOML file; its output gets a folder for every table")
+    tables.add_argument("output", type=Path, help="folder for the losses and the results")
+    tables.add_argument("--count", type=int, default=64, help="clips in a row")
     return parser.parse_args()
 
 
@@ -107,7 +112,22 @@ def evaluate(args) -> None:
     print(f"written to {args.output}: evaluation.md, evaluation.json and evaluation.jpg")
 
 
-COMMANDS = {"init": init, "train": train, "export": export, "curves": curves, "evaluate": evaluate}
+def positions(args) -> None:
+    from cogvideox_fun.training.config import read_phase
+    from cogvideox_fun.training.evaluation import evaluate, positions, rows
+
+    options = rows.Options(args.count)
+    print(positions.compare_positions(read_phase(args.config), evaluate.POSITION_SIZES, options, args.output))
+
+
+COMMANDS = {
+    "init": init,
+    "train": train,
+    "export": export,
+    "curves": curves,
+    "evaluate": evaluate,
+    "positions": positions,
+}
 
 
 if __name__ == "__main__":

@@ -10,7 +10,7 @@ from pathlib import Path
 import torch
 from tqdm import tqdm
 
-from .buckets import BucketBatches, token_buckets
+from .buckets import Bucket, BucketBatches, token_buckets
 from .clips import Clips, FolderClips, ShapeClips
 from .config import Data, Optimizer, Phase
 from .ema import EMA
@@ -41,8 +41,16 @@ def open_clips(data: Data) -> Clips:
 def phase_batches(phase: Phase, clips: Clips, rank: int = 0, world: int = 1, start: int = 0) -> Iterator[Batch]:
     """The batches of a phase from step ``start`` on, this process's share of each."""
     options = phase.batches
-    buckets = token_buckets(options.tokens, options.sizes, options.max_length, options.tolerance)
-    draws = BucketBatches(buckets, options.batch_size, phase.seed, clips.aspects, rank, world)
+
+    def buckets(tokens: int) -> list[Bucket]:
+        return token_buckets(tokens, options.sizes, options.max_length, options.tolerance)
+
+    earlier = [bucket for tokens in options.earlier_tokens for bucket in buckets(tokens)]
+    draws = BucketBatches(
+        *(buckets(options.tokens), options.batch_size, phase.seed, clips.aspects),
+        *(rank, world),
+        *(earlier, options.earlier_share),
+    )
     return batches(islice(draws, start, None), clips, phase.seed, phase.masks, options.noises_per_clip)
 
 

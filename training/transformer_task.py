@@ -51,6 +51,8 @@ class TransformerTask(nn.Module):
         if transformer.config.conditioning == "control":
             raise ValueError("the model is a Control model, which can't be trained here: give an InP or text model")
         self.transformer = transformer
+        # Autocast would keep the sum over all blocks in half precision, too coarse to copy what is known.
+        transformer.patch_embed.register_forward_hook(lambda module, args, out: tuple(x.float() for x in out))
         self.vae = vae.requires_grad_(False).eval()
         self.t5 = text_encoder.model.requires_grad_(train_text_encoder)
         self.tokenizer = text_encoder.tokenizer

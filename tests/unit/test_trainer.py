@@ -130,6 +130,7 @@ if accelerator.is_main_process:
     gradients = {{name: p.grad for name, p in trainer.parameters.items() if p.grad is not None}}
     clips = torch.tensor([len(batch["video"])])
     save_file({{**gradients, "loss": loss[None], "clips": clips}}, {folder!r} + ".safetensors")
+accelerator.end_training()
 """
 
 
@@ -176,6 +177,7 @@ tolerance = 0.3
         ("steps = 2", "", "lacks steps"),
         ("[[48, 32]]", "[48, 32]", r"sizes\[0\] is 48, expected a list"),
         ("[[48, 32]]", "[[48, 32, 5]]", r"sizes\[0\] is \[48, 32, 5\], expected 2 values"),
+        ("tokens = 8", "tokens = 8\nearlier_share = 1", "earlier_share is 1.0, expected 0 to less than 1"),
         ("[batches]", "[masks]\nmiddle = 1\n[batches]", "masks has middle = 1"),
         ("[batches]", "[batches", "can't be read as TOML"),
     ],

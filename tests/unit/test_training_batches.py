@@ -51,6 +51,27 @@ def test_every_batch_of_a_phase_has_its_token_length(path):
     assert seen == set(buckets), "every bucket has its turn"
 
 
+def test_earlier_token_lengths_are_rehearsed_in_batches_of_their_own():
+    now, before = [Bucket(96, 96, 17)], [Bucket(64, 64, 17), Bucket(80, 64, 13)]
+    rehearsed = BucketBatches(now, 2, 5, earlier=before, earlier_share=0.25)
+    drawn = [{draw.bucket for draw in draws} for draws in itertools.islice(rehearsed, 400)]
+    assert all(len(buckets) == 1 for buckets in drawn) and set.union(*drawn) == {*now, *before}
+    share = sum(buckets <= set(before) for buckets in drawn) / 400
+    assert 0.2 < share < 0.3
+    assert list(itertools.islice(BucketBatches(now, 2, 5), 9)) == list(
+        itertools.islice(BucketBatches(now, 2, 5, earlier=(), earlier_share=0.25), 9)
+    ), "without any, the draws are those of a phase that rehearses nothing"
+
+
+def test_a_phase_rehearses_the_lengths_that_it_names():
+    phase = read_phase(ROOT / "training" / "configs" / "nano_phase_3.toml")
+    shapes_of = {tuple(b["video"].shape[1:4]) for b in itertools.islice(phase_batches(phase, ShapeClips(0)), 40)}
+    tokens = {token_count(width, height, length) for length, height, width in shapes_of}
+    assert phase.batches.earlier_tokens == (80, 180)
+    assert {80, 180, 320} <= tokens
+    assert all(any(abs(t - goal) <= 0.1 * goal for goal in (80, 180, 320)) for t in tokens)
+
+
 def test_processes_share_a_batch():
     buckets = token_buckets(80, [(64, 64), (96, 96)], 17)
     whole = list(itertools.islice(BucketBatches(buckets, 6, seed=3), 20))

@@ -1,5 +1,6 @@
 """What is trained: the losses by hand, what a LoRA changes, and what is written."""
 
+import dataclasses
 import math
 
 import pytest
@@ -12,6 +13,7 @@ from cogvideox_fun.training.lora import add_lora, apply_lora, lora_state
 from cogvideox_fun.training.parts import Parts, export_half, measure_scale
 from cogvideox_fun.training.trainer import open_clips, phase_batches
 from cogvideox_fun.training.transformer_task import noised, v_target
+from cogvideox_fun.training.vae_task import known_cells
 from safetensors.torch import load_file, save_file
 from tiny_model import write_tiny_model
 
@@ -95,8 +97,34 @@ def test_the_vae_sees_masked_clips_as_often_as_it_should(tiny_model):
     phase = phase_of(tiny_model, "vae", masked=0.5, masks={"nothing": 1.0})
     batch, task = batch_of(phase), Parts(phase).task
     batch["chance"] = torch.tensor([0.4, 0.6])
-    pixels = task.pixels(batch)
-    assert (pixels[0] == -1).all() and torch.equal(pixels[1], batch["video"][1].movedim(-1, 0) * 2 - 1)
+    pixels, other = task.versions(batch)
+    whole = batch["video"].movedim(-1, 1) * 2 - 1
+    assert (pixels[0] == -1).all() and torch.equal(pixels[1], whole[1])
+    assert torch.equal(other[0], whole[0]) and (other[1] == -1).all()
+
+
+def test_cells_that_show_known_pixels_alone():
+    mask = torch.zeros(2, 9, 32, 48)
+    mask[0, 4, 9, 47] = 1  # one pixel of the second latent frame, in its cell (1, 5)
+    mask[1, 0] = 1  # the first frame
+    known = known_cells(mask)
+    assert known.shape == (2, 3, 4, 6)
+    assert known[0, [0, 2]].all() and known[0, 1, 3].all() and known[0, 1, :, :4].all()
+    assert not known[0, 1, :3, 4:].any(), "the cell and those around it"
+    assert not known[1, 0].any() and known[1, 1:].all()
+
+
+@torch.no_grad()
+def test_the_disagreement_of_masked_and_whole_clips_by_hand(tiny_model):
+    five_frames = Batches(12, ((48, 32),), 5, 0.3, batch_size=2)
+    phase = phase_of(tiny_model, "vae", masked=0.0, agreement_weight=2.0, batches=five_frames)
+    batch, task = batch_of(phase), Parts(phase).task
+    batch["mask"][:, :1], batch["mask"][:, 1:] = 0, 1  # the first frame alone is known
+    plain = Parts(dataclasses.replace(phase, agreement_weight=0.0)).task
+    whole, masked = (torch.cat(list(task.vae.encode_stream(v)), dim=2)[:, :16] for v in task.versions(batch))
+    expected = (whole - masked)[:, :, 0].square().mean() / whole.square().mean()
+    assert expected > 0.01, "the tiny model's norms are everybody's"
+    assert float(task(batch) - plain(batch)) == pytest.approx(2 * float(expected), rel=1e-3)
 
 
 def test_lora_starts_as_nothing_and_its_file_equals_its_layers(tiny_model, tmp_path):

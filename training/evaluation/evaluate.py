@@ -13,7 +13,9 @@ from .report import markdown, picture, write_json
 from .rows import Evaluation, Options, Result
 
 # (width, height, whether a phase of the nano model's training has it)
-SIZES = [(64, 64, True), (96, 96, True), (128, 128, True), (144, 96, True), (96, 144, True), (160, 80, False)]
+SIZES = [(64, 64, True), (96, 96, True), (128, 128, True), (144, 112, True), (112, 144, True), (160, 80, False)]
+# The same for the comparison of position tables, within the trained table
+POSITION_SIZES = [(64, 64, True), (96, 96, True), (96, 64, False)]
 ROWS: dict[str, Callable[[Evaluation], list[Result]]] = {
     "vae": Evaluation.vae,
     "text": Evaluation.text_to_video,

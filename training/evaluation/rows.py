@@ -231,15 +231,23 @@ class Evaluation:
             within("video to video", "at 0.2, to the reconstruction", [lost], 2.0),
         ]
 
+    def directions(self, part: int, width: int, height: int, start: bool) -> list[bool]:
+        """Whether the shape goes where the prompt says, from text alone or from a start image."""
+        scenes = self.scenes(10 + part)
+        extras = [None] * len(scenes)
+        if start:
+            clips = [shapes.render(scene, LENGTH, height, width) for scene in scenes]
+            extras = [self.start_end(clip, True, False) for clip in clips]
+        name = f"{'image' if start else 'text'} to video, {width} x {height}"
+        videos = self.make(name, captions_of(scenes), extras, 10_000 + 1000 * part, width, height)
+        return [direction_of(centres_of(v)) == s.direction for v, s in zip(videos, scenes, strict=True)]
+
     def resolutions(self, sizes: list[tuple[int, int, bool]]) -> list[Result]:
         """Text to video at (width, height, whether it was trained)."""
         results = []
         for part, (width, height, trained) in enumerate(sizes):
-            scenes = self.scenes(10 + part)
-            captions = captions_of(scenes)
-            videos = self.make("sizes", captions, [None] * len(scenes), 10_000 + 1000 * part, width, height)
-            right = [direction_of(centres_of(v)) == s.direction for v, s in zip(videos, scenes, strict=True)]
             name = f"{width} x {height}" + ("" if trained else ", never trained")
+            right = self.directions(part, width, height, start=False)
             results.append(percent("sizes", f"{name}: direction", right, 0.85))
         return results
 
