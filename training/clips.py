@@ -1,11 +1,13 @@
 """Sources of clips: procedural shapes, or folders of videos with captions.
 
-A source has ``aspects`` (see `BucketBatches`) and ``clip(index, bucket, rng)``, which returns a video, F H W 3 of
-0..1 at the bucket's size, and its caption.
+A source has ``aspects`` and ``lengths`` (see `BucketBatches`), the ``paths`` that its clips are named by in the log,
+and ``clip(index, bucket, rng)``, which returns a video, F H W 3 of 0..1 at the bucket's size, and its caption.
 """
 
 import logging
-from collections.abc import Iterable, Iterator
+from collections import defaultdict
+from collections.abc import Iterable, Iterator, Sequence
+from fractions import Fraction
 from itertools import islice
 from pathlib import Path
 from typing import Protocol
@@ -18,11 +20,14 @@ from .buckets import Bucket
 
 log = logging.getLogger(__name__)
 
+# Of several files with one name the first of these is taken: a video rather than a picture.
 VIDEO_SUFFIXES = (".mp4", ".mov", ".mkv", ".webm", ".avi", ".gif", ".png", ".jpg", ".jpeg")
 
 
 class Clips(Protocol):
     aspects: list[float] | None
+    lengths: list[int] | None
+    paths: Sequence[Path]
 
     def clip(self, index: int, bucket: Bucket, rng) -> tuple[torch.Tensor, str]: ...
 
@@ -31,6 +36,8 @@ class ShapeClips:
     """Procedural clips of `shapes`, as many as are asked for; with ``count``, that many over and over."""
 
     aspects = None
+    lengths = None
+    paths = ()
 
     def __init__(self, seed: int, kinds: tuple[str, ...] = shapes.SHAPES, count: int = 0):
         self.seed, self.kinds, self.count = seed, kinds, count
@@ -58,35 +65,77 @@ def decoded(path: Path) -> Iterator:
         raise OSError(f"{path} can't be read as a video: {error}") from error
 
 
-def read_clip(path: Path, bucket: Bucket, rng) -> torch.Tensor:
-    """A run of consecutive frames from a random place, resized and cut to a bucket, F H W 3 of 0..1.
+def at_rate(frames: Iterable, fps: float) -> Iterator:
+    """The first frame at or after each 1 / ``fps`` seconds, by presentation times; of a slower clip all, once each.
+
+    Times are rounded to the file's clock, so half a tick of it is allowed for, up to that of a GIF's (1/100 s). With
+    ``fps`` 0 all frames are taken, and so are those without a time.
+    """
+    start, last = None, -1
+    for frame in frames:
+        if fps and frame.pts is not None:
+            start = frame.pts if start is None else start
+            slack = min(frame.time_base, Fraction(1, 100)) / 2
+            periods = int(((frame.pts - start) * frame.time_base + slack) * Fraction(fps))
+            if periods <= last:
+                continue
+            last = periods
+        yield frame
+
+
+def quarter_turns(frame) -> int:
+    """Counterclockwise quarter turns, 0 to 3, that a frame needs to be upright: phones store it as the sensor lies."""
+    return round(frame.rotation / 90) % 4
+
+
+def measure_clip(path: Path, fps: float) -> tuple[int, float]:
+    """Frames at a rate, and width / height as it is shown; the whole file is decoded.
+
+    Raises:
+        OSError: unreadable, or empty.
+    """
+    frames = at_rate(decoded(path), fps)
+    first = next(frames, None)
+    if first is None:
+        raise OSError("no frames")
+    aspect = first.width / first.height
+    return 1 + sum(1 for _ in frames), 1 / aspect if quarter_turns(first) % 2 else aspect
+
+
+def read_clip(path: Path, fps: float, first: int, bucket: Bucket) -> torch.Tensor:
+    """The frames from number ``first`` on, at a rate, resized and cut to a bucket, F H W 3 of 0..1.
 
     Raises:
         OSError: unreadable, or too short.
     """
-    count = sum(1 for _ in decoded(path))
-    if count < bucket.length:
-        raise OSError(f"{path} has {count} frames, expected at least {bucket.length}")
-    first = rng.randrange(count - bucket.length + 1)
-    picked = islice(decoded(path), first, first + bucket.length)
-    video = torch.stack([torch.from_numpy(frame.to_ndarray(format="rgb24")) for frame in picked])
-    return resize_image(video.float() / 255, bucket.width, bucket.height)
+    picked = islice(at_rate(decoded(path), fps), first, first + bucket.length)
+    frames = [torch.from_numpy(frame.to_ndarray(format="rgb24")).rot90(quarter_turns(frame)) for frame in picked]
+    if len(frames) < bucket.length:
+        raise OSError(f"{path} has {len(frames)} frames from {first} on, expected {bucket.length}")
+    return resize_image(torch.stack(frames).float() / 255, bucket.width, bucket.height)
 
 
 class FolderClips:
     """Videos with their captions: ``name.mp4`` beside ``name.txt``, in any depth of the folders.
 
     Everything that can't be used is named in the log and left out, when the folders are read and later, should a
-    file vanish.
+    file vanish. Every video is decoded once when the folders are read, to count its frames.
+
+    Args:
+        fps: frames a second that are taken, 0 for all that the file has: see `at_rate`.
 
     Raises:
-        ValueError: nothing is left.
+        ValueError: nothing is left, or ``fps`` is negative.
     """
 
-    def __init__(self, folders: Iterable[str | Path]):
+    def __init__(self, folders: Iterable[str | Path], fps: float = 8.0):
+        if not fps >= 0:
+            raise ValueError(f"fps is {fps}, expected frames a second, or 0 for all that a file has")
+        self.fps = fps
         self.paths: list[Path] = []
         self.captions: list[str] = []
         self.aspects: list[float] = []
+        self.lengths: list[int] = []
         folders = [Path(folder) for folder in folders]
         for folder in folders:
             if not folder.is_dir():
@@ -101,7 +150,15 @@ class FolderClips:
 
     def _add(self, folder: Path) -> None:
         files = sorted(path for path in folder.rglob("*") if path.is_file())
-        videos = {path.with_suffix(""): path for path in files if path.suffix.lower() in VIDEO_SUFFIXES}
+        named = defaultdict(list)
+        for path in files:
+            if path.suffix.lower() in VIDEO_SUFFIXES:
+                named[path.with_suffix("")].append(path)
+        videos = {}
+        for name, same in named.items():
+            videos[name], *others = sorted(same, key=lambda path: VIDEO_SUFFIXES.index(path.suffix.lower()))
+            for other in others:
+                log.warning("%s is left out: %s has the same name", other, videos[name].name)
         captions = {path.with_suffix(""): path for path in files if path.suffix.lower() == ".txt"}
         for name in sorted({*videos, *captions}):
             if name not in videos:
@@ -111,20 +168,27 @@ class FolderClips:
                 log.warning("%s is a video without a caption (%s.txt): left out", videos[name], name.name)
                 continue
             try:
-                frame = next(decoded(videos[name]))
+                length, aspect = measure_clip(videos[name], self.fps)
                 caption = captions[name].read_text(encoding="utf-8").strip()
-            except (OSError, StopIteration, ValueError) as error:
-                log.warning("%s: left out (%s)", videos[name].name, error or "no frames")
+            except (OSError, ValueError) as error:
+                log.warning("%s: left out (%s)", videos[name].name, error)
                 continue
+            if not caption:
+                log.warning("%s is empty: its video is used without a caption", captions[name])
             self.paths.append(videos[name])
             self.captions.append(caption)
-            self.aspects.append(frame.width / frame.height)
+            self.aspects.append(aspect)
+            self.lengths.append(length)
 
     def clip(self, index: int, bucket: Bucket, rng) -> tuple[torch.Tensor, str]:
+        """Clip ``index`` from a random place on, or, should it have vanished, the next that is long enough."""
         for offset in range(len(self.paths)):
             chosen = (index + offset) % len(self.paths)
+            places = self.lengths[chosen] - bucket.length + 1
+            if places < 1:
+                continue
             try:
-                return read_clip(self.paths[chosen], bucket, rng), self.captions[chosen]
+                return read_clip(self.paths[chosen], self.fps, rng.randrange(places), bucket), self.captions[chosen]
             except OSError as error:
                 log.warning("%s: another clip is taken instead", error)
         raise ValueError(f"no clip can be read at {bucket}: see the warnings above")

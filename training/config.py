@@ -7,7 +7,7 @@ from pathlib import Path
 
 from ..sampling.positions import POSITION_MODES
 from .masks import KINDS
-from .shapes import SHAPES
+from .shapes import HELD_OUT, NEW_SHAPE, SHAPES
 
 TASKS = ("vae", "full", "lora")
 MASK_WEIGHTS = {"start": 0.25, "end": 0.1, "start_end": 0.2, "region": 0.2, "everything": 0.05, "nothing": 0.2}
@@ -22,6 +22,7 @@ class Data:
     """Where clips come from: ``folders`` of videos with captions, or, without any, procedural shapes."""
 
     folders: tuple[str, ...] = ()
+    fps: float = 8.0  # frames a second that are taken of a video: the models' own rate; 0 = all that the file has
     shapes: tuple[str, ...] = SHAPES
     count: int = 0  # procedural clips before they repeat; 0 = never
     seed: int = 0
@@ -69,11 +70,14 @@ class Phase:
     optimizer: Optimizer = Optimizer()
     masks: Mapping[str, float] = dataclasses.field(default_factory=lambda: dict(MASK_WEIGHTS))
     seed: int = 0
-    mixed_precision: str = "no"  # no, bf16, fp16
+    mixed_precision: str = "no"  # no or bf16; the 5B models overflow in fp16
     save_every: int = 500  # steps between checkpoints
+    micro_batch: int = 0  # clips that a process takes through the model at once; 0 = its whole share of a batch
     # the transformer alone
+    checkpoint_blocks: bool = False  # compute each block again for its gradient, for memory
     caption_dropout: float = 0.1
     train_text_encoder: bool = False
+    text_encoder: str = ""  # a model folder whose text encoder and tokenizer take the place of the model's
     positions: str = "fun"  # fun (interpolated), cut or generated: see `sampling.positions.additive_table`
     # LoRA alone
     lora_rank: int = 8
@@ -128,7 +132,7 @@ def _read(cls, values, where: str):
 def _check(phase: Phase, where: str) -> None:
     for name, allowed in {
         "task": TASKS,
-        "mixed_precision": ("no", "bf16", "fp16"),
+        "mixed_precision": ("no", "bf16"),
         "positions": POSITION_MODES,
     }.items():
         if getattr(phase, name) not in allowed:
@@ -138,9 +142,29 @@ def _check(phase: Phase, where: str) -> None:
             raise ConfigError(f"{where}: masks has {kind} = {weight}, expected weights from 0 for {list(KINDS)}")
     if not sum(phase.masks.values()) > 0:
         raise ConfigError(f"{where}: masks has no weight above 0")
-    share = phase.batches.earlier_share
-    if not 0 <= share < 1:
-        raise ConfigError(f"{where}: batches.earlier_share is {share}, expected 0 to less than 1")
+    if not phase.data.shapes or not set(phase.data.shapes) <= {*SHAPES, NEW_SHAPE}:
+        raise ConfigError(
+            f"{where}: data.shapes is {list(phase.data.shapes)}, expected some of {[*SHAPES, NEW_SHAPE]}"
+        )
+    if len(phase.optimizer.betas) != 2:
+        raise ConfigError(f"{where}: optimizer.betas is {list(phase.optimizer.betas)}, expected two numbers")
+    shares = {
+        "batches.earlier_share": phase.batches.earlier_share,
+        "batches.tolerance": phase.batches.tolerance,
+        "optimizer.ema_decay": phase.optimizer.ema_decay,
+        **{f"optimizer.betas[{i}]": beta for i, beta in enumerate(phase.optimizer.betas)},
+    }
+    for name, value in shares.items():
+        if not 0 <= value < 1:
+            raise ConfigError(f"{where}: {name} is {value}, expected 0 to less than 1")
+    for name in ("caption_dropout", "masked"):
+        if not 0 <= getattr(phase, name) <= 1:
+            raise ConfigError(f"{where}: {name} is {getattr(phase, name)}, expected 0 to 1")
+    for name, value in {"seed": phase.seed, "data.seed": phase.data.seed}.items():
+        if not 0 <= value < HELD_OUT:
+            raise ConfigError(f"{where}: {name} is {value}, expected 0 to {HELD_OUT - 1}: the others are held out")
+    if phase.micro_batch < 0:
+        raise ConfigError(f"{where}: micro_batch is {phase.micro_batch}, expected 0 or more")
     positive = {
         "steps": phase.steps,
         "save_every": phase.save_every,
@@ -178,4 +202,7 @@ def read_phase(path: str | Path, **changes) -> Phase:
     _check(phase, str(path))
     base = path.resolve().parent
     data = dataclasses.replace(phase.data, folders=tuple(str(base / folder) for folder in phase.data.folders))
-    return dataclasses.replace(phase, model=str(base / phase.model), output=str(base / phase.output), data=data)
+    paths = {
+        name: str(base / getattr(phase, name)) for name in ("model", "output", "text_encoder") if getattr(phase, name)
+    }
+    return dataclasses.replace(phase, data=data, **paths)

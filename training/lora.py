@@ -70,6 +70,8 @@ def apply_lora(model: nn.Module, path: Path, strength: float = 1.0) -> None:
     """
     weights = open_weights(path)
     layers = [key.removesuffix(".lora_down.weight") for key in weights if key.endswith(".lora_down.weight")]
+    if not layers:
+        raise ValueError(f"{path} has no key that ends in .lora_down.weight: it is no LoRA of this trainer")
     parameters = dict(model.named_parameters())
     for layer in layers:
         name = f"{layer.removeprefix('diffusion_model.')}.weight"

@@ -1,9 +1,11 @@
 """The nano model: a CogVideoX-Fun of the 2B kind that is small enough to be trained and run on two cores.
 
 `write_untrained` makes the folder that its training starts from: configurations, tokenizer, and weights from a seed.
+`train_nano` goes from there to the folder that comes with the pack.
 """
 
 import json
+import shutil
 from pathlib import Path
 
 import torch
@@ -12,7 +14,11 @@ from ..model_loading.config import TransformerConfig
 from ..model_loading.transformer import CogVideoXTransformer
 from ..model_loading.vae import CogVideoXVAE, Downsample3D, ResnetBlock3D, SpatialNorm3D, VAEConfig
 from . import shapes
+from .config import read_phase
 from .hub import FILES, save_weights, write_configs, write_json, write_text_encoder
+from .parts import LORA_FILE, export_half
+from .phase import run_phase
+from .progress import plot_losses, read_losses
 
 TEXT_DIM = 64
 TEXT_TOKENS = 16  # a sentence of the grammar is at most ten words
@@ -53,6 +59,10 @@ def initialise(transformer: CogVideoXTransformer) -> None:
         if name == "proj_out" or name.endswith(("norm1.linear", "norm2.linear", "norm_out.linear")):
             torch.nn.init.zeros_(module.weight)
 
+
+CONFIGS = Path(__file__).parent / "configs"
+# nano_<phase>.toml, in order
+PHASES = ("vae_1", "vae_2", "vae_3", "phase_1", "words", "phase_2", "phase_3", "decoder", "lora")
 
 CARRIER = 2.0  # what the encoder's channels carry up and down by turns, beside the signal
 
@@ -134,3 +144,38 @@ def write_untrained(folder: str | Path, seed: int = 0) -> Path:
     write_json(folder / "tokenizer" / "tokenizer.json", tokenizer_json())
     write_json(folder / "tokenizer" / "tokenizer_config.json", {"model_max_length": TEXT_TOKENS})
     return folder
+
+
+def train_nano(accelerator, output: str | Path) -> None:
+    """Train the nano model from nothing, phase by phase, and collect it; taken up where it was broken off.
+
+    Args:
+        accelerator: from `phase.processes`.
+        output: see `collect_nano`.
+    """
+    phases = {name: read_phase(CONFIGS / f"nano_{name}.toml") for name in PHASES}
+    if accelerator.is_main_process:
+        write_untrained(phases["vae_1"].model)
+    accelerator.wait_for_everyone()
+    for phase in phases.values():
+        run_phase(phase, accelerator)
+    if accelerator.is_main_process:
+        collect_nano({name: Path(phase.output) for name, phase in phases.items()}, Path(output))
+
+
+def collect_nano(outputs: dict[str, Path], output: Path) -> None:
+    """Store what the phases made as the pack's folder: the model in float16, the LoRA, the loss tables and curves.
+
+    Args:
+        outputs: the folder of every phase of `PHASES`.
+    """
+    export_half(outputs["decoder"] / "model", output)
+    (output / "lora").mkdir(exist_ok=True)
+    shutil.copyfile(outputs["lora"] / "model" / LORA_FILE, output / "lora" / f"{shapes.NEW_SHAPE}.safetensors")
+    (output / "training").mkdir(exist_ok=True)
+    for name, folder in outputs.items():
+        shutil.copyfile(folder / "run" / "loss.csv", output / "training" / f"{name}.csv")
+    plot_losses(
+        output / "training" / "losses.png",
+        {name: read_losses(output / "training" / f"{name}.csv") for name in outputs},
+    )

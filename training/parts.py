@@ -1,12 +1,16 @@
 """From model folders to tasks, and what was trained back into a model folder."""
 
 import shutil
+from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 
 import torch
+from torch.utils.checkpoint import checkpoint
 
 from ..model_loading.pipeline import load_transformer, load_vae, open_whole
 from ..model_loading.text_encoder import TextEncoder
+from ..model_loading.transformer import CogVideoXTransformer, sdpa
 from ..model_loading.weights import open_weights, read_json
 from .config import Phase
 from .hub import FILES, PARTS, save_weights, write_json, write_text_encoder
@@ -22,30 +26,34 @@ class Parts:
 
     Args:
         dtype: of the parts that are not trained; those that are, are float32.
+        attention: of the transformer, see `CogVideoXTransformer`.
     """
 
-    def __init__(self, phase: Phase, dtype: torch.dtype = torch.float32):
+    def __init__(self, phase: Phase, dtype: torch.dtype = torch.float32, attention: Callable = sdpa):
         self.phase = phase
-        self.checkpoint = checkpoint = open_whole(phase.model)
+        self.checkpoint = source = open_whole(phase.model)
         if phase.task == "vae":
             self.task = VAETask(
-                load_vae(checkpoint.vae), phase.kl_weight, phase.masked, phase.train_encoder, phase.agreement_weight
+                load_vae(source.vae), phase.kl_weight, phase.masked, phase.train_encoder, phase.agreement_weight
             )
             return
         lora = phase.task == "lora"
         transformer = load_transformer(
-            checkpoint, dtype if lora else torch.float32, position_mode=phase.positions
+            source, dtype if lora else torch.float32, position_mode=phase.positions, attention=attention
         ).train()
+        if phase.checkpoint_blocks:
+            checkpoint_blocks(transformer)
         self.layers = add_lora(transformer, phase.lora_rank, phase.lora_alpha) if lora else None
         if not lora:
             transformer.requires_grad_(True)
         text_dtype = torch.float32 if phase.train_text_encoder else dtype
+        self.texts = open_whole(phase.text_encoder) if phase.text_encoder else source
         self.task = TransformerTask(
             transformer,
-            load_vae(checkpoint.vae, dtype),
-            TextEncoder(checkpoint.text_encoder, checkpoint.tokenizer, text_dtype),
-            checkpoint.schedule.alphas_cumprod(),
-            checkpoint.scale_factor,
+            load_vae(source.vae, dtype),
+            TextEncoder(self.texts.text_encoder, self.texts.tokenizer, text_dtype),
+            source.schedule.alphas_cumprod(),
+            source.scale_factor,
             phase.caption_dropout,
             phase.train_text_encoder,
         )
@@ -58,17 +66,41 @@ class Parts:
         """
         output = Path(output)
         if self.phase.task == "lora":
-            save_weights(output / LORA_FILE, lora_state(self.layers))
+            save_weights(output / LORA_FILE, lora_state(self.layers), torch.float16)  # as LoRA files are
             return
         shutil.copytree(self.phase.model, output, dirs_exist_ok=True)
         if self.phase.task == "vae":
-            save_weights(output / FILES["vae"], self.task.vae.state_dict())
+            replace_weights(output, "vae", self.task.vae.state_dict())
             config = read_json(output / "vae" / "config.json")
             write_json(output / "vae" / "config.json", {**config, "scaling_factor": scale_factor})
             return
-        save_weights(output / FILES["transformer"], self.task.transformer.state_dict())
+        replace_weights(output, "transformer", self.task.transformer.state_dict())
+        if self.phase.text_encoder:
+            for part in ("text_encoder", "tokenizer"):
+                shutil.rmtree(output / part)
+                shutil.copytree(Path(self.phase.text_encoder) / part, output / part)
         if self.phase.train_text_encoder:
+            remove_weights(output / "text_encoder")
             write_text_encoder(output, self.task.t5)
+
+
+def checkpoint_blocks(transformer: CogVideoXTransformer) -> None:
+    """Keep no block's inner values for the gradient but compute them again (Chen et al. 2016)."""
+    for block in transformer.transformer_blocks:
+        block.forward = partial(checkpoint, block.forward, use_reentrant=False)
+
+
+def remove_weights(folder: Path) -> None:
+    """Remove a part's weights, shards and their index."""
+    for pattern in ("*.safetensors", "*.safetensors.index.json"):
+        for path in folder.glob(pattern):
+            path.unlink()
+
+
+def replace_weights(output: Path, part: str, state: dict[str, torch.Tensor]) -> None:
+    """Write a part's weights in the place of those that are there, in one file or in shards."""
+    remove_weights(output / part)
+    save_weights(output / FILES[part], state)
 
 
 @torch.no_grad()

@@ -1,11 +1,15 @@
 """One phase from its configuration to its model folder."""
 
 import logging
+from collections.abc import Iterator
+from contextlib import contextmanager
 from itertools import islice
 from pathlib import Path
 
 import torch
 
+from ..model_loading.transformer import sdpa
+from .attention import product_attention
 from .config import Phase
 from .parts import Parts, measure_scale
 from .trainer import Trainer, open_clips, phase_batches
@@ -15,28 +19,43 @@ log = logging.getLogger(__name__)
 SCALE_BATCHES = 16  # of the phase's own, from which the latents' deviation is measured
 
 
-def run_phase(phase: Phase, until: int | None = None, cpu: bool = False) -> None:
-    """Run a phase and write ``output``: the checkpoint and the losses while it runs, the model when it is done.
+@contextmanager
+def processes(phase: Phase, cpu: bool = False) -> Iterator:
+    """The accelerator of all processes of this run; they part when it is over, since a process group that is left to
+    the interpreter's exit may abort it.
 
     Args:
-        until: stop after this step without writing the model; the next call goes on from there.
         cpu: leave a GPU alone.
     """
     from accelerate import Accelerator
-    from accelerate.utils import set_seed
 
     accelerator = Accelerator(cpu=cpu, mixed_precision=phase.mixed_precision)
+    yield accelerator
+    accelerator.end_training()
+
+
+def run_phase(phase: Phase, accelerator, until: int | None = None) -> None:
+    """Run a phase and write ``output``: the checkpoint and the losses while it runs, the model when it is done.
+
+    Args:
+        accelerator: from `processes`.
+        until: stop after this step without writing the model; the next call goes on from there.
+    """
+    from accelerate.utils import set_seed
+
     set_seed(phase.seed)  # for the initial values of LoRA layers; all else is drawn per sample
-    frozen = {"no": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}[phase.mixed_precision]
-    parts = Parts(phase, torch.float32 if accelerator.device.type == "cpu" else frozen)
-    trainer = Trainer(phase, parts.task, accelerator, Path(phase.output) / "run")
+    frozen = torch.bfloat16 if phase.mixed_precision == "bf16" else torch.float32
+    on_cpu = accelerator.device.type == "cpu"
+    attention = product_attention if on_cpu and phase.mixed_precision == "bf16" else sdpa
+    parts = Parts(phase, torch.float32 if on_cpu else frozen, attention)
+    patch_t = None if phase.task == "vae" else parts.checkpoint.config.patch_size_t
+    trainer = Trainer(phase, parts.task, accelerator, Path(phase.output) / "run", patch_t)
     trainer.run(until)
     if trainer.step < phase.steps:
         log.info("stopped at step %d of %d: run the same command to go on", trainer.step, phase.steps)
     else:
         finish(phase, trainer, parts)
     accelerator.wait_for_everyone()
-    accelerator.end_training()  # a process group that is left to the interpreter's exit may abort it
 
 
 def finish(phase: Phase, trainer: Trainer, parts: Parts) -> None:

@@ -1,9 +1,9 @@
 """Train CogVideoX-Fun models by token length.
 
+  nano FOLDER       train the nano model from nothing, all phases in order, and store it in a folder
   init FOLDER       write the untrained nano model
   train CONFIG      run one phase, as a TOML file says; taken up again where it was broken off
   export FOLDER     store a trained model folder in float16
-  curves FOLDER     draw the loss tables of a folder as one picture
   evaluate          measure what a model can do on held-out scenes
   positions CONFIG  train a phase with each position table, and measure each
 
@@ -35,24 +35,24 @@ def parse_args() -> argparse.Namespace:
 
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     commands = parser.add_subparsers(dest="command", required=True)
+    whole = commands.add_parser("nano", help="train the nano model from nothing, and store it")
+    whole.add_argument("output", type=Path, help="where to store it, in float16")
     init = commands.add_parser("init", help="write the untrained nano model")
     init.add_argument("folder", type=Path, help="where to")
     init.add_argument("--seed", type=int, default=0)
     train = commands.add_parser("train", help="run one phase")
     train.add_argument("config", type=Path, help="a TOML file; its fields are those of training/config.py")
-    train.add_argument("--model", help="start from this folder instead of the configuration's")
-    train.add_argument("--output", help="write to this folder instead of the configuration's")
+    train.add_argument("--model", type=Path, help="start from this folder instead of the configuration's")
+    train.add_argument("--output", type=Path, help="write to this folder instead of the configuration's")
     train.add_argument("--steps", type=int, help="of the whole phase, instead of the configuration's")
     train.add_argument("--until", type=int, help="stop after this step, to go on later")
     train.add_argument("--cpu", action="store_true", help="use the CPU even where there is a GPU")
     export = commands.add_parser("export", help="store a trained model folder in float16")
     export.add_argument("folder", type=Path, help="the folder to read")
     export.add_argument("output", type=Path, help="the folder to write")
-    curves = commands.add_parser("curves", help="draw the loss tables of a folder as one picture")
-    curves.add_argument("folder", type=Path, help="holds <phase>.csv; losses.png goes there, too")
     measure = commands.add_parser("evaluate", help="measure what a model can do on held-out scenes")
     measure.add_argument("--model", type=Path, default=ROOT / "models" / "nano", help="a model folder")
-    measure.add_argument("--lora", type=Path, default=ROOT / "models" / "nano" / "lora" / "ring.safetensors")
+    measure.add_argument("--lora", type=Path, help="for the row lora (default: the nano model's own)")
     measure.add_argument("--output", type=Path, default=ROOT / "evaluation_output", help="folder for the results")
     measure.add_argument("--rows", nargs="+", choices=list(ROWS), default=list(ROWS), help="which rows (default: all)")
     measure.add_argument("--count", type=int, default=64, help="clips in a row")
@@ -73,6 +73,15 @@ def main() -> None:
     COMMANDS[args.command](args)
 
 
+def nano(args) -> None:
+    from cogvideox_fun.training.config import read_phase
+    from cogvideox_fun.training.nano import CONFIGS, train_nano
+    from cogvideox_fun.training.phase import processes
+
+    with processes(read_phase(CONFIGS / "nano_phase_1.toml")) as accelerator:
+        train_nano(accelerator, args.output)
+
+
 def init(args) -> None:
     from cogvideox_fun.training.nano import write_untrained
 
@@ -81,10 +90,14 @@ def init(args) -> None:
 
 def train(args) -> None:
     from cogvideox_fun.training.config import read_phase
-    from cogvideox_fun.training.phase import run_phase
+    from cogvideox_fun.training.phase import processes, run_phase
 
-    changes = {name: getattr(args, name) for name in ("model", "output", "steps") if getattr(args, name) is not None}
-    run_phase(read_phase(args.config, **changes), args.until, args.cpu)
+    changes = {name: str(getattr(args, name).resolve()) for name in ("model", "output") if getattr(args, name)}
+    if args.steps is not None:
+        changes["steps"] = args.steps
+    phase = read_phase(args.config, **changes)
+    with processes(phase, args.cpu) as accelerator:
+        run_phase(phase, accelerator, args.until)
 
 
 def export(args) -> None:
@@ -93,38 +106,34 @@ def export(args) -> None:
     export_half(args.folder, args.output)
 
 
-def curves(args) -> None:
-    from cogvideox_fun.training.progress import plot_losses, read_losses
-
-    plot_losses(
-        args.folder / "losses.png", {path.stem: read_losses(path) for path in sorted(args.folder.glob("*.csv"))}
-    )
-
-
 def evaluate(args) -> None:
     from cogvideox_fun.training.evaluation import evaluate, report, rows
 
     options = rows.Options(args.count, args.size, args.steps, args.cfg)
-    results = evaluate.evaluate(
-        args.model, args.lora if args.lora.is_file() else None, args.rows, options, args.output
-    )
-    print(report.markdown(results))
-    print(f"written to {args.output}: evaluation.md, evaluation.json and evaluation.jpg")
+    own = args.model / "lora" / "ring.safetensors"
+    lora = args.lora or (own if own.is_file() else None)
+    print(report.markdown(evaluate.evaluate(args.model, lora, args.rows, options, args.output)))
+    print(f"written to {args.output}: the table as evaluation.md, .json and .png, and clips as evaluation.jpg")
 
 
 def positions(args) -> None:
     from cogvideox_fun.training.config import read_phase
     from cogvideox_fun.training.evaluation import evaluate, positions, rows
+    from cogvideox_fun.training.phase import processes
 
     options = rows.Options(args.count)
-    print(positions.compare_positions(read_phase(args.config), evaluate.POSITION_SIZES, options, args.output))
+    phase = read_phase(args.config)
+    with processes(phase) as accelerator:
+        if accelerator.num_processes > 1:
+            raise SystemExit("positions runs in one process: call it without accelerate launch")
+        print(positions.compare_positions(phase, accelerator, evaluate.POSITION_SIZES, options, args.output))
 
 
 COMMANDS = {
+    "nano": nano,
     "init": init,
     "train": train,
     "export": export,
-    "curves": curves,
     "evaluate": evaluate,
     "positions": positions,
 }

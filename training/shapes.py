@@ -30,6 +30,7 @@ BACKGROUNDS = {
 DIRECTIONS = {"left": (-1, 0), "right": (1, 0), "up": (0, -1), "down": (0, 1)}
 SHAPES = ("circle", "square", "triangle")
 NEW_SHAPE = "ring"  # in no training but a LoRA's
+HELD_OUT = 1_000_000  # seeds from here on are the evaluation's; no configuration may train on them
 
 SIZES = (0.17, 0.23)  # radius
 PATH_FRAMES = 17  # a whole path takes; shorter clips show its beginning, at the same speed

@@ -1,6 +1,5 @@
 """Checkpoints of a run: what is trained, its average, the optimizer's state and the step. Safetensors, no pickles."""
 
-import shutil
 from pathlib import Path
 
 import torch
@@ -10,12 +9,29 @@ from safetensors.torch import save_file
 from .ema import EMA
 
 NAME = "checkpoint.safetensors"
+REMEDY = "give another output folder, or remove it"
 
 
-def save_state(folder: Path, parameters: dict[str, torch.nn.Parameter], optimizer, ema: EMA, step: int) -> None:
+def difference(theirs: str, ours: str) -> str:
+    """The first of two texts' lines that differs."""
+    pairs = zip(theirs.splitlines(), ours.splitlines(), strict=False)
+    return next((f"it had {a!r}, here {b!r}" for a, b in pairs if a != b), "its configuration is another")
+
+
+def save_state(
+    # where
+    folder: Path,
+    about: str,
+    # what
+    parameters: dict[str, torch.nn.Parameter],
+    optimizer,
+    ema: EMA,
+    step: int,
+) -> None:
     """Write a checkpoint; an older one stays until this one is whole.
 
     Args:
+        about: what the run is, which another run must not take up.
         parameters: what is trained, by name, in the optimizer's order.
         step: how many steps are done.
     """
@@ -27,15 +43,15 @@ def save_state(folder: Path, parameters: dict[str, torch.nn.Parameter], optimize
     folder.mkdir(parents=True, exist_ok=True)
     temporary = folder / f"{NAME}.tmp"
     tensors = {key: value.cpu().contiguous().clone() for key, value in tensors.items()}
-    save_file(tensors, temporary, metadata={"step": str(step), "updates": str(ema.updates)})
-    shutil.move(temporary, folder / NAME)
+    save_file(tensors, temporary, metadata={"step": str(step), "updates": str(ema.updates), "about": about})
+    temporary.replace(folder / NAME)
 
 
-def load_state(folder: Path, parameters: dict[str, torch.nn.Parameter], optimizer, ema: EMA) -> int:
+def load_state(folder: Path, about: str, parameters: dict[str, torch.nn.Parameter], optimizer, ema: EMA) -> int:
     """Take up a checkpoint; returns how many steps were done, 0 if there is none.
 
     Raises:
-        ValueError: it is of another model or another task.
+        ValueError: it is of another model, another task or another configuration.
     """
     path = folder / NAME
     if not path.is_file():
@@ -45,7 +61,16 @@ def load_state(folder: Path, parameters: dict[str, torch.nn.Parameter], optimize
         found = {key.removeprefix("parameter.") for key in keys if key.startswith("parameter.")}
         if found != set(parameters):
             odd = sorted(found ^ set(parameters))[0]
-            raise ValueError(f"{path} is of another run ({odd} differs): give another output folder, or remove it")
+            raise ValueError(f"{path} is of another run ({odd} differs): {REMEDY}")
+        for name, parameter in parameters.items():
+            shape = file.get_slice(f"parameter.{name}").get_shape()
+            if shape != list(parameter.shape):
+                raise ValueError(
+                    f"{path} is of another run ({name} is {shape}, here {list(parameter.shape)}): {REMEDY}"
+                )
+        metadata = file.metadata()
+        if metadata["about"] != about:
+            raise ValueError(f"{path} is of another run ({difference(metadata['about'], about)}): {REMEDY}")
         kinds = sorted({key.split(".")[1] for key in keys if key.startswith("optimizer.")})
         state = {}
         with torch.no_grad():
@@ -54,7 +79,6 @@ def load_state(folder: Path, parameters: dict[str, torch.nn.Parameter], optimize
                 ema.averages[index].copy_(file.get_tensor(f"average.{name}"))
                 names = {kind: f"optimizer.{kind}.{name}" for kind in kinds}
                 state[index] = {kind: file.get_tensor(key) for kind, key in names.items() if key in keys}
-        metadata = file.metadata()
     optimizer.load_state_dict({"state": state, "param_groups": optimizer.state_dict()["param_groups"]})
     ema.updates = int(metadata["updates"])
     return int(metadata["step"])

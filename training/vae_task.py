@@ -72,11 +72,10 @@ class VAETask(nn.Module):
 
     @staticmethod
     def disagreement(mean: torch.Tensor, other: torch.Tensor, mask: torch.Tensor) -> torch.Tensor:
-        """The mean square by which latents B C T h w differ in known cells, in units of their own mean square."""
+        """The mean square by which latents B C T h w differ in known cells, in units of their own mean square.
+
+        Both means are over the clips of one process, so in several processes it is not quite that of one.
+        """
         known = known_cells(mask)[:, None].to(mean)
         difference = ((mean - other).square() * known).sum() / (known.sum() * mean.shape[1]).clamp(min=1)
         return difference / mean.detach().square().mean()
-
-    def trained(self) -> dict[str, nn.Module]:
-        """What the run changes, by the part of the model folder that it belongs to."""
-        return {"vae": self.vae}

@@ -82,13 +82,56 @@ def test_a_checkpoint_of_another_run(tiny_model, tmp_path):
         trainer_of(tiny_model, tmp_path, "vae")
 
 
+@pytest.mark.parametrize(
+    "changes, words",
+    [
+        ({"lora_rank": 1}, r"down is \[8, .*\], here \[1, "),
+        ({"seed": 8}, "it had '\"seed\": 0,', here '\"seed\": 8,'"),
+        ({"data": Data(seed=6)}, 'it had \'"seed": 5'),
+    ],
+)
+def test_a_checkpoint_of_another_configuration(tiny_model, tmp_path, changes, words):
+    trainer_of(tiny_model, tmp_path, "lora").run(until=1)
+    with pytest.raises(ValueError, match=f"is of another run.*{words}"):
+        trainer_of(tiny_model, tmp_path, "lora", **changes)
+    trainer_of(tiny_model, tmp_path, "lora", steps=9, save_every=1, micro_batch=1)  # free to change
+
+
+@pytest.mark.parametrize("task", ["full", "vae"])
+def test_micro_batches_make_the_gradients_of_the_whole_batch(tiny_model, tmp_path, task):
+    """A batch of four clips in parts of three and one."""
+    gradients, losses = [], []
+    for micro_batch in (0, 3):
+        trainer = trainer_of(tiny_model, tmp_path, task, micro_batch=micro_batch)
+        batch = next(phase_batches(trainer.phase, open_clips(trainer.phase.data)))
+        losses.append(float(trainer.gradients(batch)))
+        gradients.append({name: p.grad for name, p in trainer.parameters.items() if p.grad is not None})
+    assert losses[1] == pytest.approx(losses[0], rel=1e-5)
+    assert gradients[0].keys() == gradients[1].keys() and len(gradients[0]) > 40
+    largest = max(float(value.abs().max()) for value in gradients[0].values())
+    for name, value in gradients[0].items():  # float32 sums in another order; some gradients are zero but for rounding
+        assert torch.allclose(gradients[1][name], value, rtol=1e-3, atol=1e-6 * largest), name
+
+
+def test_blocks_computed_again_make_the_same_gradients(tiny_model, tmp_path):
+    gradients = []
+    for again in (False, True):
+        trainer = trainer_of(tiny_model, tmp_path, "lora", checkpoint_blocks=again)
+        for name, parameter in trainer.parameters.items():
+            torch.nn.init.normal_(parameter, std=0.1, generator=torch.Generator().manual_seed(len(name)))
+        trainer.gradients(next(phase_batches(trainer.phase, open_clips(trainer.phase.data))))
+        gradients.append({name: p.grad for name, p in trainer.parameters.items()})
+    for name, value in gradients[0].items():
+        assert value.any() and torch.equal(gradients[1][name], value), name
+
+
 def test_a_loss_that_is_not_finite_stops_the_run_and_keeps_the_checkpoint(tiny_model, tmp_path):
     trainer_of(tiny_model, tmp_path).run(until=3)
     before = final_state(tmp_path)
     trainer = trainer_of(tiny_model, tmp_path)
     with torch.no_grad():
         next(iter(trainer.parameters.values())).fill_(torch.nan)
-    with pytest.raises(FloatingPointError, match="the loss of step 4 is nan"):
+    with pytest.raises(FloatingPointError, match="the gradient of step 3 is nan"):
         trainer.run()
     assert all(torch.equal(value, before[key]) for key, value in final_state(tmp_path).items())
 
@@ -171,6 +214,12 @@ tolerance = 0.3
     "old, new, words",
     [
         ('"full"', '"everything"', "task is 'everything', expected one of"),
+        ('"full"', '"full"\nmixed_precision = "fp16"', "mixed_precision is 'fp16', expected one of"),
+        ('"full"', '"full"\nseed = 1000000', "seed is 1000000, expected 0 to 999999"),
+        ('"full"', '"full"\ncaption_dropout = 2', "caption_dropout is 2.0, expected 0 to 1"),
+        ("[batches]", '[data]\nshapes = ["star"]\n[batches]', "shapes is .'star'., expected some of"),
+        ("[batches]", "[optimizer]\nbetas = [0.9]\n[batches]", "betas is .0.9., expected two"),
+        ("[batches]", "[optimizer]\nema_decay = 1\n[batches]", "ema_decay is 1.0, expected 0 to less than 1"),
         ("steps = 2", "steps = 0", "steps is 0, expected more than 0"),
         ("steps = 2", 'steps = "two"', "steps is 'two', expected int"),
         ("steps = 2", "stops = 2", "no field 'stops', expected one of"),
@@ -200,11 +249,11 @@ def test_the_command_line_trains_stops_resumes_and_writes(tiny_model, tmp_path):
     """A LoRA, from its configuration to its file, in two calls."""
     (tmp_path / "phase.toml").write_text(CONFIG.replace('"full"', '"lora"'))
     command = [sys.executable, str(ROOT / "training" / "run.py"), "train", str(tmp_path / "phase.toml"), "--cpu"]
-    command += ["--model", str(tiny_model)]
-    first = subprocess.run([*command, "--until", "1"], capture_output=True, text=True)
+    command += ["--model", tiny_model.name]  # relative to where it is called
+    first = subprocess.run([*command, "--until", "1"], capture_output=True, text=True, cwd=tiny_model.parent)
     assert first.returncode == 0, first.stderr[-2000:]
     assert "stopped at step 1 of 2" in first.stderr and not (tmp_path / "out" / "model").exists()
-    second = subprocess.run(command, capture_output=True, text=True)
+    second = subprocess.run(command, capture_output=True, text=True, cwd=tiny_model.parent)
     assert second.returncode == 0, second.stderr[-2000:]
     state = load_file(tmp_path / "out" / "model" / "lora.safetensors")
     assert len(state) == 3 * 2 * 6 and all(key.startswith("diffusion_model.") for key in state)

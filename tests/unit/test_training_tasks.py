@@ -1,13 +1,18 @@
 """What is trained: the losses by hand, what a LoRA changes, and what is written."""
 
 import dataclasses
+import json
 import math
+import shutil
 
 import pytest
 import torch
 from cogvideox_fun.model_loading.checkpoint import open_checkpoint
 from cogvideox_fun.model_loading.config import CheckpointError
 from cogvideox_fun.model_loading.pipeline import Pipeline, load_transformer
+from cogvideox_fun.model_loading.text_encoder import TextEncoder
+from cogvideox_fun.model_loading.transformer import sdpa
+from cogvideox_fun.training.attention import product_attention
 from cogvideox_fun.training.config import Batches, Data, Optimizer, Phase
 from cogvideox_fun.training.lora import add_lora, apply_lora, lora_state
 from cogvideox_fun.training.parts import Parts, export_half, measure_scale
@@ -63,6 +68,12 @@ def test_the_loss_of_a_batch_by_hand(tiny_model):
             v = pipeline.transformer(x, torch.tensor([timestep]), pipeline.text_encoder(caption), extra)
             total.append(float((v - (a**0.5 * noise - (1 - a) ** 0.5 * clean)).square().mean()))
     assert float(loss) == pytest.approx(sum(total) / 4, rel=1e-5)
+
+
+def test_attention_by_products_is_attention():
+    generator = torch.Generator().manual_seed(0)
+    q, k, v = (torch.randn(2, 3, 7, 8, generator=generator) for _ in range(3))
+    assert torch.allclose(product_attention(q, k, v, 3), sdpa(q, k, v, 3), atol=1e-6)
 
 
 @torch.no_grad()
@@ -154,8 +165,44 @@ def test_lora_of_another_model(tiny_model, tmp_path):
         "diffusion_model.transformer_blocks.9.attn1.to_q.alpha": torch.tensor(2.0),
     }
     save_file(state, tmp_path / "lora.safetensors")
+    save_file({"other": torch.zeros(1)}, tmp_path / "empty.safetensors")
+    with pytest.raises(ValueError, match="no key that ends in .lora_down.weight"):
+        apply_lora(load_transformer(open_checkpoint(tiny_model)), tmp_path / "empty.safetensors")
     with pytest.raises(ValueError, match="transformer_blocks.9.attn1.to_q does not fit"):
         apply_lora(load_transformer(open_checkpoint(tiny_model)), tmp_path / "lora.safetensors")
+
+
+def test_what_was_trained_takes_the_place_of_shards(tiny_model, tmp_path):
+    """A folder in shards, as the 5B's are, opens afterwards with the new weights."""
+    sharded = shutil.copytree(tiny_model, tmp_path / "model")
+    (whole,) = (sharded / "transformer").glob("*.safetensors")
+    state = load_file(whole)
+    whole.unlink()
+    names, index = sorted(state), {}
+    for i, part in enumerate((names[::2], names[1::2]), start=1):
+        shard = f"diffusion_pytorch_model-0000{i}-of-00002.safetensors"
+        save_file({name: state[name] for name in part}, sharded / "transformer" / shard)
+        index |= dict.fromkeys(part, shard)
+    listing = sharded / "transformer" / "diffusion_pytorch_model.safetensors.index.json"
+    listing.write_text(json.dumps({"weight_map": index}))
+    parts = Parts(phase_of(sharded))
+    with torch.no_grad():
+        parts.task.transformer.proj_out.bias.fill_(7)
+    parts.write(tmp_path / "out", 1.0)
+    assert (load_transformer(open_checkpoint(tmp_path / "out")).proj_out.bias == 7).all()
+    assert not list((tmp_path / "out" / "transformer").glob("*0000*"))
+
+
+def test_another_text_encoder_takes_the_place_of_the_models(tiny_model, tmp_path):
+    other = write_tiny_model(tmp_path / "other", seed=50)
+    parts = Parts(phase_of(tiny_model, text_encoder=str(other)))
+    assert torch.equal(
+        parts.task.t5.shared.weight, TextEncoder(other / "text_encoder", other / "tokenizer").model.shared.weight
+    )
+    parts.write(tmp_path / "out", 1.0)
+    for name, source in {"text_encoder": other, "vae": tiny_model}.items():
+        (written,) = (tmp_path / "out" / name).glob("*.safetensors")
+        assert written.read_bytes() == (source / name / written.name).read_bytes()
 
 
 def test_a_control_model_cant_be_trained(tmp_path):

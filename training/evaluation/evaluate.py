@@ -9,13 +9,13 @@ from tqdm import tqdm
 
 from ...model_loading.pipeline import Pipeline
 from ..lora import apply_lora
-from .report import markdown, picture, write_json
+from .report import markdown, picture, table_picture, write_report
 from .rows import Evaluation, Options, Result
 
 # (width, height, whether a phase of the nano model's training has it)
 SIZES = [(64, 64, True), (96, 96, True), (128, 128, True), (144, 112, True), (112, 144, True), (160, 80, False)]
-# The same for the comparison of position tables, within the trained table
-POSITION_SIZES = [(64, 64, True), (96, 96, True), (96, 64, False)]
+# The same for the comparison of position tables, whose phase has 17 frames at the first size alone
+POSITION_SIZES = [(64, 64, True), (80, 64, False), (96, 96, False)]
 ROWS: dict[str, Callable[[Evaluation], list[Result]]] = {
     "vae": Evaluation.vae,
     "text": Evaluation.text_to_video,
@@ -37,7 +37,9 @@ def evaluate(
     options: Options,
     output: Path,
 ) -> list[Result]:
-    """Run rows of the evaluation; writes ``evaluation.json``, ``evaluation.md`` and ``evaluation.jpg`` to ``output``.
+    """Run rows of the evaluation.
+
+    Writes to ``output``: the table as ``evaluation.md``, ``.json`` and ``.png``, and clips as ``evaluation.jpg``.
 
     Args:
         model: a folder in hub layout.
@@ -55,13 +57,16 @@ def evaluate(
         with tqdm(desc=name, unit="clip") as bar:
             evaluation = Evaluation(pipeline, options, bar.update)
             results += ROWS[name](evaluation)
+            clips |= evaluation.shown
             if name == "lora" and lora is not None:
-                apply_lora(pipeline.transformer, lora)
-                results += evaluation.new_shape(lora.stem)
-        clips |= evaluation.shown
+                changed = Evaluation(Pipeline.from_folder(model), options, bar.update)
+                apply_lora(changed.pipeline.transformer, lora)
+                results += changed.new_shape(lora.stem)
+                clips |= changed.shown
     about = {"seconds": round(time.monotonic() - started), **dataclasses.asdict(options)}
     output.mkdir(parents=True, exist_ok=True)
-    write_json(output / "evaluation.json", results, about)
+    write_report(output / "evaluation.json", results, about)
+    table_picture(output / "evaluation.png", results)
     (output / "evaluation.md").write_text(markdown(results), encoding="utf-8")
     if clips:
         picture(output / "evaluation.jpg", clips)

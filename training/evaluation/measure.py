@@ -12,6 +12,7 @@ from ..shapes import BACKGROUNDS, COLOURS, DIRECTIONS
 MIN_CONTRAST = 0.2  # of a pixel to the background, to belong to the shape
 MIN_AREA = 0.01  # of the frame, to be a shape at all
 MIN_MOTION = 0.1  # of the frame, to be a motion at all
+MAX_SPREAD = 0.21  # of one shape's pixels around its centre, see `spread_of`; the largest ring has 0.18
 
 
 def psnr(video: torch.Tensor, reference: torch.Tensor, where: torch.Tensor | None = None) -> float:
@@ -66,6 +67,16 @@ def centres_of(video: torch.Tensor) -> torch.Tensor:
     return centres
 
 
+def spread_of(video: torch.Tensor) -> torch.Tensor:
+    """The root mean square distance of the shape's pixels from their centre in every frame, F, in fractions of the
+    shorter side; NaN where there is no shape. Two shapes, as in a cross-fade, have one centre but are far from it."""
+    _, height, width, _ = video.shape
+    inside = (difference(video) > MIN_CONTRAST).float()
+    x, y = (centres_of(video) * torch.tensor([width, height]))[:, :, None, None].unbind(1)
+    squares = (torch.arange(width) + 0.5 - x) ** 2 + (torch.arange(height)[:, None] + 0.5 - y) ** 2
+    return ((inside * squares).sum((1, 2)) / inside.sum((1, 2))).sqrt() / min(height, width)
+
+
 def direction_of(centres: torch.Tensor) -> str | None:
     """The named direction closest to the way from the first centre to the last; None for hardly any motion."""
     moved = centres[-1] - centres[0]
@@ -94,12 +105,12 @@ def look(video: torch.Tensor) -> Seen:
 
 
 def has_hole(video: torch.Tensor) -> bool:
-    """Whether the shape's middle is background, as a ring's is, in most frames."""
+    """Whether there is one shape whose middle is background, as a ring's is, in most frames."""
     far, centres = difference(video), centres_of(video)
     _, height, width = far.shape
     holes = []
-    for frame, (x, y) in zip(far, centres, strict=True):
-        if torch.isnan(x):
+    for frame, (x, y), spread in zip(far, centres, spread_of(video), strict=True):
+        if torch.isnan(x) or spread > MAX_SPREAD:
             holes.append(False)
             continue
         row, column = min(int(y * height), height - 1), min(int(x * width), width - 1)

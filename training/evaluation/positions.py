@@ -1,12 +1,12 @@
 """The position tables compared: the same phase trained with each, and what came of it side by side."""
 
 import dataclasses
-import json
 from pathlib import Path
 
 from ...model_loading.pipeline import Pipeline, load_transformer
 from ...sampling.positions import POSITION_MODES
 from ..config import Phase
+from ..hub import write_json
 from ..phase import run_phase
 from ..progress import plot_losses, read_losses, smooth
 from .rows import Evaluation, Options, share
@@ -18,6 +18,7 @@ LAST_STEPS = 100  # whose mean loss the table gives
 def compare_positions(
     # what to train
     phase: Phase,
+    accelerator,
     # what to measure
     sizes: list[tuple[int, int, bool]],
     options: Options,
@@ -31,6 +32,7 @@ def compare_positions(
 
     Args:
         phase: its ``output`` gets a folder for every table.
+        accelerator: of one process.
         sizes: (width, height, whether the phase trains on it); none larger than the trained table, which can be cut
             but not extended.
 
@@ -40,7 +42,7 @@ def compare_positions(
     curves, rows = {}, []
     for mode in POSITION_MODES:
         trained = dataclasses.replace(phase, positions=mode, output=str(Path(phase.output) / mode))
-        run_phase(trained)
+        run_phase(trained, accelerator)
         losses = read_losses(Path(trained.output) / "run" / "loss.csv")
         curves[NAMES[mode]] = losses
         pipeline = Pipeline.from_folder(Path(trained.output) / "model")
@@ -54,7 +56,7 @@ def compare_positions(
     output.mkdir(parents=True, exist_ok=True)
     plot_losses(output / "positions.png", curves)
     about = {"steps": phase.steps, **dataclasses.asdict(options), "results": rows}
-    (output / "positions.json").write_text(json.dumps(about, indent=2) + "\n", encoding="utf-8")
+    write_json(output / "positions.json", about)
     text = markdown(rows)
     (output / "positions.md").write_text(text, encoding="utf-8")
     return text

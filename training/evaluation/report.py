@@ -1,14 +1,14 @@
 """The evaluation's results as a table, as JSON, and as a picture."""
 
 import dataclasses
-import json
 from pathlib import Path
 
 import torch
 
+from ..hub import write_json
 from .rows import Result
 
-COLUMNS = ("what", "measure", "goal", "measured", "")
+COLUMNS = ("what", "measure", "goal", "measured", "reached")
 
 
 def cells(result: Result) -> tuple[str, ...]:
@@ -18,13 +18,32 @@ def cells(result: Result) -> tuple[str, ...]:
 
 def markdown(results: list[Result]) -> str:
     """The table as it stands in the README."""
-    lines = ["| what | measure | goal | measured | reached |", "|---|---|---|---|---|"]
+    lines = [f"| {' | '.join(COLUMNS)} |", "|---" * len(COLUMNS) + "|"]
     return "\n".join([*lines, *(f"| {' | '.join(cells(result))} |" for result in results)]) + "\n"
 
 
-def write_json(path: Path, results: list[Result], about: dict) -> None:
-    value = {**about, "results": [dataclasses.asdict(result) for result in results]}
-    path.write_text(json.dumps(value, indent=2) + "\n", encoding="utf-8")
+def write_report(path: Path, results: list[Result], about: dict) -> None:
+    write_json(path, {**about, "results": [dataclasses.asdict(result) for result in results]})
+
+
+def table_picture(path: Path, results: list[Result]) -> None:
+    """The table as a picture; what was not reached is red."""
+    import matplotlib
+
+    matplotlib.use("Agg")
+    from matplotlib import pyplot
+
+    figure, axes = pyplot.subplots(figsize=(11, 0.27 * (len(results) + 2)), layout="constrained")
+    axes.axis("off")
+    widths = [0.15, 0.4, 0.13, 0.24, 0.08]
+    table = axes.table([cells(r) for r in results], colLabels=COLUMNS, colWidths=widths, cellLoc="left", loc="center")
+    table.auto_set_font_size(False)
+    table.set_fontsize(8)
+    for row, result in enumerate(results, start=1):
+        if result.met is not None:
+            table[row, len(COLUMNS) - 1].set_facecolor("#cde8cd" if result.met else "#f2c9c9")
+    figure.savefig(path, dpi=110)
+    pyplot.close(figure)
 
 
 def picture(path: Path, clips: dict[str, torch.Tensor], frames: int = 5) -> None:
