@@ -9,7 +9,7 @@ from ..training import shapes
 
 MODEL = Path(__file__).resolve().parent.parent / "models" / "nano"
 SCENE = shapes.Scene("red", "circle", "right", "night", 0.2, (0.26, 0.6), (0.74, 0.6))
-CFG = 4.0  # what the nano model's evaluation uses
+CFG = 2.0  # what the nano model's evaluation uses
 
 
 @dataclasses.dataclass(frozen=True)

@@ -62,7 +62,7 @@ def initialise(transformer: CogVideoXTransformer) -> None:
 
 CONFIGS = Path(__file__).parent / "configs"
 # nano_<phase>.toml, in order
-PHASES = ("vae_1", "vae_2", "vae_3", "phase_1", "words", "phase_2", "phase_3", "decoder", "lora")
+PHASES = ("vae_1", "vae_2", "vae_3", "phase_1", "words", "phase_2", "phase_3", "known", "decoder", "lora")
 
 CARRIER = 2.0  # what the encoder's channels carry up and down by turns, beside the signal
 

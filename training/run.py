@@ -58,7 +58,7 @@ def parse_args() -> argparse.Namespace:
     measure.add_argument("--count", type=int, default=64, help="clips in a row")
     measure.add_argument("--size", type=int, default=128, help="pixels, in rows that do not name their sizes")
     measure.add_argument("--steps", type=int, default=20)
-    measure.add_argument("--cfg", type=float, default=4.0)
+    measure.add_argument("--cfg", type=float, default=2.0)
     tables = commands.add_parser("positions", help="train a phase with each position table, and measure each")
     tables.add_argument("config", type=Path, help="a TOML file; its output gets a folder for every table")
     tables.add_argument("output", type=Path, help="folder for the losses and the results")

@@ -43,8 +43,7 @@ def test_the_template_without_a_download_moves_the_square(lab):
     assert (seen.found, seen.colour, seen.direction) == (True, "red", "right")
     ends, middle = seen.centres[[0, -1]], seen.centres[8]
     assert torch.allclose(ends, torch.tensor([[0.26, 0.6], [0.74, 0.6]]), atol=0.04)
-    # 0.115 was seen; a tenth is the goal of make evaluate, on backgrounds that the model was trained on
-    assert float((middle - ends.mean(0)).norm()) < 0.15, "half way, the square is half way"
+    assert float((middle - ends.mean(0)).norm()) < 0.1, "half way, the square is half way"
 
 
 @pytest.mark.parametrize("name", NAMES)

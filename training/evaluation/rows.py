@@ -24,7 +24,7 @@ class Options:
     count: int = 64
     size: int = 128
     steps: int = 20
-    cfg: float = 4.0
+    cfg: float = 2.0
 
 
 @dataclasses.dataclass(frozen=True)
