@@ -13,6 +13,8 @@ from ..sampling import positions
 from ..sampling.geometry import check_latent_t
 from .config import TransformerConfig
 
+POSITIONS = "cogvideox_fun_positions"  # in transformer_options: PositionOptions for this call
+
 
 def sdpa(q, k, v, heads: int, transformer_options: dict | None = None) -> torch.Tensor:
     """Attention without a host. q, k, v: B heads N d -> B N (heads d)."""
@@ -168,7 +170,8 @@ class CogVideoXTransformer(nn.Module):
         operations: a namespace with Linear, Conv2d and LayerNorm.
         attention: (q, k, v, heads, transformer_options=) -> B N C, see `sdpa`.
         tick: called with (done, total) before each block, to report progress or to interrupt.
-        position_mode: how the 2B's table becomes that of a run's grid, see `sampling.positions.additive_table`.
+        position_mode: how positions are made unless the options of a call say otherwise, see
+            `sampling.positions.PositionOptions`.
     """
 
     def __init__(
@@ -188,7 +191,7 @@ class CogVideoXTransformer(nn.Module):
         self.config = config
         self.dtype = dtype
         self.tick = tick
-        self.position_mode = position_mode
+        self.position_options = positions.PositionOptions(position_mode)
         self.patch_embed = PatchEmbed(config, operations, **factory)
         self.time_embedding = TimeEmbedding(config.dim, config.time_embed_dim, operations, **factory)
         self.transformer_blocks = nn.ModuleList(
@@ -198,27 +201,31 @@ class CogVideoXTransformer(nn.Module):
         self.norm_out = NormOut(config, operations, **factory)
         patch = config.patch_size**2 * (config.patch_size_t or 1)
         self.proj_out = operations.Linear(config.dim, config.out_channels * patch, **factory)
-        self._positions: dict = {}  # of the last grid only: (grid, device) -> tensor
+        self._positions: dict = {}  # of the last grid only: (grid, device, options) -> tensor
 
-    def positions(self, grid: tuple[int, int, int], device: torch.device) -> torch.Tensor:
+    def positions(
+        self, grid: tuple[int, int, int], device: torch.device, options: positions.PositionOptions
+    ) -> torch.Tensor:
         """The additive table (2B, N x dim) or the rope (5B, N x head_dim / 2) of a grid in tokens, cached."""
-        key = (grid, device)
+        key = (grid, device, options)
         if key not in self._positions:
             with torch.inference_mode(False):  # what is kept may be needed for training later
-                self._positions = {key: self.compute_positions(grid).to(device)}
+                self._positions = {key: self.compute_positions(grid, options).to(device)}
         return self._positions[key]
 
-    def compute_positions(self, grid: tuple[int, int, int]) -> torch.Tensor:
+    def compute_positions(self, grid: tuple[int, int, int], options: positions.PositionOptions) -> torch.Tensor:
         config = self.config
         if not config.use_rotary_positional_embeddings:
             scales = config.spatial_interpolation_scale, config.temporal_interpolation_scale
-            return positions.additive_table(config.dim, grid, config.base_grid, scales, self.position_mode)
+            return positions.additive_table(config.dim, grid, config.base_grid, scales, options)
         _, base_h, base_w = config.base_grid
         if config.patch_size_t is None:
-            return positions.interpolated_rotary(*grid, base_h, base_w, config.attention_head_dim)
-        return positions.integer_rotary(*grid, config.attention_head_dim)
+            return positions.interpolated_rotary(*grid, base_h, base_w, config.attention_head_dim, options)
+        return positions.integer_rotary(*grid, config.attention_head_dim, options)
 
-    def prepare(self, x: torch.Tensor, extra_latents: torch.Tensor | None) -> torch.Tensor:
+    def prepare(
+        self, x: torch.Tensor, extra_latents: torch.Tensor | None, options: positions.PositionOptions
+    ) -> torch.Tensor:
         """Concatenate what the model is conditioned on (zeros by default) and pad one V1.5 frame with a zero frame."""
         config = self.config
         if x.shape[3] % config.patch_size or x.shape[4] % config.patch_size:
@@ -226,7 +233,7 @@ class CogVideoXTransformer(nn.Module):
                 f"the latent is {x.shape[3]} x {x.shape[4]}, expected even numbers: "
                 "make width and height multiples of 16 pixels"
             )
-        check_latent_t(x.shape[2], config.patch_size_t, config.max_latent_t)
+        check_latent_t(x.shape[2], config.patch_size_t, options.max_latent_t(config.max_latent_t))
         channels = config.in_channels - x.shape[1]
         if extra_latents is None:
             extra_latents = x.new_zeros(x.shape[0], channels, *x.shape[2:])
@@ -256,7 +263,7 @@ class CogVideoXTransformer(nn.Module):
             timestep: [B], 0..999.
             context: B L text_embed_dim, text features; the models were trained with L = 226.
             extra_latents: B (in_channels - 16) T h w, scaled: 17 inpaint or 16 control channels; None is zeros.
-            transformer_options: the host's patches and options.
+            transformer_options: the host's patches and options; under `POSITIONS` how positions are made.
 
         Returns:
             B 16 T h w.
@@ -271,10 +278,11 @@ class CogVideoXTransformer(nn.Module):
                 "prompt with the model's own CLIP, or one from Load CogVideoX-Fun Text Encoder"
             )
         latent_t = x.shape[2]
-        x = self.prepare(x, extra_latents)
+        position_options = options.get(POSITIONS, self.position_options)
+        x = self.prepare(x, extra_latents, position_options)
         patch_t = self.config.patch_size_t or 1
         grid = (x.shape[2] // patch_t, x.shape[3] // 2, x.shape[4] // 2)
-        pos = self.positions(grid, x.device)
+        pos = self.positions(grid, x.device, position_options)
 
         vec = self.time_embedding(timestep_embedding(timestep, self.config.dim).to(x.dtype))
         text, image = self.patch_embed(x, context)
