@@ -9,7 +9,7 @@ WEB_DIRECTORY = "./web"
 async def comfy_entrypoint():
     from comfy_api.latest import ComfyExtension
 
-    from .nodes.conditioning import ControlConditioning, InpaintConditioning
+    from .nodes.conditioning import ControlConditioning, ImageConditioning, InpaintConditioning
     from .nodes.latents import EmptyLatent, VAEDecode, VAEEncode
     from .nodes.loaders import LoraLoader, ModelLoader, TextEncoderLoader, VAELoader
     from .nodes.masks import MaskResize3D, StartEndImage
@@ -31,6 +31,7 @@ async def comfy_entrypoint():
         VAEEncode,
         InpaintConditioning,
         ControlConditioning,
+        ImageConditioning,
         EmptyLatent,
         Sampler,
         Scheduler,

@@ -18,6 +18,7 @@ import comfy.patcher_extension
 import comfy.supported_models_base
 import comfy.utils
 import torch
+import torch.nn.functional as F
 from comfy.ldm.modules.attention import optimized_attention
 
 from ..sampling.geometry import SPATIAL_COMPRESSION, latent_t_to_frames
@@ -36,6 +37,14 @@ WEIGHT_DTYPES = {
     "fp16": torch.float16,
     "fp32": torch.float32,
     "fp8_e4m3fn": torch.float8_e4m3fn,
+}
+
+CONDITIONING_REMEDIES = {  # by what the model takes
+    "text": "remove it, or load an InP (33 channels) or Control (32) model",
+    "inpaint": "use Inpaint Conditioning with VAE Encode and Mask Resize 3D, or load a Control (32 channels) model",
+    "control": "use Control Conditioning, or load an InP (33 channels) model",
+    "image": "use Image Conditioning, or load an InP (33 channels) model",
+    "void": "use the host's VOIDInpaintConditioning, or load an InP (33 channels) model",
 }
 
 # In a conditioning: from where to where of the schedule, 0..1, the control video counts.
@@ -117,6 +126,7 @@ class CogVideoXFunConfig(comfy.supported_models_base.BASE):
         schedule = checkpoint.schedule
         self.checkpoint_config = checkpoint.saved_config
         self.schedule = schedule
+        self.image_scale = checkpoint.image_scale
         self.latent_format = CogVideoXLatent(checkpoint.scale_factor)
         self.supported_inference_dtypes = [torch.bfloat16, torch.float32]
         if checkpoint.config.fp16_is_safe:
@@ -146,6 +156,7 @@ class CogVideoXFun(comfy.model_base.BaseModel):
         )
         self.diffusion_model.requires_grad_(False)
         self.schedule = model_config.schedule
+        self.image_scale = model_config.image_scale
         self.model_sampling.set_sigmas(self.schedule.sigmas())
         # exact where the sigmas can't be: no signal at all at the last timestep
         self.model_sampling.alphas_cumprod = self.schedule.alphas_cumprod()
@@ -188,25 +199,32 @@ class CogVideoXFun(comfy.model_base.BaseModel):
         if latent is None and mask is None:
             return None
         kind = self.config.conditioning
-        given = "control" if mask is None else "inpaint"
-        if latent is None or given != kind:
-            remedy = {
-                "text": f"remove it, or load {'a Control (32' if mask is None else 'an InP (33'} channels) model",
-                "inpaint": "use Inpaint Conditioning, or load a Control (32 channels) model",
-                "control": "remove Inpaint Conditioning, or load an InP (33 channels) model",
-            }[kind]
-            have = f"{given} latents" if latent is not None else "a mask without a latent"
+        if latent is None or kind == "text" or (mask is not None) != (kind == "inpaint"):
+            have = (
+                "a mask without a latent"
+                if latent is None
+                else "a mask and a latent"
+                if mask is not None
+                else "a latent"
+            )
             raise ValueError(
                 f"this model takes {self.config.in_channels} channels ({kind}), but the conditioning holds {have}: "
-                f"{remedy}"
+                f"{CONDITIONING_REMEDIES[kind]}"
             )
-        if latent.ndim != 5 or latent.shape[1] != 16 or latent.shape[2:] != noise.shape[2:]:
+        channels = 32 if kind == "void" else 16
+        fits = latent.ndim == 5 and latent.shape[1] == channels and latent.shape[3:] == noise.shape[3:]
+        if kind == "image":  # the first frame, or several; the rest are zeros
+            fits = fits and latent.shape[2] <= noise.shape[2]
+        if not fits or (kind != "image" and latent.shape[2] != noise.shape[2]):
             raise ValueError(
                 f"the conditioning's latent has the shape {list(latent.shape)}, but the sampled latent "
                 f"{list(noise.shape)}: give CogVideoX-Fun's Empty Latent and VAE Encode the same size and length"
             )
         latent = self.process_latent_in(latent).to(device)
-        if kind == "control":
+        if kind == "image":
+            scaled = latent * (self.image_scale / self.latent_format.scale_factor)
+            return F.pad(scaled, (0, 0, 0, 0, 0, noise.shape[2] - latent.shape[2]))
+        if kind != "inpaint":
             return latent
         mask = self.latent_mask(mask, noise)
         if mask is None:

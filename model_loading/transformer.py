@@ -4,6 +4,8 @@ Built from an ``operations`` namespace (torch.nn's by default, the host's when i
 run through the blocks as one sequence, text first.
 """
 
+import math
+
 import torch
 import torch.nn.functional as F
 from einops import rearrange
@@ -11,8 +13,10 @@ from torch import nn
 
 from ..sampling import positions
 from ..sampling.geometry import check_latent_t
+from ..sampling.positions import PositionOptions
 from .config import TransformerConfig
 
+OFS = 2.0  # what CogVideoX 1.5 image to video is always given as its offset (diffusers' pipeline)
 POSITIONS = "cogvideox_fun_positions"  # in transformer_options: PositionOptions for this call
 
 
@@ -52,6 +56,9 @@ class PatchEmbed(nn.Module):
         else:  # V1.5: a linear layer over patches of 2 x 2 x 2, which always has a bias
             self.proj = operations.Linear(config.in_channels * self.patch_t * 4, config.dim, **factory)
         self.text_proj = operations.Linear(config.text_embed_dim, config.dim, **factory)
+        if config.use_learned_positional_embeddings:
+            tokens = config.max_text_seq_length + math.prod(config.base_grid)
+            self.pos_embedding = nn.Parameter(torch.empty(1, tokens, config.dim, **factory))
 
     def forward(self, x: torch.Tensor, context: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
         batch = x.shape[0]
@@ -191,9 +198,11 @@ class CogVideoXTransformer(nn.Module):
         self.config = config
         self.dtype = dtype
         self.tick = tick
-        self.position_options = positions.PositionOptions(position_mode)
+        self.position_options = PositionOptions(position_mode)
         self.patch_embed = PatchEmbed(config, operations, **factory)
         self.time_embedding = TimeEmbedding(config.dim, config.time_embed_dim, operations, **factory)
+        if config.ofs_embed_dim:
+            self.ofs_embedding = TimeEmbedding(config.ofs_embed_dim, config.ofs_embed_dim, operations, **factory)
         self.transformer_blocks = nn.ModuleList(
             Block(config, operations, attention, **factory) for _ in range(config.num_layers)
         )
@@ -203,9 +212,7 @@ class CogVideoXTransformer(nn.Module):
         self.proj_out = operations.Linear(config.dim, config.out_channels * patch, **factory)
         self._positions: dict = {}  # of the last grid only: (grid, device, options) -> tensor
 
-    def positions(
-        self, grid: tuple[int, int, int], device: torch.device, options: positions.PositionOptions
-    ) -> torch.Tensor:
+    def positions(self, grid: tuple[int, int, int], device: torch.device, options: PositionOptions) -> torch.Tensor:
         """The additive table (2B, N x dim) or the rope (5B, N x head_dim / 2) of a grid in tokens, cached."""
         key = (grid, device, options)
         if key not in self._positions:
@@ -213,7 +220,7 @@ class CogVideoXTransformer(nn.Module):
                 self._positions = {key: self.compute_positions(grid, options).to(device)}
         return self._positions[key]
 
-    def compute_positions(self, grid: tuple[int, int, int], options: positions.PositionOptions) -> torch.Tensor:
+    def compute_positions(self, grid: tuple[int, int, int], options: PositionOptions) -> torch.Tensor:
         config = self.config
         if not config.use_rotary_positional_embeddings:
             scales = config.spatial_interpolation_scale, config.temporal_interpolation_scale
@@ -223,9 +230,7 @@ class CogVideoXTransformer(nn.Module):
             return positions.interpolated_rotary(*grid, base_h, base_w, config.attention_head_dim, options)
         return positions.integer_rotary(*grid, config.attention_head_dim, options)
 
-    def prepare(
-        self, x: torch.Tensor, extra_latents: torch.Tensor | None, options: positions.PositionOptions
-    ) -> torch.Tensor:
+    def prepare(self, x: torch.Tensor, extra_latents: torch.Tensor | None, options: PositionOptions) -> torch.Tensor:
         """Concatenate what the model is conditioned on (zeros by default) and pad one V1.5 frame with a zero frame."""
         config = self.config
         if x.shape[3] % config.patch_size or x.shape[4] % config.patch_size:
@@ -262,7 +267,8 @@ class CogVideoXTransformer(nn.Module):
             x: B 16 T h w, scaled and scaled to the model's input; h and w even, T even on V1.5 (or 1).
             timestep: [B], 0..999.
             context: B L text_embed_dim, text features; the models were trained with L = 226.
-            extra_latents: B (in_channels - 16) T h w, scaled: 17 inpaint or 16 control channels; None is zeros.
+            extra_latents: B (in_channels - 16) T h w, scaled: 17 inpaint, 16 control or image, or 32 VOID channels;
+                None is zeros.
             transformer_options: the host's patches and options; under `POSITIONS` how positions are made.
 
         Returns:
@@ -285,8 +291,13 @@ class CogVideoXTransformer(nn.Module):
         pos = self.positions(grid, x.device, position_options)
 
         vec = self.time_embedding(timestep_embedding(timestep, self.config.dim).to(x.dtype))
+        if self.config.ofs_embed_dim:
+            offset = torch.full_like(timestep, OFS, dtype=torch.float32)
+            vec = vec + self.ofs_embedding(timestep_embedding(offset, self.config.ofs_embed_dim).to(x.dtype))
         text, image = self.patch_embed(x, context)
         text_tokens = text.shape[1]
+        if self.config.use_learned_positional_embeddings:
+            text, image = self.add_learned(text, image, grid)
         rope = pos
         if not self.config.use_rotary_positional_embeddings:
             image, rope = image + pos.to(image.dtype), None
@@ -295,6 +306,22 @@ class CogVideoXTransformer(nn.Module):
         axes = {"t": grid[0], "h": grid[1], "w": grid[2], "pt": patch_t, "ph": 2, "pw": 2}
         x = rearrange(x, "b (t h w) (c pt ph pw) -> b c (t pt) (h ph) (w pw)", **axes)
         return x[:, :, :latent_t]
+
+    def add_learned(self, text: torch.Tensor, image: torch.Tensor, grid: tuple[int, int, int]):
+        """Add the learned table of CogVideoX-5b-I2V to text and video tokens.
+
+        Raises:
+            ValueError: another size than the trained one, which the table can't give.
+        """
+        _, base_h, base_w = self.config.base_grid
+        if grid[1:] != (base_h, base_w) or text.shape[1] != self.config.max_text_seq_length:
+            raise ValueError(
+                f"the model has a learned position table and takes {base_w * 16} x {base_h * 16} pixels alone, but "
+                f"the video is {grid[2] * 16} x {grid[1] * 16}: set width and height to that"
+            )
+        table = self.patch_embed.pos_embedding.to(image)
+        tokens = self.config.max_text_seq_length
+        return text + table[:, :tokens], image + table[:, tokens : tokens + image.shape[1]]
 
     def run_blocks(self, x, vec, rope, text_tokens: int, options: dict) -> torch.Tensor:
         """Run the blocks over B N C tokens, letting ``patches_replace["dit"]`` take over any of them."""

@@ -109,3 +109,41 @@ class ControlConditioning(io.ComfyNode):
         if (start_percent, end_percent) != (0.0, 1.0):
             values[CONTROL_PERCENTS] = (start_percent, end_percent)
         return with_values(positive, negative, values)
+
+
+class ImageConditioning(io.ComfyNode):
+    @classmethod
+    def define_schema(cls):
+        return io.Schema(
+            node_id="CogVideoXFunImageConditioning",
+            display_name="Image Conditioning",
+            category=f"{common.CATEGORY}/conditioning",
+            description="Give one of CogVideoX's own image-to-video models (32 channels) its first frame. The Fun "
+            "models take Inpaint Conditioning instead.",
+            inputs=[
+                io.Conditioning.Input("positive", tooltip="What the video should show."),
+                io.Conditioning.Input("negative", tooltip="What the video should not show."),
+                io.Latent.Input(
+                    "image_latent", tooltip="From VAE Encode without a mask: one image, at the video's size."
+                ),
+                io.Latent.Input("latent", tooltip="From Empty Latent, at the video's size and length."),
+            ],
+            outputs=[
+                io.Conditioning.Output(display_name="positive", tooltip="For the sampler."),
+                io.Conditioning.Output(display_name="negative", tooltip="For the sampler."),
+                io.Latent.Output(display_name="latent", tooltip="The latent, for the sampler."),
+            ],
+        )
+
+    @classmethod
+    def execute(cls, positive, negative, image_latent, latent) -> io.NodeOutput:
+        given, wanted = latent_shape(image_latent), latent_shape(latent)
+        if given[3:] != wanted[3:] or given[2] > wanted[2]:
+            image, video = (" x ".join(map(str, shape[2:])) for shape in (given, wanted))
+            raise ValueError(
+                f"the image's latent is {image}, but the video's {video} (frames x height x width): bring "
+                "the image to the video's width and height before VAE Encode"
+            )
+        values = {"concat_latent_image": image_latent["samples"]}
+        positive, negative = (node_helpers.conditioning_set_values(c, values) for c in (positive, negative))
+        return io.NodeOutput(positive, negative, latent)

@@ -37,6 +37,10 @@ NODES = {
         ["positive", "negative", "control_latent", "strength", "start_percent", "end_percent"],
         ["CONDITIONING", "CONDITIONING", "LATENT"],
     ),
+    "ImageConditioning": (
+        ["positive", "negative", "image_latent", "latent"],
+        ["CONDITIONING", "CONDITIONING", "LATENT"],
+    ),
     "EmptyLatent": (["width", "height", "length", "batch_size", "model?"], ["LATENT"]),
     "Sampler": (
         [
