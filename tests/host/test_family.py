@@ -21,7 +21,8 @@ def closest(ours: torch.Tensor, expected: torch.Tensor) -> float:
 @pytest.fixture(scope="module")
 def pipelines(base):
     folder = base / "models" / "CogVideoX_Fun"
-    return {name: Pipeline.from_folder(folder / name) for name in ("tiny-2b-control", "tiny-5b")}
+    names = ("tiny-2b-control", "tiny-5b", "tiny-5b-image", "tiny-v1.5-image")
+    return {name: Pipeline.from_folder(folder / name) for name in names}
 
 
 def clip_of(seed: int, length: int = 9) -> torch.Tensor:
@@ -254,3 +255,38 @@ def test_riflex_on_a_2b_is_an_error(lab):
                 graph.fun("EmptyLatent", width=16, height=16, length=5, batch_size=1),
             )
         )
+
+
+@pytest.mark.parametrize("variant, length", [("5b-image", 9), ("v1.5-image", 13)])
+def test_image_to_video_of_cogvideox_itself(lab, pipelines, variant, length):
+    """The first frame's latent, scaled as diffusers' pipeline does, then zeros."""
+    pipeline = pipelines[f"tiny-{variant}"]
+    image = clip_of(4, 1)
+    graph = lab.graph()
+    model = graph.loader(f"tiny-{variant}")
+    encoded = graph.fun("VAEEncode", vae=model[2], video=graph.tensor("Image", image), **ENCODE)
+    empty = graph.fun("EmptyLatent", width=80, height=48, length=length, batch_size=1)
+    positive, negative = graph.prompts(model[1], *PROMPTS)
+    found = graph.fun("ImageConditioning", positive=positive, negative=negative, image_latent=encoded, latent=empty)
+    ours, plain = graph.get(
+        graph.sampler(model, found[0], found[1], found[2], seed=3, steps=2),
+        graph.sampler(model, positive, negative, empty, seed=3, steps=2),
+    )
+    scale = pipeline.checkpoint.scale_factor
+    latent = pipeline.encode(image) / scale * (1 / scale if variant == "v1.5-image" else scale)
+    noise = pipeline.noise(80, 48, length, seed=3)
+    extra = torch.zeros_like(noise)
+    extra[:, :, :1] = latent
+    texts = [pipeline.text_encoder(prompt) for prompt in PROMPTS]
+    expected = pipeline.sample(noise, *texts, extra, steps=2)
+    assert closest(ours * scale, expected) <= TOLERANCE and closest(ours, plain) > 1e-3
+
+
+def test_an_image_of_another_size_is_an_error(lab):
+    graph = lab.graph()
+    model = graph.loader("tiny-v1.5-image")
+    image, video = (graph.tensor("Latent", torch.rand(1, 16, t, 6, w)) for t, w in ((1, 8), (4, 10)))
+    positive, negative = graph.prompts(model[1])
+    found = graph.fun("ImageConditioning", positive=positive, negative=negative, image_latent=image, latent=video)
+    with pytest.raises(Failed, match="image's latent is 1 x 6 x 8, but the video's 4 x 6 x 10"):
+        graph.get(graph.sampler(model, found[0], found[1], found[2]))
