@@ -9,20 +9,29 @@ WEB_DIRECTORY = "./web"
 async def comfy_entrypoint():
     from comfy_api.latest import ComfyExtension
 
-    from .nodes.conditioning import InpaintConditioning
+    from .nodes.conditioning import ControlConditioning, ImageConditioning, InpaintConditioning
     from .nodes.latents import EmptyLatent, VAEDecode, VAEEncode
-    from .nodes.loaders import ModelLoader, TextEncoderLoader, VAELoader
+    from .nodes.loaders import LoraLoader, ModelLoader, TextEncoderLoader, VAELoader
     from .nodes.masks import MaskResize3D, StartEndImage
+    from .nodes.positions import PositionInterpolation
+    from .nodes.resolution import Resolution
     from .nodes.sampling import Sampler, Scheduler
+    from .nodes.windows import ContextWindows
 
     nodes = [
         ModelLoader,
         TextEncoderLoader,
         VAELoader,
+        LoraLoader,
+        PositionInterpolation,
+        ContextWindows,
+        Resolution,
         StartEndImage,
         MaskResize3D,
         VAEEncode,
         InpaintConditioning,
+        ControlConditioning,
+        ImageConditioning,
         EmptyLatent,
         Sampler,
         Scheduler,

@@ -14,7 +14,7 @@ from pathlib import Path
 import torch
 
 from ..sampling.schedule import NoiseSchedule
-from .config import CheckpointError, TransformerConfig, detect
+from .config import CheckpointError, TransformerConfig, detect, hub_name
 from .vae import VAEConfig
 from .weights import Weights, header_names, open_weights, read_json
 
@@ -91,6 +91,7 @@ class Checkpoint:
     weights: Weights
     schedule: NoiseSchedule
     scale_factor: float
+    image_scale: float  # of the first frame's latent in CogVideoX's own image-to-video models
     vae: Path | None = None
     text_encoder: Path | None = None
     tokenizer: Path | None = None
@@ -102,6 +103,7 @@ class Checkpoint:
             "transformer": dataclasses.asdict(self.config),
             "scheduler": dataclasses.asdict(self.schedule),
             "scale_factor": self.scale_factor,
+            "image_scale": self.image_scale,
         }
 
 
@@ -121,6 +123,7 @@ def decode_config(tensor: torch.Tensor, name: str) -> dict:
         if not isinstance(config["transformer"], dict) or not isinstance(config["scheduler"], dict):
             raise ValueError("no transformer or scheduler")
         config["scale_factor"] = float(config["scale_factor"])
+        config["image_scale"] = float(config.get("image_scale", config["scale_factor"]))
     except (ValueError, KeyError, TypeError) as error:
         raise CheckpointError(f"{name}: the saved configuration can't be read ({error!r})") from error
     return config
@@ -133,15 +136,16 @@ def tokenizer_beside(text_encoder: Path) -> Path | None:
 
 
 def _open_folder(folder: Path) -> Checkpoint:
-    weights = open_weights(folder / "transformer").without_prefix(SAVED_PREFIX)
+    weights = open_weights(folder / "transformer").without_prefix(SAVED_PREFIX).renamed(hub_name)
     config = detect(weights.shapes, read_json(folder / "transformer" / "config.json"))
     schedule = config.default_schedule
     if (folder / "scheduler" / "scheduler_config.json").is_file():
         schedule = NoiseSchedule.from_config(read_json(folder / "scheduler" / "scheduler_config.json"), schedule)
-    scale_factor = config.default_scale_factor
+    scale_factor, image_scale = config.default_scale_factor, config.default_image_scale
     has_vae = (folder / "vae" / "config.json").is_file()
     if has_vae:
-        scale_factor = VAEConfig.from_dict(read_json(folder / "vae" / "config.json")).scaling_factor
+        vae = VAEConfig.from_dict(read_json(folder / "vae" / "config.json"))
+        scale_factor, image_scale = vae.scaling_factor, vae.image_scale
     has_text = (folder / "text_encoder" / "config.json").is_file()
     return Checkpoint(
         folder,
@@ -149,6 +153,7 @@ def _open_folder(folder: Path) -> Checkpoint:
         weights,
         schedule,
         scale_factor,
+        image_scale,
         vae=folder / "vae" if has_vae else None,
         text_encoder=folder / "text_encoder" if has_text else None,
         tokenizer=tokenizer_beside(folder / "text_encoder"),
@@ -159,16 +164,17 @@ def _open_file(path: Path) -> Checkpoint:
     weights = open_weights(path)
     saved = next((key for key in weights if key.endswith(SAVED_CONFIG)), None)
     written = decode_config(weights[saved], str(path)) if saved else None
-    weights = weights.without_prefix(SAVED_PREFIX)
+    weights = weights.without_prefix(SAVED_PREFIX).renamed(hub_name)
     weights.tensors.pop(SAVED_CONFIG, None)
     config = detect(weights.shapes, written["transformer"] if written else None)
     if written is None:
-        return Checkpoint(path, config, weights, config.default_schedule, config.default_scale_factor)
+        scales = config.default_scale_factor, config.default_image_scale
+        return Checkpoint(path, config, weights, config.default_schedule, *scales)
     try:
         schedule = NoiseSchedule(**written["scheduler"])
     except (TypeError, ValueError) as error:
         raise CheckpointError(f"{path}: the saved configuration can't be read ({error})") from error
-    return Checkpoint(path, config, weights, schedule, written["scale_factor"])
+    return Checkpoint(path, config, weights, schedule, written["scale_factor"], written["image_scale"])
 
 
 @contextlib.contextmanager

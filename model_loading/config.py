@@ -1,6 +1,7 @@
 """What a transformer is: its configuration, and the table of variants that shapes alone can tell apart."""
 
 import dataclasses
+import re
 import typing
 from collections.abc import Mapping
 
@@ -58,6 +59,8 @@ class TransformerConfig:
     spatial_interpolation_scale: float = 1.875
     temporal_interpolation_scale: float = 1.0
     use_rotary_positional_embeddings: bool = False
+    use_learned_positional_embeddings: bool = False
+    ofs_embed_dim: int | None = None
     add_noise_in_inpaint_model: bool = False
 
     @classmethod
@@ -73,8 +76,6 @@ class TransformerConfig:
             "norm_elementwise_affine": True,
             "activation_fn": "gelu-approximate",
             "timestep_activation_fn": "silu",
-            "use_learned_positional_embeddings": False,
-            "ofs_embed_dim": None,
             "patch_size": 2,
             "attention_head_dim": 64,
             "out_channels": 16,
@@ -89,7 +90,7 @@ class TransformerConfig:
         if config.conditioning is None:
             raise CheckpointError(
                 f"in_channels is {config.in_channels} in the transformer's configuration, expected 16 (text), "
-                "32 (control) or 33 (inpaint)"
+                "32 (control, or image to video), 33 (inpaint) or 48 (VOID)"
             )
         if config.patch_size_t not in (None, 2):
             raise CheckpointError(f"patch_size_t is {config.patch_size_t}, expected none or 2")
@@ -101,8 +102,11 @@ class TransformerConfig:
 
     @property
     def conditioning(self) -> str | None:
-        """What the channels beyond the noise hold: "text" (none), "control" or "inpaint"."""
-        return {16: "text", 32: "control", 33: "inpaint"}.get(self.in_channels)
+        """What the channels beyond the noise hold: "text" (none), "inpaint" (mask and video), "control" (video),
+        "image" (the first frame, of CogVideoX's own models) or "void" (mask and video, both as latents)."""
+        if self.in_channels == 32:
+            return "image" if self.use_learned_positional_embeddings or self.ofs_embed_dim else "control"
+        return {16: "text", 33: "inpaint", 48: "void"}.get(self.in_channels)
 
     @property
     def base_grid(self) -> tuple[int, int, int]:
@@ -137,9 +141,35 @@ class TransformerConfig:
         return 0.7 if self.use_rotary_positional_embeddings else 1.15258426
 
     @property
+    def default_image_scale(self) -> float:
+        """What the first frame's latent is multiplied by: CogVideoX 1.5 image to video divides by the scale factor."""
+        return 1 / self.default_scale_factor if self.ofs_embed_dim else self.default_scale_factor
+
+    @property
     def default_schedule(self) -> NoiseSchedule:
         """The schedule of the family, for files that carry no scheduler configuration."""
         return NoiseSchedule(snr_shift=1.0 if self.use_rotary_positional_embeddings else 3.0)
+
+
+# ComfyUI's own names of a CogVideoX transformer's parameters -> the hub's.
+NATIVE_NAMES = (
+    (r"^blocks\.(\d+)\.(q|k|v)\.", r"transformer_blocks.\1.attn1.to_\2."),
+    (r"^blocks\.(\d+)\.(norm_q|norm_k)\.", r"transformer_blocks.\1.attn1.\2."),
+    (r"^blocks\.(\d+)\.attn_out\.", r"transformer_blocks.\1.attn1.to_out.0."),
+    (r"^blocks\.(\d+)\.ff_proj\.", r"transformer_blocks.\1.ff.net.0.proj."),
+    (r"^blocks\.(\d+)\.ff_out\.", r"transformer_blocks.\1.ff.net.2."),
+    (r"^blocks\.(\d+)\.", r"transformer_blocks.\1."),
+    (r"^(time|ofs)_embedding_linear_(\d)\.", r"\1_embedding.linear_\2."),
+)
+
+
+def hub_name(native: str) -> str:
+    """A parameter's name on the hub from ComfyUI's own; a hub name is left as it is."""
+    for pattern, replacement in NATIVE_NAMES:
+        name, count = re.subn(pattern, replacement, native)
+        if count:
+            return name
+    return native
 
 
 # Detection from shapes, for single files without a configuration: heads -> what the shapes cannot say.
@@ -173,6 +203,7 @@ def shape_fields(shapes: Mapping[str, tuple[int, ...]]) -> dict:
     patch_t = 2 if len(proj) == 2 else None
     dim = proj[0]
     blocks = {int(name.split(".")[1]) for name in shapes if name.startswith("transformer_blocks.")}
+    ofs = shapes.get("ofs_embedding.linear_1.weight")
     return {
         "num_attention_heads": dim // 64,
         "num_layers": max(blocks) + 1,
@@ -180,6 +211,7 @@ def shape_fields(shapes: Mapping[str, tuple[int, ...]]) -> dict:
         "patch_size_t": patch_t,
         "time_embed_dim": shapes["time_embedding.linear_1.weight"][0],
         "text_embed_dim": shapes["patch_embed.text_proj.weight"][1],
+        "ofs_embed_dim": None if ofs is None else ofs[0],
     }
 
 
@@ -198,6 +230,9 @@ def detect(shapes: Mapping[str, tuple[int, ...]], config: Mapping | None) -> Tra
                 "48 heads (5B) are known from shapes; load the model's folder with its config.json"
             )
         config = {**VARIANTS_BY_HEADS[heads], **(V15_SAMPLE if fields["patch_size_t"] else {}), **fields}
+        # a rotary model that stores a table learned it; a 2B's is computed, whether a file holds it or not
+        stored = "patch_embed.pos_embedding" in shapes
+        config["use_learned_positional_embeddings"] = stored and config["use_rotary_positional_embeddings"]
     result = TransformerConfig.from_dict(config)
     for name, value in fields.items():
         if getattr(result, name) != value:

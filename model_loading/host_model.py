@@ -18,14 +18,16 @@ import comfy.patcher_extension
 import comfy.supported_models_base
 import comfy.utils
 import torch
+import torch.nn.functional as F
 from comfy.ldm.modules.attention import optimized_attention
 
 from ..sampling.geometry import SPATIAL_COMPRESSION, latent_t_to_frames
 from ..sampling.inpaint import inpaint_latents
 from ..sampling.masks import THRESHOLD, mask_to_latent
+from ..sampling.positions import PositionOptions
 from .checkpoint import SAVED_CONFIG, Checkpoint, encode_config, open_checkpoint
 from .config import CheckpointError
-from .transformer import CogVideoXTransformer
+from .transformer import POSITIONS, CogVideoXTransformer
 
 log = logging.getLogger(__name__)
 
@@ -36,6 +38,20 @@ WEIGHT_DTYPES = {
     "fp32": torch.float32,
     "fp8_e4m3fn": torch.float8_e4m3fn,
 }
+
+CONDITIONING_REMEDIES = {  # by what the model takes
+    "text": "remove it, or load an InP (33 channels) or Control (32) model",
+    "inpaint": "use Inpaint Conditioning with VAE Encode and Mask Resize 3D, or load a Control (32 channels) model",
+    "control": "use Control Conditioning, or load an InP (33 channels) model",
+    "image": "use Image Conditioning, or load an InP (33 channels) model",
+    "void": "use the host's VOIDInpaintConditioning, or load an InP (33 channels) model",
+}
+
+# In a conditioning: from where to where of the schedule, 0..1, the control video counts.
+CONTROL_PERCENTS = "cogvideox_fun_control_percents"
+
+# In transformer_options: a timestep that lies between two of the host's whole ones.
+TIMESTEP = "cogvideox_fun_timestep"
 
 # From scaled latents to RGB, for the picture while sampling: factors listed for 16 channels in
 # ComfyUI-CogVideoXWrapper's latent preview. How they were fitted is not published.
@@ -81,6 +97,8 @@ class HostTransformer(CogVideoXTransformer):
 
     def forward(self, x, timestep, context, transformer_options=None, **conds):
         options = transformer_options or {}
+        if TIMESTEP in options:
+            timestep = torch.full_like(timestep, options[TIMESTEP])
         wrappers = comfy.patcher_extension.get_all_wrappers(
             comfy.patcher_extension.WrappersMP.DIFFUSION_MODEL, options
         )
@@ -108,6 +126,7 @@ class CogVideoXFunConfig(comfy.supported_models_base.BASE):
         schedule = checkpoint.schedule
         self.checkpoint_config = checkpoint.saved_config
         self.schedule = schedule
+        self.image_scale = checkpoint.image_scale
         self.latent_format = CogVideoXLatent(checkpoint.scale_factor)
         self.supported_inference_dtypes = [torch.bfloat16, torch.float32]
         if checkpoint.config.fp16_is_safe:
@@ -137,6 +156,7 @@ class CogVideoXFun(comfy.model_base.BaseModel):
         )
         self.diffusion_model.requires_grad_(False)
         self.schedule = model_config.schedule
+        self.image_scale = model_config.image_scale
         self.model_sampling.set_sigmas(self.schedule.sigmas())
         # exact where the sigmas can't be: no signal at all at the last timestep
         self.model_sampling.alphas_cumprod = self.schedule.alphas_cumprod()
@@ -157,7 +177,18 @@ class CogVideoXFun(comfy.model_base.BaseModel):
         )
         if extra is not None:  # a key of its own: as c_concat, EasyCache of 0.3.64 would see the wrong channel count
             out["extra_latents"] = comfy.conds.CONDNoiseShape(extra)
+            if CONTROL_PERCENTS in kwargs:
+                sigmas = tuple(map(self.model_sampling.percent_to_sigma, kwargs[CONTROL_PERCENTS]))
+                out["control_sigmas"] = comfy.conds.CONDConstant(sigmas)
         return out
+
+    def _apply_model(self, x, t, *args, control_sigmas: tuple[float, float] | None = None, **kwargs):
+        """The host's call, with zeros for the control video outside its part of the schedule. t: [B] sigmas."""
+        if control_sigmas is not None:
+            first, last = control_sigmas
+            inside = ((t <= first) & (t >= last)).to(x)
+            kwargs["extra_latents"] = kwargs["extra_latents"] * inside[:, None, None, None, None]
+        return super()._apply_model(x, t, *args, **kwargs)
 
     def extra_latents(self, noise, latent, mask, device) -> torch.Tensor | None:
         """The channels that the model takes beside the noise, B C T h w, scaled; None for zeros (text to video).
@@ -168,25 +199,32 @@ class CogVideoXFun(comfy.model_base.BaseModel):
         if latent is None and mask is None:
             return None
         kind = self.config.conditioning
-        given = "control" if mask is None else "inpaint"
-        if latent is None or given != kind:
-            remedy = {
-                "text": f"remove it, or load {'a Control (32' if mask is None else 'an InP (33'} channels) model",
-                "inpaint": "use Inpaint Conditioning, or load a Control (32 channels) model",
-                "control": "remove Inpaint Conditioning, or load an InP (33 channels) model",
-            }[kind]
-            have = f"{given} latents" if latent is not None else "a mask without a latent"
+        if latent is None or kind == "text" or (mask is not None) != (kind == "inpaint"):
+            have = (
+                "a mask without a latent"
+                if latent is None
+                else "a mask and a latent"
+                if mask is not None
+                else "a latent"
+            )
             raise ValueError(
                 f"this model takes {self.config.in_channels} channels ({kind}), but the conditioning holds {have}: "
-                f"{remedy}"
+                f"{CONDITIONING_REMEDIES[kind]}"
             )
-        if latent.ndim != 5 or latent.shape[1] != 16 or latent.shape[2:] != noise.shape[2:]:
+        channels = 32 if kind == "void" else 16
+        fits = latent.ndim == 5 and latent.shape[1] == channels and latent.shape[3:] == noise.shape[3:]
+        if kind == "image":  # the first frame, or several; the rest are zeros
+            fits = fits and latent.shape[2] <= noise.shape[2]
+        if not fits or (kind != "image" and latent.shape[2] != noise.shape[2]):
             raise ValueError(
                 f"the conditioning's latent has the shape {list(latent.shape)}, but the sampled latent "
                 f"{list(noise.shape)}: give CogVideoX-Fun's Empty Latent and VAE Encode the same size and length"
             )
         latent = self.process_latent_in(latent).to(device)
-        if kind == "control":
+        if kind == "image":
+            scaled = latent * (self.image_scale / self.latent_format.scale_factor)
+            return F.pad(scaled, (0, 0, 0, 0, 0, noise.shape[2] - latent.shape[2]))
+        if kind != "inpaint":
             return latent
         mask = self.latent_mask(mask, noise)
         if mask is None:
@@ -303,6 +341,33 @@ def model_of(patcher) -> CogVideoXFun:
             "Model"
         )
     return model
+
+
+def with_positions(patcher, options: PositionOptions):
+    """A clone of a MODEL whose positions are made as ``options`` say.
+
+    Raises:
+        ValueError: the MODEL is of another family, or RIFLEx for one without rotary positions.
+    """
+    config = model_of(patcher).config
+    if options.riflex_k and not config.use_rotary_positional_embeddings:
+        raise ValueError(
+            f"riflex_k is {options.riflex_k}, but RIFLEx changes rotary positions and the {config.family} models have "
+            "an additive table: set it to 0, and use Context Windows or temporal_scale for longer clips"
+        )
+    patched = patcher.clone()
+    patched.model_options["transformer_options"][POSITIONS] = options
+    return patched
+
+
+def length_limits(patcher) -> tuple[int | None, int | None]:
+    """What lengths a MODEL takes: latent frames per patch (2 on V1.5, else None) and the most frames, or None."""
+    config = model_of(patcher).config
+    if "context_handler" in patcher.model_options:  # windows of their own length run through a clip of any
+        return None, None
+    options = patcher.model_options.get("transformer_options", {}).get(POSITIONS, PositionOptions())
+    latent_t = options.max_latent_t(config.max_latent_t)
+    return config.patch_size_t, None if latent_t is None else latent_t_to_frames(latent_t)
 
 
 def progress_tick():

@@ -1,11 +1,12 @@
-"""The authors' DDIM as a sampler of the host, and the model's schedule as the host's SIGMAS."""
+"""The authors' samplers as samplers of the host, and the model's schedule as the host's SIGMAS."""
 
 import comfy.samplers
 import torch
 from tqdm.auto import tqdm
 
-from ..sampling.schedule import NoiseSchedule, add_noise, cogvideox_ddim, is_new
-from .host_model import model_of
+from ..sampling.recipes import run_recipe
+from ..sampling.schedule import NoiseSchedule, add_noise, cogvideox_ddim, dynamic_guidance, is_new
+from .host_model import TIMESTEP, model_of
 
 
 def run_sigmas(model, steps: int, spacing: str = "auto", denoise: float = 1.0) -> torch.Tensor:
@@ -21,18 +22,25 @@ def run_sigmas(model, steps: int, spacing: str = "auto", denoise: float = 1.0) -
     return torch.cat([table.float().cpu(), torch.zeros(1)])
 
 
-class CogVideoXDDIM(comfy.samplers.Sampler):
-    """`cogvideox_ddim` over the host's guided model.
+class OnTimesteps(comfy.samplers.Sampler):
+    """A sampler of the authors' over the host's guided model.
 
     The host works on variance-exploding latents and hands out the denoised one; this goes back to the
-    variance-preserving latent and to v, so that step and start are the authors' to the digit: a new video starts from
-    unit noise at every spacing, whatever its first timestep.
+    variance-preserving latent and to v, so that step and start are the authors' to the digit.
     """
 
     def __init__(self, schedule: NoiseSchedule, steps: int, spacing: str = "auto", denoise: float = 1.0):
-        self.timesteps, self.total_steps = schedule.run_timesteps(steps, spacing, denoise)
-        self.from_noise = is_new(denoise)
-        self.schedule = schedule
+        self.schedule, self.steps, self.spacing, self.denoise = schedule, steps, spacing, denoise
+
+    def run(self, predict, noise, latent, alphas, callback) -> torch.Tensor:
+        """The latent at the end.
+
+        Args:
+            predict: (x, timestep) -> the guided v.
+            alphas: signal power per timestep of the model.
+            callback: (step, total, denoised, x).
+        """
+        raise NotImplementedError
 
     def sample(
         self, model_wrap, sigmas, extra_args, callback, noise, latent_image=None, denoise_mask=None, disable_pbar=False
@@ -45,22 +53,78 @@ class CogVideoXDDIM(comfy.samplers.Sampler):
         if alphas is None:  # another schedule was patched in
             alphas = 1 / (model_sampling.sigmas.double() ** 2 + 1)
 
-        def predict(x: torch.Tensor, timestep: int) -> torch.Tensor:
-            sigma = model_sampling.sigmas[timestep].to(x)
+        def predict(x: torch.Tensor, timestep: float) -> torch.Tensor:
+            sigma = model_sampling.sigmas[round(timestep)].to(x)
             root = (sigma**2 + 1).sqrt()
-            denoised = model(x * root, sigma.expand(x.shape[0]), **extra_args)
+            args = extra_args if timestep == round(timestep) else at_timestep(extra_args, timestep)
+            denoised = model(x * root, sigma.expand(x.shape[0]), **args)
             return (x / root - denoised) * root / sigma
 
-        x = noise if self.from_noise else add_noise(latent_image, noise, float(alphas[self.timesteps[0]]))
-        with tqdm(total=len(self.timesteps), disable=disable_pbar) as bar:
+        with tqdm(total=self.steps, disable=disable_pbar) as bar:
 
-            def on_step(step: int, denoised: torch.Tensor, x: torch.Tensor) -> None:
+            def on_step(step: int, total: int, denoised: torch.Tensor, x: torch.Tensor) -> None:
+                bar.total = total
                 bar.update()
                 if callback is not None:
-                    callback(step, denoised, x, len(self.timesteps))
+                    callback(step, denoised, x, total)
 
-            final = 1.0 if self.schedule.final_alpha_one else float(alphas[0])
-            x = cogvideox_ddim(predict, x, self.timesteps, self.total_steps, alphas, final, on_step)
+            x = self.run(predict, noise, latent_image, alphas, on_step)
         if denoise_mask is not None:  # the last step can end above timestep 0, with noise left in what is kept
             x = x * denoise_mask + latent_image * (1 - denoise_mask)
         return x
+
+
+class CogVideoXDDIM(OnTimesteps):
+    """`cogvideox_ddim`: a new video starts from unit noise at every spacing, whatever its first timestep."""
+
+    def run(self, predict, noise, latent, alphas, callback) -> torch.Tensor:
+        timesteps, total = self.schedule.run_timesteps(self.steps, self.spacing, self.denoise)
+        x = noise if is_new(self.denoise) else add_noise(latent, noise, float(alphas[timesteps[0]]))
+        final = 1.0 if self.schedule.final_alpha_one else float(alphas[0])
+
+        def on_step(step, denoised, x):
+            callback(step, len(timesteps), denoised, x)
+
+        return cogvideox_ddim(predict, x, timesteps, total, alphas, final, on_step)
+
+
+class Recipe(OnTimesteps):
+    """A scheduler of diffusers, see `sampling.recipes`."""
+
+    def __init__(self, name: str, seed: int, *args):
+        super().__init__(*args)
+        self.name, self.seed = name, seed
+
+    def run(self, predict, noise, latent, alphas, callback) -> torch.Tensor:
+        return run_recipe(
+            self.name, self.schedule, predict, noise, latent, self.seed,
+            self.steps, self.spacing, self.denoise, callback,
+        )  # fmt: skip
+
+
+def at_timestep(extra_args: dict, timestep: float) -> dict:
+    """A sampler's arguments with a timestep between two of the host's whole ones."""
+    options = dict(extra_args["model_options"])
+    options["transformer_options"] = {**options.get("transformer_options", {}), TIMESTEP: timestep}
+    return {**extra_args, "model_options": options}
+
+
+def with_dynamic_guidance(model, steps: int):
+    """A clone of a MODEL whose guidance changes over the run, see `dynamic_guidance`.
+
+    Raises:
+        ValueError: another node has set how the MODEL is guided.
+    """
+    if "sampler_cfg_function" in model.model_options:
+        raise ValueError("dynamic_cfg is on, but another node has set the MODEL's guidance: remove one of the two")
+    patched = model.clone()
+
+    def guide(args: dict) -> torch.Tensor:
+        sampling = patched.get_model_object("model_sampling")
+        whole = float(sampling.timestep(args["sigma"].flatten()[:1]))
+        timestep = args["model_options"].get("transformer_options", {}).get(TIMESTEP, whole)
+        scale = dynamic_guidance(args["cond_scale"], timestep, steps)
+        return args["uncond"] + scale * (args["cond"] - args["uncond"])
+
+    patched.set_model_sampler_cfg_function(guide)
+    return patched

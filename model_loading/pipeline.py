@@ -12,6 +12,7 @@ import torch
 from ..sampling.geometry import SPATIAL_COMPRESSION, check_size, frames_to_latent_t
 from ..sampling.inpaint import inpaint_latents, reference_pixels
 from ..sampling.masks import fit_mask, mask_to_latent
+from ..sampling.recipes import run_recipe
 from ..sampling.schedule import add_noise, cogvideox_ddim, is_new
 from .checkpoint import Checkpoint, load_vae_config, open_checkpoint
 from .config import CheckpointError
@@ -120,30 +121,50 @@ class Pipeline:
         cfg: float = 6.0,
         spacing: str = "auto",
         denoise: float = 1.0,
+        recipe: str | None = None,
+        seed: int = 0,
         callback: Callable[[int, torch.Tensor, torch.Tensor], None] | None = None,
     ) -> torch.Tensor:
-        """Run the authors' DDIM with classifier-free guidance.
+        """Run the authors' DDIM, or a scheduler of their recipes, with classifier-free guidance.
 
         Args:
             noise: B 16 T h w.
             positive, negative: text features, [B, L, C] or, for all of a batch, [1, L, C].
             extra_latents: from `condition`, or scaled control latents; B or 1 of them.
             start: the scaled latent of a video, at denoise below 1.
+            recipe, seed: see `run_recipe`; None is the authors' DDIM.
+            callback: of the authors' DDIM.
 
         Returns:
             The scaled latent, B 16 T h w.
         """
         schedule = self.checkpoint.schedule
+        predict = self.guided(len(noise), positive, negative, extra_latents, cfg)
+        if recipe is not None:
+            return run_recipe(recipe, schedule, predict, noise, start, seed, steps, spacing, denoise)
         alphas = schedule.alphas_cumprod()
         timesteps, total = schedule.run_timesteps(steps, spacing, denoise)
+        x = noise if is_new(denoise) else add_noise(start, noise, float(alphas[timesteps[0]]))
+        final = 1.0 if schedule.final_alpha_one else float(alphas[0])
+        return cogvideox_ddim(predict, x, timesteps, total, alphas, final, callback)
+
+    def guided(
+        self,
+        batch_size: int,
+        positive: torch.Tensor,
+        negative: torch.Tensor,
+        extra_latents: torch.Tensor | None,
+        cfg: float,
+    ) -> Callable[[torch.Tensor, float], torch.Tensor]:
+        """(x, timestep) -> v with classifier-free guidance; the arguments are those of `sample`."""
         guided = cfg > 1
-        positive, negative = (text.expand(len(noise), -1, -1) for text in (positive, negative))
+        positive, negative = (text.expand(batch_size, -1, -1) for text in (positive, negative))
         text = torch.cat([negative, positive]) if guided else positive
         repeats = 2 if guided else 1
         if extra_latents is not None:
-            extra_latents = extra_latents.expand(len(noise), -1, -1, -1, -1).repeat(repeats, 1, 1, 1, 1)
+            extra_latents = extra_latents.expand(batch_size, -1, -1, -1, -1).repeat(repeats, 1, 1, 1, 1)
 
-        def predict(x: torch.Tensor, timestep: int) -> torch.Tensor:
+        def predict(x: torch.Tensor, timestep: float) -> torch.Tensor:
             batch = x.repeat(repeats, 1, 1, 1, 1)
             v = self.transformer(batch, torch.full((len(batch),), timestep), text, extra_latents=extra_latents)
             if not guided:
@@ -151,9 +172,7 @@ class Pipeline:
             uncond, cond = v.chunk(2)
             return uncond + cfg * (cond - uncond)
 
-        x = noise if is_new(denoise) else add_noise(start, noise, float(alphas[timesteps[0]]))
-        final = 1.0 if schedule.final_alpha_one else float(alphas[0])
-        return cogvideox_ddim(predict, x, timesteps, total, alphas, final, callback)
+        return predict
 
     @torch.no_grad()
     def decode(self, latent: torch.Tensor) -> torch.Tensor:

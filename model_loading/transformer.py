@@ -4,6 +4,8 @@ Built from an ``operations`` namespace (torch.nn's by default, the host's when i
 run through the blocks as one sequence, text first.
 """
 
+import math
+
 import torch
 import torch.nn.functional as F
 from einops import rearrange
@@ -11,7 +13,11 @@ from torch import nn
 
 from ..sampling import positions
 from ..sampling.geometry import check_latent_t
+from ..sampling.positions import PositionOptions
 from .config import TransformerConfig
+
+OFS = 2.0  # what CogVideoX 1.5 image to video is always given as its offset (diffusers' pipeline)
+POSITIONS = "cogvideox_fun_positions"  # in transformer_options: PositionOptions for this call
 
 
 def sdpa(q, k, v, heads: int, transformer_options: dict | None = None) -> torch.Tensor:
@@ -50,6 +56,9 @@ class PatchEmbed(nn.Module):
         else:  # V1.5: a linear layer over patches of 2 x 2 x 2, which always has a bias
             self.proj = operations.Linear(config.in_channels * self.patch_t * 4, config.dim, **factory)
         self.text_proj = operations.Linear(config.text_embed_dim, config.dim, **factory)
+        if config.use_learned_positional_embeddings:
+            tokens = config.max_text_seq_length + math.prod(config.base_grid)
+            self.pos_embedding = nn.Parameter(torch.empty(1, tokens, config.dim, **factory))
 
     def forward(self, x: torch.Tensor, context: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
         batch = x.shape[0]
@@ -168,7 +177,8 @@ class CogVideoXTransformer(nn.Module):
         operations: a namespace with Linear, Conv2d and LayerNorm.
         attention: (q, k, v, heads, transformer_options=) -> B N C, see `sdpa`.
         tick: called with (done, total) before each block, to report progress or to interrupt.
-        position_mode: how the 2B's table becomes that of a run's grid, see `sampling.positions.additive_table`.
+        position_mode: how positions are made unless the options of a call say otherwise, see
+            `sampling.positions.PositionOptions`.
     """
 
     def __init__(
@@ -188,9 +198,11 @@ class CogVideoXTransformer(nn.Module):
         self.config = config
         self.dtype = dtype
         self.tick = tick
-        self.position_mode = position_mode
+        self.position_options = PositionOptions(position_mode)
         self.patch_embed = PatchEmbed(config, operations, **factory)
         self.time_embedding = TimeEmbedding(config.dim, config.time_embed_dim, operations, **factory)
+        if config.ofs_embed_dim:
+            self.ofs_embedding = TimeEmbedding(config.ofs_embed_dim, config.ofs_embed_dim, operations, **factory)
         self.transformer_blocks = nn.ModuleList(
             Block(config, operations, attention, **factory) for _ in range(config.num_layers)
         )
@@ -198,27 +210,27 @@ class CogVideoXTransformer(nn.Module):
         self.norm_out = NormOut(config, operations, **factory)
         patch = config.patch_size**2 * (config.patch_size_t or 1)
         self.proj_out = operations.Linear(config.dim, config.out_channels * patch, **factory)
-        self._positions: dict = {}  # of the last grid only: (grid, device) -> tensor
+        self._positions: dict = {}  # of the last grid only: (grid, device, options) -> tensor
 
-    def positions(self, grid: tuple[int, int, int], device: torch.device) -> torch.Tensor:
+    def positions(self, grid: tuple[int, int, int], device: torch.device, options: PositionOptions) -> torch.Tensor:
         """The additive table (2B, N x dim) or the rope (5B, N x head_dim / 2) of a grid in tokens, cached."""
-        key = (grid, device)
+        key = (grid, device, options)
         if key not in self._positions:
             with torch.inference_mode(False):  # what is kept may be needed for training later
-                self._positions = {key: self.compute_positions(grid).to(device)}
+                self._positions = {key: self.compute_positions(grid, options).to(device)}
         return self._positions[key]
 
-    def compute_positions(self, grid: tuple[int, int, int]) -> torch.Tensor:
+    def compute_positions(self, grid: tuple[int, int, int], options: PositionOptions) -> torch.Tensor:
         config = self.config
         if not config.use_rotary_positional_embeddings:
             scales = config.spatial_interpolation_scale, config.temporal_interpolation_scale
-            return positions.additive_table(config.dim, grid, config.base_grid, scales, self.position_mode)
+            return positions.additive_table(config.dim, grid, config.base_grid, scales, options)
         _, base_h, base_w = config.base_grid
         if config.patch_size_t is None:
-            return positions.interpolated_rotary(*grid, base_h, base_w, config.attention_head_dim)
-        return positions.integer_rotary(*grid, config.attention_head_dim)
+            return positions.interpolated_rotary(*grid, base_h, base_w, config.attention_head_dim, options)
+        return positions.integer_rotary(*grid, config.attention_head_dim, options)
 
-    def prepare(self, x: torch.Tensor, extra_latents: torch.Tensor | None) -> torch.Tensor:
+    def prepare(self, x: torch.Tensor, extra_latents: torch.Tensor | None, options: PositionOptions) -> torch.Tensor:
         """Concatenate what the model is conditioned on (zeros by default) and pad one V1.5 frame with a zero frame."""
         config = self.config
         if x.shape[3] % config.patch_size or x.shape[4] % config.patch_size:
@@ -226,7 +238,7 @@ class CogVideoXTransformer(nn.Module):
                 f"the latent is {x.shape[3]} x {x.shape[4]}, expected even numbers: "
                 "make width and height multiples of 16 pixels"
             )
-        check_latent_t(x.shape[2], config.patch_size_t, config.max_latent_t)
+        check_latent_t(x.shape[2], config.patch_size_t, options.max_latent_t(config.max_latent_t))
         channels = config.in_channels - x.shape[1]
         if extra_latents is None:
             extra_latents = x.new_zeros(x.shape[0], channels, *x.shape[2:])
@@ -255,8 +267,9 @@ class CogVideoXTransformer(nn.Module):
             x: B 16 T h w, scaled and scaled to the model's input; h and w even, T even on V1.5 (or 1).
             timestep: [B], 0..999.
             context: B L text_embed_dim, text features; the models were trained with L = 226.
-            extra_latents: B (in_channels - 16) T h w, scaled: 17 inpaint or 16 control channels; None is zeros.
-            transformer_options: the host's patches and options.
+            extra_latents: B (in_channels - 16) T h w, scaled: 17 inpaint, 16 control or image, or 32 VOID channels;
+                None is zeros.
+            transformer_options: the host's patches and options; under `POSITIONS` how positions are made.
 
         Returns:
             B 16 T h w.
@@ -271,14 +284,20 @@ class CogVideoXTransformer(nn.Module):
                 "prompt with the model's own CLIP, or one from Load CogVideoX-Fun Text Encoder"
             )
         latent_t = x.shape[2]
-        x = self.prepare(x, extra_latents)
+        position_options = options.get(POSITIONS, self.position_options)
+        x = self.prepare(x, extra_latents, position_options)
         patch_t = self.config.patch_size_t or 1
         grid = (x.shape[2] // patch_t, x.shape[3] // 2, x.shape[4] // 2)
-        pos = self.positions(grid, x.device)
+        pos = self.positions(grid, x.device, position_options)
 
         vec = self.time_embedding(timestep_embedding(timestep, self.config.dim).to(x.dtype))
+        if self.config.ofs_embed_dim:
+            offset = torch.full_like(timestep, OFS, dtype=torch.float32)
+            vec = vec + self.ofs_embedding(timestep_embedding(offset, self.config.ofs_embed_dim).to(x.dtype))
         text, image = self.patch_embed(x, context)
         text_tokens = text.shape[1]
+        if self.config.use_learned_positional_embeddings:
+            text, image = self.add_learned(text, image, grid)
         rope = pos
         if not self.config.use_rotary_positional_embeddings:
             image, rope = image + pos.to(image.dtype), None
@@ -287,6 +306,22 @@ class CogVideoXTransformer(nn.Module):
         axes = {"t": grid[0], "h": grid[1], "w": grid[2], "pt": patch_t, "ph": 2, "pw": 2}
         x = rearrange(x, "b (t h w) (c pt ph pw) -> b c (t pt) (h ph) (w pw)", **axes)
         return x[:, :, :latent_t]
+
+    def add_learned(self, text: torch.Tensor, image: torch.Tensor, grid: tuple[int, int, int]):
+        """Add the learned table of CogVideoX-5b-I2V to text and video tokens.
+
+        Raises:
+            ValueError: another size than the trained one, which the table can't give.
+        """
+        _, base_h, base_w = self.config.base_grid
+        if grid[1:] != (base_h, base_w) or text.shape[1] != self.config.max_text_seq_length:
+            raise ValueError(
+                f"the model has a learned position table and takes {base_w * 16} x {base_h * 16} pixels alone, but "
+                f"the video is {grid[2] * 16} x {grid[1] * 16}: set width and height to that"
+            )
+        table = self.patch_embed.pos_embedding.to(image)
+        tokens = self.config.max_text_seq_length
+        return text + table[:, :tokens], image + table[:, tokens : tokens + image.shape[1]]
 
     def run_blocks(self, x, vec, rope, text_tokens: int, options: dict) -> torch.Tensor:
         """Run the blocks over B N C tokens, letting ``patches_replace["dit"]`` take over any of them."""

@@ -37,6 +37,12 @@ class VAEConfig:
     norm_num_groups: int = 32
     temporal_compression_ratio: int = 4
     scaling_factor: float = 1.15258426
+    invert_scale_latents: bool = False
+
+    @property
+    def image_scale(self) -> float:
+        """What CogVideoX's own image-to-video models multiply the first frame's latent by (diffusers' pipeline)."""
+        return 1 / self.scaling_factor if self.invert_scale_latents else self.scaling_factor
 
     @classmethod
     def from_dict(cls, values: Mapping) -> "VAEConfig":

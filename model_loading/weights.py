@@ -2,7 +2,7 @@
 
 import dataclasses
 import json
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from pathlib import Path
 
 import torch
@@ -167,6 +167,10 @@ class Weights(Mapping):
             return self
         kept = {key[len(prefix) :]: info for key, info in self.tensors.items() if key.startswith(prefix)}
         return Weights(kept, self.metadata, self.name)
+
+    def renamed(self, rename: Callable[[str], str]) -> "Weights":
+        """The same tensors under other names."""
+        return Weights({rename(key): info for key, info in self.tensors.items()}, self.metadata, self.name)
 
     def check(self, expected: Mapping[str, tuple[int, ...]]) -> None:
         """Raise a CheckpointError that names the first tensors missing, or of another shape than expected."""

@@ -4,9 +4,16 @@ import node_helpers
 import torch
 from comfy_api.latest import io
 
+from ..model_loading.host_model import CONTROL_PERCENTS
 from ..sampling.masks import as_frames
 from . import common
 from .latents import latent_shape
+
+
+def with_values(positive, negative, values: dict) -> io.NodeOutput:
+    """Both conditionings with the values added, and an empty latent of the size of the conditioning's."""
+    positive, negative = (node_helpers.conditioning_set_values(c, values) for c in (positive, negative))
+    return io.NodeOutput(positive, negative, {"samples": torch.zeros_like(values["concat_latent_image"])})
 
 
 class InpaintConditioning(io.ComfyNode):
@@ -40,5 +47,103 @@ class InpaintConditioning(io.ComfyNode):
                 "(frames x height x width): bring the mask to the latent's size with Mask Resize 3D"
             )
         values = {"concat_latent_image": masked_latent["samples"], "concat_mask": mask[None, None]}
+        return with_values(positive, negative, values)
+
+
+class ControlConditioning(io.ComfyNode):
+    @classmethod
+    def define_schema(cls):
+        return io.Schema(
+            node_id="CogVideoXFunControlConditioning",
+            display_name="Control Conditioning",
+            category=f"{common.CATEGORY}/conditioning",
+            description="Give a Control or Pose model the video that it follows, such as edges or skeletons.",
+            inputs=[
+                io.Conditioning.Input("positive", tooltip="What the video should show."),
+                io.Conditioning.Input("negative", tooltip="What the video should not show."),
+                io.Latent.Input(
+                    "control_latent", tooltip="From VAE Encode without a mask: the control video, at the video's size."
+                ),
+                io.Float.Input(
+                    "strength",
+                    default=1.0,
+                    min=0.0,
+                    max=10.0,
+                    step=0.01,
+                    tooltip="What the control latent is multiplied by; 1 is how the models were trained, 0 is none.",
+                ),
+                io.Float.Input(
+                    "start_percent",
+                    default=0.0,
+                    min=0.0,
+                    max=1.0,
+                    step=0.001,
+                    tooltip="From where on the schedule the control counts, 0 to 1, as in ControlNet.",
+                ),
+                io.Float.Input(
+                    "end_percent",
+                    default=1.0,
+                    min=0.0,
+                    max=1.0,
+                    step=0.001,
+                    tooltip="Up to where on the schedule the control counts, 0 to 1.",
+                ),
+            ],
+            outputs=[
+                io.Conditioning.Output(display_name="positive", tooltip="For the sampler."),
+                io.Conditioning.Output(display_name="negative", tooltip="For the sampler."),
+                io.Latent.Output(display_name="latent", tooltip="An empty latent of the same size, for the sampler."),
+            ],
+        )
+
+    @classmethod
+    def execute(
+        cls, positive, negative, control_latent, strength=1.0, start_percent=0.0, end_percent=1.0
+    ) -> io.NodeOutput:
+        latent_shape(control_latent)
+        if start_percent > end_percent:
+            raise ValueError(
+                f"start_percent is {start_percent}, after end_percent {end_percent}: the control would never count"
+            )
+        values = {"concat_latent_image": control_latent["samples"] * strength}
+        if (start_percent, end_percent) != (0.0, 1.0):
+            values[CONTROL_PERCENTS] = (start_percent, end_percent)
+        return with_values(positive, negative, values)
+
+
+class ImageConditioning(io.ComfyNode):
+    @classmethod
+    def define_schema(cls):
+        return io.Schema(
+            node_id="CogVideoXFunImageConditioning",
+            display_name="Image Conditioning",
+            category=f"{common.CATEGORY}/conditioning",
+            description="Give one of CogVideoX's own image-to-video models (32 channels) its first frame. The Fun "
+            "models take Inpaint Conditioning instead.",
+            inputs=[
+                io.Conditioning.Input("positive", tooltip="What the video should show."),
+                io.Conditioning.Input("negative", tooltip="What the video should not show."),
+                io.Latent.Input(
+                    "image_latent", tooltip="From VAE Encode without a mask: one image, at the video's size."
+                ),
+                io.Latent.Input("latent", tooltip="From Empty Latent, at the video's size and length."),
+            ],
+            outputs=[
+                io.Conditioning.Output(display_name="positive", tooltip="For the sampler."),
+                io.Conditioning.Output(display_name="negative", tooltip="For the sampler."),
+                io.Latent.Output(display_name="latent", tooltip="The latent, for the sampler."),
+            ],
+        )
+
+    @classmethod
+    def execute(cls, positive, negative, image_latent, latent) -> io.NodeOutput:
+        given, wanted = latent_shape(image_latent), latent_shape(latent)
+        if given[3:] != wanted[3:] or given[2] > wanted[2]:
+            image, video = (" x ".join(map(str, shape[2:])) for shape in (given, wanted))
+            raise ValueError(
+                f"the image's latent is {image}, but the video's {video} (frames x height x width): bring "
+                "the image to the video's width and height before VAE Encode"
+            )
+        values = {"concat_latent_image": image_latent["samples"]}
         positive, negative = (node_helpers.conditioning_set_values(c, values) for c in (positive, negative))
-        return io.NodeOutput(positive, negative, {"samples": torch.zeros_like(masked_latent["samples"])})
+        return io.NodeOutput(positive, negative, latent)

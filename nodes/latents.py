@@ -6,7 +6,7 @@ import comfy.model_management
 import torch
 from comfy_api.latest import io
 
-from ..model_loading.host_model import model_of
+from ..model_loading.host_model import length_limits
 from ..sampling.geometry import SPATIAL_COMPRESSION, check_size, frames_to_latent_t, legal_length
 from ..sampling.inpaint import reference_pixels
 from ..sampling.masks import check_image, fit_mask
@@ -19,8 +19,7 @@ def fit_length(length: int, model=None) -> int:
     """Round a length down to 4n + 1 and, given a model, to what it takes; changes are logged."""
     if model is None:
         return legal_length(length)
-    config = model_of(model).config
-    return legal_length(length, config.patch_size_t, config.max_length)
+    return legal_length(length, *length_limits(model))
 
 
 def latent_shape(latent: dict) -> tuple[int, ...]:

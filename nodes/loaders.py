@@ -2,9 +2,11 @@
 
 import logging
 
+import folder_paths
 from comfy_api.latest import io
 
 from ..model_loading import checkpoint, text_encoder
+from ..model_loading.host_lora import add_lora
 from ..model_loading.host_model import WEIGHT_DTYPES, load_model
 from ..model_loading.host_text import load_clip
 from ..model_loading.host_vae import load_vae
@@ -142,3 +144,46 @@ class VAELoader(io.ComfyNode):
     @classmethod
     def execute(cls, vae_name="") -> io.NodeOutput:
         return io.NodeOutput(load_vae(common.choose(cls.found(), vae_name, "VAE", "vae")))
+
+
+class LoraLoader(io.ComfyNode):
+    @classmethod
+    def define_schema(cls):
+        return io.Schema(
+            node_id="CogVideoXFunLoraLoader",
+            display_name="Load CogVideoX-Fun LoRA",
+            category=f"{common.CATEGORY}/loaders",
+            description="Add a LoRA to a MODEL, in any style that CogVideoX LoRAs come in. Chain several for several "
+            "LoRAs.",
+            inputs=[
+                io.Model.Input("model", tooltip="A CogVideoX-Fun model."),
+                io.Combo.Input(
+                    "lora_name",
+                    options=list(common.single_files("loras")) or [common.NO_MODEL],
+                    tooltip="A safetensors file in models/loras.",
+                ),
+                io.Float.Input(
+                    "strength",
+                    default=1.0,
+                    min=-100.0,
+                    max=100.0,
+                    step=0.01,
+                    tooltip="What the LoRA's change is multiplied by; 0 is none, below 0 its opposite.",
+                ),
+            ],
+            outputs=[io.Model.Output(display_name="model", tooltip="For the sampler.")],
+        )
+
+    @classmethod
+    def fingerprint_inputs(cls, lora_name="", **_inputs):
+        return common.fingerprint(common.single_files("loras").get(lora_name))
+
+    @classmethod
+    def execute(cls, model, lora_name="", strength=1.0) -> io.NodeOutput:
+        files = common.single_files("loras")
+        if not lora_name and files:
+            lora_name = next(iter(files))
+        if lora_name not in files:
+            folders = ", ".join(folder_paths.get_folder_paths("loras"))
+            raise ValueError(f"the LoRA {lora_name} is not among those found: put a safetensors file into {folders}")
+        return io.NodeOutput(add_lora(model, files[lora_name], strength))

@@ -8,7 +8,8 @@ import torch
 from comfy_api.latest import io
 
 from ..model_loading.host_model import model_of
-from ..model_loading.host_sampling import CogVideoXDDIM, run_sigmas
+from ..model_loading.host_sampling import CogVideoXDDIM, Recipe, run_sigmas, with_dynamic_guidance
+from ..sampling.recipes import RECIPES
 from . import common
 
 DDIM = "cogvideox_ddim"
@@ -45,14 +46,21 @@ class Sampler(io.ComfyNode):
                 ),
                 io.Combo.Input(
                     "sampler_name",
-                    options=[DDIM, *comfy.samplers.SAMPLER_NAMES],
+                    options=[DDIM, *comfy.samplers.SAMPLER_NAMES, *RECIPES],
                     default=DDIM,
-                    tooltip="cogvideox_ddim is the authors' sampler, to the digit; the others are the host's.",
+                    tooltip="cogvideox_ddim is the authors' sampler, to the digit; the other names with cogvideox_ "
+                    "are the schedulers of their recipes, from diffusers; the rest are the host's.",
                 ),
                 io.Combo.Input(
                     "spacing", options=common.SPACING_OPTIONS, default="auto", tooltip=common.SPACING_TOOLTIP
                 ),
                 io.Float.Input("denoise", default=1.0, min=0.0, max=1.0, step=0.01, tooltip=common.DENOISE_TOOLTIP),
+                io.Boolean.Input(
+                    "dynamic_cfg",
+                    default=False,
+                    optional=True,
+                    tooltip="Change the guidance from step to step as the authors' use_dynamic_cfg does.",
+                ),
             ],
             outputs=[io.Latent.Output(display_name="latent", tooltip="For VAE Decode.")],
         )
@@ -72,13 +80,18 @@ class Sampler(io.ComfyNode):
         sampler_name=DDIM,
         spacing="auto",
         denoise=1.0,
+        dynamic_cfg=False,
     ) -> io.NodeOutput:
-        schedule = model_of(model).schedule
         sigmas = run_sigmas(model, steps, spacing, denoise)
+        run = model_of(model).schedule, steps, spacing, denoise
         if sampler_name == DDIM:
-            sampler = CogVideoXDDIM(schedule, steps, spacing, denoise)
+            sampler = CogVideoXDDIM(*run)
+        elif sampler_name in RECIPES:
+            sampler = Recipe(sampler_name, seed, *run)
         else:
             sampler = comfy.samplers.sampler_object(sampler_name)
+        if dynamic_cfg and cfg > 1:
+            model = with_dynamic_guidance(model, steps)
         samples = comfy.sample.fix_empty_latent_channels(model, latent["samples"])
         if len(sigmas) == 0:  # denoise 0: as KSampler, nothing is done
             return io.NodeOutput({**latent, "samples": samples})

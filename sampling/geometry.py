@@ -92,7 +92,8 @@ def check_latent_t(latent_t: int, patch_t: int | None, max_latent_t: int | None)
         raise ValueError(
             f"the latent has {latent_t} frames (a length of {frames}), but V1.0 and V1.1 models take at most "
             f"{max_latent_t} (a length of {latent_t_to_frames(max_latent_t)}): set length to "
-            f"{latent_t_to_frames(max_latent_t)} or less"
+            f"{latent_t_to_frames(max_latent_t)} or less, or add Context Windows, or Position Interpolation with "
+            "riflex_k (5B) or a temporal_scale"
         )
     if patch_t is not None and latent_t > 1 and latent_t % patch_t:
         below = latent_t - latent_t % patch_t

@@ -20,6 +20,21 @@ def is_new(denoise: float) -> bool:
     return denoise > 0.9999
 
 
+# A field of NoiseSchedule -> its name in scheduler_config.json, and what that file must say beside.
+CONFIG_NAMES = {
+    "snr_shift": "snr_shift_scale",
+    "spacing": "timestep_spacing",
+    "beta_start": "beta_start",
+    "beta_end": "beta_end",
+    "num_timesteps": "num_train_timesteps",
+    "zero_terminal_snr": "rescale_betas_zero_snr",
+    "steps_offset": "steps_offset",
+    "final_alpha_one": "set_alpha_to_one",
+    "clip_sample": "clip_sample",
+}
+FIXED_CONFIG = {"prediction_type": "v_prediction", "beta_schedule": "scaled_linear"}
+
+
 @dataclasses.dataclass(frozen=True)
 class NoiseSchedule:
     """A scheduler configuration (``scheduler/scheduler_config.json``) as far as it defines the schedule."""
@@ -32,6 +47,7 @@ class NoiseSchedule:
     zero_terminal_snr: bool = True
     steps_offset: int = 0
     final_alpha_one: bool = True
+    clip_sample: bool = False  # of DDIM (Origin) alone
 
     def __post_init__(self):
         for field in dataclasses.fields(self):
@@ -51,22 +67,16 @@ class NoiseSchedule:
             ValueError: it asks for a prediction type or betas that no CogVideoX model was trained with, or a value is
                 of the wrong type.
         """
-        for key, expected in (("prediction_type", "v_prediction"), ("beta_schedule", "scaled_linear")):
+        for key, expected in FIXED_CONFIG.items():
             if config.get(key, expected) != expected:
                 raise ValueError(f"scheduler_config.json has {key} = {config[key]!r}, expected {expected!r}")
-        names = {
-            "snr_shift": "snr_shift_scale",
-            "spacing": "timestep_spacing",
-            "beta_start": "beta_start",
-            "beta_end": "beta_end",
-            "num_timesteps": "num_train_timesteps",
-            "zero_terminal_snr": "rescale_betas_zero_snr",
-            "steps_offset": "steps_offset",
-            "final_alpha_one": "set_alpha_to_one",
-        }
-        return dataclasses.replace(
-            default, **{ours: config[theirs] for ours, theirs in names.items() if theirs in config}
-        )
+        given = {ours: config[theirs] for ours, theirs in CONFIG_NAMES.items() if theirs in config}
+        return dataclasses.replace(default, **given)
+
+    def to_config(self) -> dict:
+        """The diffusers configuration of this schedule."""
+        values = {theirs: getattr(self, ours) for ours, theirs in CONFIG_NAMES.items()}
+        return {**FIXED_CONFIG, **values}
 
     def alphas_cumprod(self) -> torch.Tensor:
         """Signal power per timestep, [num_timesteps], float64.
@@ -160,6 +170,15 @@ def cogvideox_ddim(
         if callback is not None:
             callback(step, denoised, x)
     return x
+
+
+def dynamic_guidance(guidance: float, timestep: float, steps: int) -> float:
+    """The authors' ``use_dynamic_cfg``: ``1 + g (1 - cos(pi ((N - t) / N) ** 5)) / 2``.
+
+    As written there: t is the timestep, 0..999, and not the step, so with few steps the guidance swings between 1 and
+    1 + g until the timesteps fall below N.
+    """
+    return 1 + guidance * (1 - math.cos(math.pi * ((steps - timestep) / steps) ** 5.0)) / 2
 
 
 def add_noise(latent: torch.Tensor, noise: torch.Tensor, alpha_cumprod: float) -> torch.Tensor:

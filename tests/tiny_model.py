@@ -34,6 +34,25 @@ VARIANTS = {
     },
     "2b-control": {"in_channels": 32},
     "2b-text": {"in_channels": 16},
+    # CogVideoX's own image-to-video models; the first knows one size, 80 x 48 here
+    "5b-image": {
+        "in_channels": 32,
+        "use_rotary_positional_embeddings": True,
+        "use_learned_positional_embeddings": True,
+        "sample_width": 10,
+        "sample_height": 6,
+        "sample_frames": 9,
+    },
+    "v1.5-image": {
+        "in_channels": 32,
+        "use_rotary_positional_embeddings": True,
+        "patch_size_t": 2,
+        "patch_bias": False,
+        "sample_width": 300,
+        "sample_height": 300,
+        "sample_frames": 85,
+        "ofs_embed_dim": 32,
+    },
 }
 
 
@@ -96,6 +115,7 @@ def write_tiny_model(folder: str | Path, variant: str = "2b", seed: int = 0) -> 
         layers_per_block=1,
         norm_num_groups=4,
         scaling_factor=config.default_scale_factor,
+        invert_scale_latents=config.ofs_embed_dim is not None,
     )
     hub.write_configs(folder, config, vae, config.default_schedule)
     hub.save_weights(folder / hub.FILES["transformer"], random_weights(CogVideoXTransformer(config), seed))

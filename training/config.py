@@ -78,7 +78,7 @@ class Phase:
     caption_dropout: float = 0.1
     train_text_encoder: bool = False
     text_encoder: str = ""  # a model folder whose text encoder and tokenizer take the place of the model's
-    positions: str = "fun"  # fun (interpolated), cut or generated: see `sampling.positions.additive_table`
+    positions: str = "fun"  # fun (interpolated), cut or generated: see `sampling.positions.PositionOptions`
     # LoRA alone
     lora_rank: int = 8
     lora_alpha: float = 8.0

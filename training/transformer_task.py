@@ -48,8 +48,9 @@ class TransformerTask(nn.Module):
         train_text_encoder: bool = False,
     ):
         super().__init__()
-        if transformer.config.conditioning == "control":
-            raise ValueError("the model is a Control model, which can't be trained here: give an InP or text model")
+        kind = transformer.config.conditioning
+        if kind not in ("text", "inpaint"):
+            raise ValueError(f"the model takes {kind} latents, which no source gives: train an InP or text model")
         self.transformer = transformer
         # Autocast would keep the sum over all blocks in half precision, too coarse to copy what is known.
         transformer.patch_embed.register_forward_hook(lambda module, args, out: tuple(x.float() for x in out))

@@ -221,7 +221,11 @@ def test_a_sampled_latent_of_another_size_than_the_conditioning(setting):
 
 
 @pytest.mark.parametrize(
-    "name, words", [("2b-control", "32 channels .control.*inpaint"), ("2b-text", "16 channels .text.*inpaint")]
+    "name, words",
+    [
+        ("2b-control", "32 channels .control.*a mask and a latent.*Control Conditioning"),
+        ("2b-text", "16 channels .text.*a mask and a latent.*InP"),
+    ],
 )
 def test_inpaint_conditioning_on_another_kind_of_model(lab, name, words):
     graph = lab.graph()
@@ -238,7 +242,7 @@ def test_control_latents_on_an_inp_model(setting):
     fails(
         graph,
         graph.sampler(model, positive, negative, latent_of(graph, 1, 16, 3, 6, 10)),
-        "33 channels .inpaint.*control latents.*Inpaint Conditioning",
+        "33 channels .inpaint.*holds a latent.*Inpaint Conditioning",
     )
 
 

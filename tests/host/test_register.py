@@ -10,6 +10,16 @@ NODES = {
     "ModelLoader": (["model", "weight_dtype"], ["MODEL", "CLIP", "VAE"]),
     "TextEncoderLoader": (["text_encoder"], ["CLIP"]),
     "VAELoader": (["vae_name"], ["VAE"]),
+    "LoraLoader": (["model", "lora_name", "strength"], ["MODEL"]),
+    "PositionInterpolation": (["model", "mode", "temporal_scale?", "riflex_k?"], ["MODEL"]),
+    "ContextWindows": (
+        ["model", "context_length", "context_overlap", "context_schedule", "fuse_method"],
+        ["MODEL"],
+    ),
+    "Resolution": (
+        ["base_resolution", "aspect_ratio", "token_length", "length", "image?", "model?"],
+        ["INT", "INT", "INT"],
+    ),
     "StartEndImage": (
         ["width", "height", "length", "fit", "start_image?", "end_image?", "model?"],
         ["IMAGE", "MASK"],
@@ -23,9 +33,20 @@ NODES = {
         ["positive", "negative", "masked_latent", "mask"],
         ["CONDITIONING", "CONDITIONING", "LATENT"],
     ),
+    "ControlConditioning": (
+        ["positive", "negative", "control_latent", "strength", "start_percent", "end_percent"],
+        ["CONDITIONING", "CONDITIONING", "LATENT"],
+    ),
+    "ImageConditioning": (
+        ["positive", "negative", "image_latent", "latent"],
+        ["CONDITIONING", "CONDITIONING", "LATENT"],
+    ),
     "EmptyLatent": (["width", "height", "length", "batch_size", "model?"], ["LATENT"]),
     "Sampler": (
-        ["model", "positive", "negative", "latent", "seed", "steps", "cfg", "sampler_name", "spacing", "denoise"],
+        [
+            *["model", "positive", "negative", "latent", "seed", "steps", "cfg", "sampler_name", "spacing", "denoise"],
+            "dynamic_cfg?",
+        ],
         ["LATENT"],
     ),
     "Scheduler": (["model", "steps", "spacing", "denoise"], ["SIGMAS"]),
@@ -44,6 +65,16 @@ DEFAULTS = {
     "noise_augmentation": (0.0, 0.0, 1.0, 0.0001),
     "seed": (0, 0, 2**64 - 1, None),
     "noise_seed": (0, 0, 2**64 - 1, None),
+    "LoraLoader.strength": (1.0, -100.0, 100.0, 0.01),
+    "ControlConditioning.strength": (1.0, 0.0, 10.0, 0.01),
+    "start_percent": (0.0, 0.0, 1.0, 0.001),
+    "end_percent": (1.0, 0.0, 1.0, 0.001),
+    "base_resolution": (512, 512, 1280, 64),
+    "token_length": (0, 0, 200_000, None),
+    "temporal_scale": (1.0, 0.1, 10.0, 0.01),
+    "riflex_k": (0, 0, 8, None),
+    "context_length": (49, 1, 1001, 4),
+    "context_overlap": (16, 0, 1000, 4),
 }
 
 
@@ -72,7 +103,7 @@ def test_tooltips_and_ranges(info, name):
         for input_name, (kind, options) in group.items():
             assert len(options.get("tooltip", "")) > 10, f"{input_name} has no tooltip"
             if kind in ("INT", "FLOAT"):
-                default, low, high, step = DEFAULTS[input_name]
+                default, low, high, step = DEFAULTS.get(f"{name}.{input_name}") or DEFAULTS[input_name]
                 assert (options["default"], options["min"], options["max"]) == (default, low, high), input_name
                 assert step is None or options["step"] == step
 
@@ -86,6 +117,9 @@ def options_of(info, node, name):
 def test_choices(info):
     samplers = options_of(info, "Sampler", "sampler_name")
     assert samplers[0] == "cogvideox_ddim" and {"euler", "ddim", "dpmpp_2m", "uni_pc"} <= set(samplers)
+    assert samplers[-5:] == [f"cogvideox_{name}" for name in ("ddim_origin", "euler", "euler_a", "dpm++", "pndm")]
+    assert len(options_of(info, "Resolution", "aspect_ratio")) == 40
+    assert options_of(info, "PositionInterpolation", "mode") == ["fun", "cut", "generated"]
     assert options_of(info, "Sampler", "spacing") == ["auto", "trailing", "linspace", "leading"]
     assert options_of(info, "StartEndImage", "fit") == ["crop", "stretch"]
     assert options_of(info, "ModelLoader", "weight_dtype") == ["default", "bf16", "fp16", "fp32", "fp8_e4m3fn"]

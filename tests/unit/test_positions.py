@@ -1,19 +1,29 @@
-"""The ways to make a 2B's table for a run's grid that are there for comparison, and batches of prompts."""
+"""The ways to make positions that differ from the trained ones, and batches of prompts."""
 
 import json
+import math
 
 import pytest
 import torch
-from cogvideox_fun.model_loading.config import CheckpointError
+from cogvideox_fun.model_loading.config import CheckpointError, TransformerConfig
 from cogvideox_fun.model_loading.pipeline import Pipeline
 from cogvideox_fun.model_loading.text_encoder import prompt_length
-from cogvideox_fun.sampling.positions import additive_table, interpolate_table, trained_table
+from cogvideox_fun.model_loading.transformer import POSITIONS, CogVideoXTransformer
+from cogvideox_fun.sampling.positions import (
+    PositionOptions,
+    additive_table,
+    integer_rotary,
+    interpolate_table,
+    interpolated_rotary,
+    trained_table,
+)
+from tiny_model import TINY, VARIANTS
 
 BASE, SCALES = (3, 6, 8), (1.5, 1.0)
 
 
 def table(mode: str, grid=(2, 4, 4)) -> torch.Tensor:
-    return additive_table(64, grid, BASE, SCALES, mode).view(*grid, 64)
+    return additive_table(64, grid, BASE, SCALES, PositionOptions(mode)).view(*grid, 64)
 
 
 def test_fun_resizes_cut_takes_the_middle_and_generated_counts_from_the_corner():
@@ -31,6 +41,100 @@ def test_what_cant_be_made():
         table("cut", (2, 7, 4))
     with pytest.raises(ValueError, match="'nearest', expected one of"):
         table("nearest")
+
+
+def test_a_temporal_scale_stretches_the_table_over_more_frames():
+    stretched = additive_table(64, (6, 6, 8), BASE, SCALES, PositionOptions(temporal_scale=2.0)).view(6, 6, 8, 64)
+    trained = trained_table(64, *BASE, *SCALES)
+    assert torch.allclose(stretched[::2], trained, atol=1e-6), "every second frame is a trained one"
+    assert not torch.allclose(stretched[1::2], trained, atol=0.01)
+
+
+def time_angles(rope: torch.Tensor, grid) -> torch.Tensor:
+    """[t, 8] angles of the channels that turn with time."""
+    return rope.view(*grid, 32)[:, 0, 0, :8].angle()
+
+
+def test_rotary_positions_are_cut_or_counted_like_the_table():
+    grid, base = (2, 4, 6), (8, 10)
+    whole = interpolated_rotary(2, 8, 10, *base).view(2, 8, 10, 32)
+    cut = interpolated_rotary(*grid, *base, options=PositionOptions("cut")).view(*grid, 32)
+    assert torch.equal(cut, whole[:, 2:6, 2:8])
+    generated = interpolated_rotary(*grid, *base, options=PositionOptions("generated"))
+    assert torch.equal(generated, integer_rotary(*grid))
+    assert torch.equal(generated.view(*grid, 32), whole[:, :4, :6])
+    with pytest.raises(ValueError, match="9 x 4 is larger than the trained one of 8 x 10"):
+        interpolated_rotary(1, 9, 4, *base, options=PositionOptions("cut"))
+
+
+@pytest.mark.parametrize("length", [13, 20, 21, 25, 40])
+def test_riflex_slows_one_frequency_of_clips_longer_than_its_period(length):
+    """The paper's code: from 21 latent frames on, the second frequency becomes 0.9 * 2 pi / length."""
+    grid = (length, 2, 2)
+    plain = time_angles(integer_rotary(*grid), grid)
+    slowed = time_angles(integer_rotary(*grid, options=PositionOptions(riflex_k=2)), grid)
+    others = [i for i in range(8) if i != 1]
+    assert torch.equal(slowed[:, others], plain[:, others])
+    frequency = 0.9 * 2 * math.pi / length if length > 20 else 10000 ** (-1 / 8)
+    assert slowed[1, 1].item() == pytest.approx(frequency, rel=1e-5)
+    last = torch.polar(torch.tensor(1.0), torch.tensor(frequency * (length - 1))).angle()
+    assert slowed[-1, 1].item() == pytest.approx(last.item(), abs=1e-4)
+
+
+def test_a_temporal_scale_divides_rotary_time():
+    grid = (4, 2, 2)
+    stretched = time_angles(integer_rotary(*grid, options=PositionOptions(temporal_scale=2.0)), grid)
+    assert torch.allclose(stretched[2], time_angles(integer_rotary(*grid), grid)[1], atol=1e-6)
+
+
+@pytest.mark.parametrize(
+    "options, message",
+    [
+        ({"temporal_scale": 0.0}, "temporal scale is 0.0"),
+        ({"temporal_scale": float("nan")}, "temporal scale is nan"),
+        ({"riflex_k": -1}, "k is -1"),
+        ({"mode": "nearest"}, "'nearest', expected one of"),
+    ],
+)
+def test_options_that_mean_nothing(options, message):
+    with pytest.raises(ValueError, match=message):
+        PositionOptions(**options)
+
+
+def call(variant: str, latent_t: int, **options):
+    config = TransformerConfig(**TINY, **VARIANTS[variant])
+    model = CogVideoXTransformer(config).requires_grad_(False)
+    x, text = torch.zeros(1, 16, latent_t, 2, 2), torch.zeros(1, 3, config.text_embed_dim)
+    chosen = {POSITIONS: PositionOptions(**options)} if options else {}
+    return model(x, torch.tensor([500]), text, transformer_options=chosen)
+
+
+def test_what_lifts_the_limit_of_49_frames():
+    with pytest.raises(ValueError, match="14 frames .* at most 13 .*Context Windows, or Position Interpolation"):
+        call("5b", 14)
+    assert call("5b", 14, riflex_k=2).shape[2] == 14
+    assert call("5b", 26, temporal_scale=2.0).shape[2] == 26
+    assert call("2b", 26, temporal_scale=2.0).shape[2] == 26
+    with pytest.raises(ValueError, match="27 frames .* at most 26 "):
+        call("2b", 27, temporal_scale=2.0)
+    with pytest.raises(ValueError, match="RIFLEx changes rotary positions, but the 2B"):
+        call("2b", 14, riflex_k=2)
+    with pytest.raises(ValueError, match="k is 9, expected 1 to 8"):
+        call("5b", 30, riflex_k=9)
+
+
+def test_two_calls_with_other_options_dont_disturb_each_other():
+    torch.manual_seed(0)
+    config = TransformerConfig(**TINY, **VARIANTS["5b"])
+    model = CogVideoXTransformer(config).requires_grad_(False)
+    x, text = torch.randn(1, 16, 2, 6, 8), torch.randn(1, 3, config.text_embed_dim)
+
+    def run(**options):
+        return model(x, torch.tensor([500]), text, transformer_options={POSITIONS: PositionOptions(**options)})
+
+    first = run()
+    assert not torch.allclose(run(mode="cut"), first, atol=1e-4)
+    assert torch.equal(run(), first) and torch.equal(model(x, torch.tensor([500]), text), first)
 
 
 def test_a_batch_of_prompts_is_each_of_them_alone(tiny_model):

@@ -207,7 +207,7 @@ def test_another_text_encoder_takes_the_place_of_the_models(tiny_model, tmp_path
 
 def test_a_control_model_cant_be_trained(tmp_path):
     model = write_tiny_model(tmp_path / "model", "2b-control")
-    with pytest.raises(ValueError, match="Control model"):
+    with pytest.raises(ValueError, match="takes control latents, which no source gives"):
         Parts(phase_of(model))
 
 

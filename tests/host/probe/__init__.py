@@ -138,6 +138,43 @@ class ProbeCalls:
         return (model,)
 
 
+class ProbeAttention:
+    """A MODEL whose attention another node has replaced, by the host's own option: twice the host's."""
+
+    RETURN_TYPES = ("MODEL",)
+    FUNCTION = "replace"
+    CATEGORY = "probe"
+
+    @classmethod
+    def INPUT_TYPES(cls):
+        return {"required": {"model": ("MODEL",), "factor": ("FLOAT", {"default": 2.0})}}
+
+    def replace(self, model, factor):
+        def attention(original, *args, **kwargs):
+            return original(*args, **kwargs) * factor
+
+        model = model.clone()
+        model.model_options["transformer_options"]["optimized_attention_override"] = attention
+        return (model,)
+
+
+class ProbeDeepClone:
+    """The copy of a MODEL that the host makes for another device, here for the same one."""
+
+    RETURN_TYPES = ("MODEL",)
+    FUNCTION = "copy"
+    CATEGORY = "probe"
+
+    @classmethod
+    def INPUT_TYPES(cls):
+        return {"required": {"model": ("MODEL",)}}
+
+    def copy(self, model):
+        copied = model.deepclone_multigpu(new_load_device=model.load_device)
+        assert copied.model is not model.model
+        return (copied,)
+
+
 class ProbeSmallCard:
     """A VAE on a card so small that only tiles fit: whole frames run out of memory."""
 
@@ -219,6 +256,8 @@ NODE_CLASS_MAPPINGS = {
         ProbeModel,
         ProbeCalls,
         ProbeConcat,
+        ProbeAttention,
+        ProbeDeepClone,
         ProbeSmallCard,
         ProbeForeignModel,
     )

@@ -1,0 +1,292 @@
+"""Control, LoRA, sizes, positions and the authors' schedulers through a real host."""
+
+import pytest
+import torch
+from cogvideox_fun.demo import comfy
+from cogvideox_fun.model_loading.pipeline import Pipeline
+from cogvideox_fun.sampling.recipes import RECIPES
+from cogvideox_fun.sampling.schedule import cogvideox_ddim, dynamic_guidance
+from cogvideox_fun.training.lora import apply_lora
+from graph import ENCODE, Failed
+from safetensors.torch import load_file, save_file
+
+TOLERANCE = 1e-3  # of a whole run in float32, relative to the largest value
+PROMPTS = "a red ball moves right", "blurry"
+
+
+def closest(ours: torch.Tensor, expected: torch.Tensor) -> float:
+    return float((ours - expected).abs().max() / expected.abs().max())
+
+
+@pytest.fixture(scope="module")
+def pipelines(base):
+    folder = base / "models" / "CogVideoX_Fun"
+    names = ("tiny-2b-control", "tiny-5b", "tiny-5b-image", "tiny-v1.5-image")
+    return {name: Pipeline.from_folder(folder / name) for name in names}
+
+
+def clip_of(seed: int, length: int = 9) -> torch.Tensor:
+    return torch.rand(length, 48, 80, 3, generator=torch.Generator().manual_seed(seed))
+
+
+def controlled(lab, **options):
+    """A Control model's graph and its sampled latent."""
+    graph = lab.graph()
+    model = graph.loader("tiny-2b-control")
+    video = graph.fun("VAEEncode", vae=model[2], video=graph.tensor("Image", clip_of(1)), **ENCODE)
+    inputs = {"strength": 1.0, "start_percent": 0.0, "end_percent": 1.0, **options}
+    positive, negative = graph.prompts(model[1], *PROMPTS)
+    found = graph.fun("ControlConditioning", positive=positive, negative=negative, control_latent=video, **inputs)
+    return graph, graph.sampler(model, found[0], found[1], found[2], seed=3)
+
+
+@pytest.mark.parametrize(
+    "options, active",
+    [
+        ({}, (1, 1, 1, 1)),
+        ({"strength": 0.5}, (0.5, 0.5, 0.5, 0.5)),
+        ({"end_percent": 0.6}, (1, 1, 1, 0)),
+        ({"start_percent": 0.1, "end_percent": 0.3, "strength": 2.0}, (0, 2, 0, 0)),
+        ({"strength": 0.0}, (0, 0, 0, 0)),
+    ],
+)
+def test_control(lab, pipelines, options, active):
+    """Four steps at timesteps 999, 749, 499 and 249, each with the control that counts there."""
+    pipeline = pipelines["tiny-2b-control"]
+    control = pipeline.encode(clip_of(1))
+    graph, sampled = controlled(lab, **options)
+    (ours,) = graph.get(sampled)
+
+    texts = [pipeline.text_encoder(prompt) for prompt in PROMPTS]
+    by_step = dict(zip((999, 749, 499, 249), active, strict=True))
+
+    def predict(x, timestep):
+        return pipeline.guided(1, *texts, control * by_step[timestep], 6.0)(x, timestep)
+
+    alphas = pipeline.checkpoint.schedule.alphas_cumprod()
+    with torch.no_grad():
+        expected = cogvideox_ddim(predict, pipeline.noise(80, 48, 9, seed=3), list(by_step), 4, alphas)
+    assert closest(ours * pipeline.checkpoint.scale_factor, expected) <= TOLERANCE
+    if any(active):
+        without = pipeline.sample(pipeline.noise(80, 48, 9, seed=3), *texts, steps=4)
+        assert closest(expected, without) > 0.05, "the control changes the video"
+
+
+def test_control_percents_the_wrong_way_round_are_an_error(lab):
+    graph, sampled = controlled(lab, start_percent=0.6, end_percent=0.5)
+    with pytest.raises(Failed, match="start_percent is 0.6, after end_percent 0.5"):
+        graph.get(sampled)
+
+
+def test_a_control_video_of_another_length_is_an_error(lab):
+    graph = lab.graph()
+    model = graph.loader("tiny-2b-control")
+    video = graph.fun("VAEEncode", vae=model[2], video=graph.tensor("Image", clip_of(1, 5)), **ENCODE)
+    positive, negative = graph.prompts(model[1], *PROMPTS)
+    percents = {"strength": 1.0, "start_percent": 0.0, "end_percent": 1.0}
+    found = graph.fun("ControlConditioning", positive=positive, negative=negative, control_latent=video, **percents)
+    empty = graph.fun("EmptyLatent", width=80, height=48, length=9, batch_size=1)
+    with pytest.raises(Failed, match=r"\[1, 16, 2, 6, 10\], but the sampled latent \[1, 16, 3, 6, 10\]"):
+        graph.get(graph.sampler(model, found[0], found[1], empty))
+
+
+@pytest.mark.parametrize("name", RECIPES)
+@pytest.mark.parametrize("spacing, denoise", [("trailing", 1.0), ("linspace", 1.0), ("trailing", 0.5)])
+def test_the_authors_schedulers(lab, pipelines, name, spacing, denoise):
+    """The same as without a host, which equals diffusers' classes (tests/parity/test_recipes.py)."""
+    pipeline = pipelines["tiny-5b"]
+    texts = [pipeline.text_encoder(prompt) for prompt in PROMPTS]
+    graph, model, *_ = lab.setting("tiny-5b")
+    clip = graph.tensor("Image", clip_of(2))
+    latent = graph.fun("VAEEncode", vae=model[2], video=clip, **ENCODE)
+    positive, negative = graph.prompts(model[1], *PROMPTS)
+    options = {"steps": 4, "spacing": spacing, "denoise": denoise}
+    (ours,) = graph.get(graph.sampler(model, positive, negative, latent, seed=3, sampler_name=name, **options))
+    noise, start = pipeline.noise(80, 48, 9, seed=3), pipeline.encode(clip_of(2))
+    expected = pipeline.sample(noise, *texts, start=start, recipe=name, seed=3, **options)
+    assert closest(ours * pipeline.checkpoint.scale_factor, expected) <= TOLERANCE
+
+
+def test_dynamic_guidance(lab, pipelines):
+    pipeline = pipelines["tiny-5b"]
+    texts = [pipeline.text_encoder(prompt) for prompt in PROMPTS]
+    graph, model, _, _, latent = lab.setting("tiny-5b")
+    positive, negative = graph.prompts(model[1], *PROMPTS)
+    ours, plain = graph.get(
+        graph.sampler(model, positive, negative, latent, seed=3, dynamic_cfg=True),
+        graph.sampler(model, positive, negative, latent, seed=3),
+    )
+
+    def predict(x, timestep):
+        return pipeline.guided(1, *texts, None, dynamic_guidance(6.0, timestep, 4))(x, timestep)
+
+    alphas = pipeline.checkpoint.schedule.alphas_cumprod()
+    with torch.no_grad():
+        expected = cogvideox_ddim(predict, pipeline.noise(80, 48, 9, seed=3), [999, 749, 499, 249], 4, alphas)
+    assert closest(ours * pipeline.checkpoint.scale_factor, expected) <= TOLERANCE
+    assert closest(ours, plain) > 0.01
+
+
+def fun_style(path, folder) -> str:
+    """A LoRA of the trainer in the keys of the Fun trainer."""
+    state = load_file(path)
+    renamed = {}
+    for key, value in state.items():
+        layer, _, end = key.removeprefix("diffusion_model.").partition(".lora_" if ".lora_" in key else ".alpha")
+        renamed[f"lora_unet__{layer.replace('.', '_')}" + (f".lora_{end}" if end else ".alpha")] = value
+    save_file(renamed, folder / "fun-style.safetensors")
+    return "fun-style.safetensors"
+
+
+def test_the_lora_loader_takes_what_the_hosts_does_not(lab):
+    """The nano model's LoRA in the Fun trainer's keys, twice at half strength, against the host's loader."""
+    folder = lab.base / "models" / "loras"
+    name = fun_style(comfy.ROOT / "models" / "nano" / "lora" / "ring.safetensors", folder)
+    graph = lab.graph()
+    model = graph.loader("nano")
+    positive, negative = graph.prompts(model[1], "a red ring moves right over the night")
+    latent = graph.fun("EmptyLatent", width=64, height=64, length=5, batch_size=1)
+    once = graph.fun("LoraLoader", model=model, lora_name=name, strength=0.5)
+    twice = graph.fun("LoraLoader", model=once, lora_name=name, strength=0.5)
+    stock = graph.node("LoraLoaderModelOnly", model=model, lora_name="ring.safetensors", strength_model=1.0)
+    size = lab.log_size
+    ours, expected, plain = graph.get(
+        *(graph.sampler(m, positive, negative, latent, steps=2) for m in (twice, stock, model))
+    )
+    assert closest(ours, expected) <= TOLERANCE and closest(ours, plain) > 0.01
+    said = "fun-style.safetensors: 30 of the model's layers changed, 90 keys matched, 0 unmatched"
+    assert said in lab.log_since(size)
+
+
+def test_a_lora_of_another_model_is_an_error(lab):
+    graph = lab.graph()
+    model = graph.loader("tiny-5b")
+    lora = graph.fun("LoraLoader", model=model, lora_name="ring.safetensors", strength=1.0)
+    latent = graph.fun("EmptyLatent", width=64, height=64, length=5, batch_size=1)
+    with pytest.raises(Failed, match=r"ring.safetensors: .* but the model's is 128 x 128: choose a LoRA"):
+        graph.get(graph.sampler(lora, *graph.prompts(model[1]), latent))
+
+
+def test_apply_lora_agrees_with_the_host(lab, base):
+    """Training's own LoRA layer and the host's patching give the same video."""
+    pipeline = Pipeline.from_folder(comfy.ROOT / "models" / "nano")
+    apply_lora(pipeline.transformer, comfy.ROOT / "models" / "nano" / "lora" / "ring.safetensors")
+    graph = lab.graph()
+    model = graph.loader("nano", "fp32")
+    lora = graph.fun("LoraLoader", model=model, lora_name="ring.safetensors", strength=1.0)
+    prompts = "a red ring moves right over the night", "blurry"
+    latent = graph.fun("EmptyLatent", width=64, height=64, length=5, batch_size=1)
+    (ours,) = graph.get(graph.sampler(lora, *graph.prompts(model[1], *prompts), latent, seed=3, steps=2))
+    expected = pipeline.sample(
+        pipeline.noise(64, 64, 5, seed=3), *(pipeline.text_encoder(p) for p in prompts), steps=2
+    )
+    assert closest(ours * pipeline.checkpoint.scale_factor, expected) <= TOLERANCE
+
+
+@pytest.mark.parametrize(
+    "options, shape",
+    [
+        ({}, (13, 48, 84)),
+        ({"aspect_ratio": "1:1", "token_length": 13312}, (13, 64, 64)),
+        ({"aspect_ratio": "1:1", "base_resolution": 768, "token_length": 13312}, (6, 96, 96)),
+        ({"aspect_ratio": "1:1", "base_resolution": 1024, "token_length": 13312}, (3, 128, 128)),
+        ({"aspect_ratio": "1:1", "length": 50}, (13, 64, 64)),
+    ],
+)
+def test_resolution(lab, options, shape):
+    graph = lab.graph()
+    inputs = {"base_resolution": 512, "aspect_ratio": "7:4", "token_length": 0, "length": 49, **options}
+    chosen = graph.fun("Resolution", **inputs)
+    (latent,) = graph.get(graph.fun("EmptyLatent", width=chosen[0], height=chosen[1], length=chosen[2], batch_size=1))
+    assert latent.shape[2:] == shape
+
+
+def test_resolution_of_an_image_and_for_a_model(lab):
+    graph = lab.graph()
+    image = graph.tensor("Image", torch.zeros(1, 90, 60, 3))
+    model = graph.loader("tiny-v1.5")
+    inputs = {"base_resolution": 512, "aspect_ratio": "4:1", "token_length": 0, "length": 49}
+    chosen = graph.fun("Resolution", image=image, model=model, **inputs)
+    (latent,) = graph.get(graph.fun("EmptyLatent", width=chosen[0], height=chosen[1], length=chosen[2], batch_size=1))
+    assert latent.shape[2:] == (12, 608 // 8, 416 // 8), "the bucket of 2:3, and an even number of latent frames"
+
+
+def positioned(graph, model, **options):
+    return graph.fun(
+        "PositionInterpolation", model=model, **{"mode": "fun", "temporal_scale": 1.0, "riflex_k": 0, **options}
+    )
+
+
+def test_position_interpolation_changes_a_clone(lab):
+    graph, model, positive, negative, latent = lab.setting("tiny-2b")
+    models = [
+        model,
+        positioned(graph, model),
+        positioned(graph, model, mode="cut"),
+        positioned(graph, model, mode="generated"),
+    ]
+    plain, fun, cut, generated = graph.get(*(graph.sampler(m, positive, negative, latent) for m in models))
+    assert torch.equal(plain, fun)
+    assert len({float(x.sum()) for x in (plain, cut, generated)}) == 3
+
+
+def test_riflex_runs_longer_clips_and_lifts_the_nodes_limit(lab):
+    graph = lab.graph()
+    model = graph.loader("tiny-5b")
+    longer = positioned(graph, model, riflex_k=2)
+    limited, free = (
+        graph.fun("EmptyLatent", width=16, height=16, length=85, batch_size=1, model=m) for m in (model, longer)
+    )
+    sampled = graph.sampler(longer, *graph.prompts(model[1]), free, steps=1)
+    limited, sampled = graph.get(limited, sampled)
+    assert (limited.shape[2], sampled.shape[2]) == (13, 22)
+    with pytest.raises(Failed, match="22 frames .* at most 13"):
+        graph.get(graph.sampler(model, *graph.prompts(model[1]), free, steps=1))
+
+
+def test_riflex_on_a_2b_is_an_error(lab):
+    graph = lab.graph()
+    model = graph.loader("tiny-2b")
+    with pytest.raises(Failed, match="riflex_k is 2, but RIFLEx changes rotary positions and the 2B"):
+        graph.get(
+            graph.sampler(
+                positioned(graph, model, riflex_k=2),
+                *graph.prompts(model[1]),
+                graph.fun("EmptyLatent", width=16, height=16, length=5, batch_size=1),
+            )
+        )
+
+
+@pytest.mark.parametrize("variant, length", [("5b-image", 9), ("v1.5-image", 13)])
+def test_image_to_video_of_cogvideox_itself(lab, pipelines, variant, length):
+    """The first frame's latent, scaled as diffusers' pipeline does, then zeros."""
+    pipeline = pipelines[f"tiny-{variant}"]
+    image = clip_of(4, 1)
+    graph = lab.graph()
+    model = graph.loader(f"tiny-{variant}")
+    encoded = graph.fun("VAEEncode", vae=model[2], video=graph.tensor("Image", image), **ENCODE)
+    empty = graph.fun("EmptyLatent", width=80, height=48, length=length, batch_size=1)
+    positive, negative = graph.prompts(model[1], *PROMPTS)
+    found = graph.fun("ImageConditioning", positive=positive, negative=negative, image_latent=encoded, latent=empty)
+    ours, plain = graph.get(
+        graph.sampler(model, found[0], found[1], found[2], seed=3, steps=2),
+        graph.sampler(model, positive, negative, empty, seed=3, steps=2),
+    )
+    scale = pipeline.checkpoint.scale_factor
+    latent = pipeline.encode(image) / scale * (1 / scale if variant == "v1.5-image" else scale)
+    noise = pipeline.noise(80, 48, length, seed=3)
+    extra = torch.zeros_like(noise)
+    extra[:, :, :1] = latent
+    texts = [pipeline.text_encoder(prompt) for prompt in PROMPTS]
+    expected = pipeline.sample(noise, *texts, extra, steps=2)
+    assert closest(ours * scale, expected) <= TOLERANCE and closest(ours, plain) > 1e-3
+
+
+def test_an_image_of_another_size_is_an_error(lab):
+    graph = lab.graph()
+    model = graph.loader("tiny-v1.5-image")
+    image, video = (graph.tensor("Latent", torch.rand(1, 16, t, 6, w)) for t, w in ((1, 8), (4, 10)))
+    positive, negative = graph.prompts(model[1])
+    found = graph.fun("ImageConditioning", positive=positive, negative=negative, image_latent=image, latent=video)
+    with pytest.raises(Failed, match="image's latent is 1 x 6 x 8, but the video's 4 x 6 x 10"):
+        graph.get(graph.sampler(model, found[0], found[1], found[2]))

@@ -1,0 +1,100 @@
+"""Clips longer than the model takes, in the host's context windows."""
+
+from pathlib import Path
+
+import pytest
+import torch
+from cogvideox_fun.model_loading.pipeline import Pipeline
+from cogvideox_fun.sampling.masks import build_start_end
+from graph import Failed
+
+PROMPTS = "a red ball moves right", "blurry"
+SCHEDULES = ("standard_static", "standard_uniform", "looped_uniform")
+
+
+def windowed(graph, model, **options):
+    defaults = {
+        "context_length": 49,
+        "context_overlap": 16,
+        "context_schedule": "standard_static",
+        "fuse_method": "pyramid",
+    }
+    return graph.fun("ContextWindows", model=model, **{**defaults, **options})
+
+
+def calls(path: str) -> list[list[int]]:
+    return [[int(n) for n in line.strip("[]").split(", ")] for line in Path(path).read_text().split("\n") if line]
+
+
+@pytest.mark.parametrize("schedule", SCHEDULES)
+@pytest.mark.parametrize("variant, window, length", [("tiny-5b", 49, 97), ("tiny-v1.5", 45, 101)])
+def test_every_call_has_the_windows_latent_frames(lab, variant, window, length, schedule):
+    """On V1.5 too, where one frame more, the host's causal anchor, could not run."""
+    graph = lab.graph()
+    model, path = graph.loader(variant), lab.path(".txt")
+    counted = graph.node("ProbeCalls", model=model, path=path)
+    longer = windowed(graph, counted, context_length=window, context_schedule=schedule)
+    latent = graph.fun("EmptyLatent", width=32, height=32, length=length, batch_size=1, model=longer)
+    (out,) = graph.get(graph.sampler(longer, *graph.prompts(model[1]), latent, steps=3))
+    latent_t = (length - 1) // 4 + 1
+    assert out.shape[2] == latent_t and torch.isfinite(out).all()
+    seen = calls(path)
+    assert {shape[2] for shape in seen} == {(window - 1) // 4 + 1}
+    assert len(seen) >= 3 * 2, "several windows in each step"
+
+
+def test_conditioning_is_cut_to_each_window(lab, base):
+    """One step with a start and an end image: the mean of what the model makes of each window alone."""
+    pipeline = Pipeline.from_folder(base / "models" / "CogVideoX_Fun" / "tiny-5b")
+    length, latent_t, width = 97, 25, 13
+    generator = torch.Generator().manual_seed(0)
+    start, end = torch.rand(1, 48, 80, 3, generator=generator), torch.rand(1, 48, 80, 3, generator=generator)
+
+    graph = lab.graph()
+    model = graph.loader("tiny-5b")
+    images = {"start_image": graph.tensor("Image", start), "end_image": graph.tensor("Image", end)}
+    built = graph.fun("StartEndImage", width=80, height=48, length=length, fit="crop", **images)
+    found = graph.inpaint(model, model[2], built[0], built[1], *graph.prompts(model[1], *PROMPTS))
+    longer = windowed(graph, model, fuse_method="flat")
+    (ours,) = graph.get(graph.sampler(longer, found[0], found[1], found[2], seed=3, steps=1))
+
+    extra = pipeline.condition(*build_start_end(80, 48, length, start, end))
+    texts = [pipeline.text_encoder(prompt) for prompt in PROMPTS]
+    noise = pipeline.noise(80, 48, length, seed=3)
+    total, counts = torch.zeros_like(noise), torch.zeros(latent_t)
+    for first in (0, 9, 12):  # a stride of 13 - 4, the last moved back to end with the clip
+        part = slice(first, first + width)
+        total[:, :, part] += pipeline.sample(noise[:, :, part], *texts, extra[:, :, part], steps=1)
+        counts[part] += 1
+    expected = total / counts[:, None, None]
+    assert (ours * pipeline.checkpoint.scale_factor - expected).abs().max() <= 1e-3 * expected.abs().max()
+    without = pipeline.sample(noise[:, :, :width], *texts, steps=1)
+    assert (without - expected[:, :, :width]).abs().max() > 0.01 * expected.abs().max(), "the images count"
+
+
+@pytest.mark.parametrize(
+    "variant, options, message",
+    [
+        ("tiny-5b", {"context_length": 50}, "50 frames, expected 4n . 1: use 49 or 53"),
+        ("tiny-5b", {"context_length": 53}, "53 frames, but the model takes at most 49"),
+        ("tiny-v1.5", {"context_length": 49}, "13 latent frames, but V1.5 takes an even number: use 45 or 53"),
+        ("tiny-5b", {"context_overlap": 52}, "context_overlap is 52 frames, expected less than the window of 49"),
+    ],
+)
+def test_windows_that_cant_be(lab, variant, options, message):
+    graph, model, positive, negative, latent = lab.setting(variant)
+    with pytest.raises(Failed, match=message):
+        graph.get(graph.sampler(windowed(graph, model, **options), positive, negative, latent))
+
+
+def test_a_window_longer_than_the_clip_is_an_error(lab):
+    graph, model, positive, negative, latent = lab.setting("tiny-5b")
+    with pytest.raises(Failed, match="window is 49 frames, but the clip only 9: remove Context Windows"):
+        graph.get(graph.sampler(windowed(graph, model), positive, negative, latent, steps=1))
+
+
+def test_a_clip_of_one_window_is_as_without(lab):
+    graph, model, positive, negative, latent = lab.setting("tiny-5b")
+    one = windowed(graph, model, context_length=9, context_overlap=4)
+    plain, ours = graph.get(*(graph.sampler(m, positive, negative, latent) for m in (model, one)))
+    assert torch.equal(plain, ours)

@@ -1,0 +1,103 @@
+"""The authors' other schedulers: whole runs equal diffusers' classes driven by the same transformer.
+
+The loop here is the one of the authors' pipelines; the configurations are the published ones of the 2B and 5B models.
+"""
+
+import diffusers
+import pytest
+import torch
+from cogvideox_fun.model_loading.pipeline import Pipeline
+from cogvideox_fun.sampling.recipes import RECIPES, make_scheduler
+from cogvideox_fun.sampling.schedule import NoiseSchedule
+from tiny_model import write_tiny_model
+
+TOLERANCE = 1e-3
+CLASSES = {
+    "cogvideox_ddim_origin": diffusers.DDIMScheduler,
+    "cogvideox_euler": diffusers.EulerDiscreteScheduler,
+    "cogvideox_euler_a": diffusers.EulerAncestralDiscreteScheduler,
+    "cogvideox_dpm++": diffusers.DPMSolverMultistepScheduler,
+    "cogvideox_pndm": diffusers.PNDMScheduler,
+}
+PUBLISHED = {
+    "beta_end": 0.012,
+    "beta_schedule": "scaled_linear",
+    "beta_start": 0.00085,
+    "clip_sample": False,
+    "clip_sample_range": 1.0,
+    "num_train_timesteps": 1000,
+    "prediction_type": "v_prediction",
+    "rescale_betas_zero_snr": True,
+    "sample_max_value": 1.0,
+    "set_alpha_to_one": True,
+    "snr_shift_scale": 3.0,
+    "steps_offset": 0,
+    "timestep_spacing": "trailing",
+    "trained_betas": None,
+}
+
+
+@pytest.fixture(scope="module")
+def pipeline(tmp_path_factory):
+    return Pipeline.from_folder(write_tiny_model(tmp_path_factory.mktemp("recipes") / "model", "5b"))
+
+
+@torch.no_grad()
+def drive(scheduler, pipeline, noise, texts, start, steps, strength, seed):
+    """The denoising loop of the authors' pipelines."""
+    scheduler.set_timesteps(steps)
+    first = steps - min(int(steps * strength), steps)
+    timesteps = scheduler.timesteps[first * scheduler.order :]
+    generator = torch.Generator().manual_seed(seed)
+    if strength == 1:
+        x = noise * scheduler.init_noise_sigma
+    else:
+        x = scheduler.add_noise(start, noise, timesteps[:1])
+        torch.randn(noise.shape, generator=generator)
+    for t in timesteps:
+        scaled = scheduler.scale_model_input(torch.cat([x] * 2), t)
+        uncond, cond = pipeline.transformer(scaled, t.expand(2), texts).chunk(2)
+        extra = {"generator": generator} if not isinstance(scheduler, diffusers.PNDMScheduler) else {}
+        x = scheduler.step(uncond + 6.0 * (cond - uncond), t, x, **extra, return_dict=False)[0]
+    return x
+
+
+@pytest.mark.parametrize("spacing", ["trailing", "linspace"])
+@pytest.mark.parametrize("steps, strength", [(4, 1.0), (10, 0.7)])
+@pytest.mark.parametrize("name", RECIPES)
+def test_a_run_equals_diffusers_class(pipeline, name, steps, strength, spacing):
+    noise = pipeline.noise(80, 48, 9, seed=2)
+    start = torch.randn(noise.shape, generator=torch.Generator().manual_seed(3))
+    positive, negative = pipeline.text_encoder("a red ball moves right"), pipeline.text_encoder("blurry")
+    scheduler = CLASSES[name].from_config({**PUBLISHED, "timestep_spacing": spacing})
+    expected = drive(scheduler, pipeline, noise, torch.cat([negative, positive]), start, steps, strength, seed=5)
+    run = int(steps * strength)
+    ours = pipeline.sample(
+        noise, positive, negative, start=start, steps=run, spacing=spacing, denoise=strength, recipe=name, seed=5
+    )
+    assert torch.isfinite(expected).all() and expected.std() > 0.1
+    assert (ours - expected).abs().max() <= TOLERANCE * expected.abs().max()
+
+
+@pytest.mark.parametrize("name", RECIPES)
+def test_the_scheduler_is_made_of_the_models_own_configuration(name):
+    """As from_pretrained makes it from the folder's scheduler_config.json."""
+    schedule = NoiseSchedule.from_config(PUBLISHED, NoiseSchedule())
+    ours, theirs = make_scheduler(name, schedule), CLASSES[name].from_config(PUBLISHED)
+    named = {key: value for key, value in dict(ours.config).items() if not key.startswith("_")}
+    expected = {key: theirs.config[key] for key in named}
+    assert type(ours) is type(theirs) and named == expected
+
+
+def test_euler_a_draws_its_noise_from_the_seed(pipeline):
+    noise = pipeline.noise(80, 48, 9, seed=2)
+    text = pipeline.text_encoder("a red ball moves right")
+
+    def run(seed: int):
+        torch.manual_seed(0)
+        before = torch.get_rng_state()
+        result = pipeline.sample(noise, text, text, steps=3, cfg=1.0, recipe="cogvideox_euler_a", seed=seed)
+        assert torch.equal(torch.get_rng_state(), before), "nothing reads the global generator"
+        return result
+
+    assert torch.equal(run(1), run(1)) and not torch.allclose(run(1), run(2), atol=0.01)

@@ -1,0 +1,142 @@
+"""CogVideoX's own models and ComfyUI's names: one call equals diffusers' transformer, from every kind of file."""
+
+import inspect
+
+import pytest
+import torch
+from cogvideox_fun.model_loading.checkpoint import open_checkpoint
+from cogvideox_fun.model_loading.config import NATIVE_NAMES, TransformerConfig, detect, hub_name
+from cogvideox_fun.model_loading.pipeline import load_transformer
+from cogvideox_fun.model_loading.transformer import CogVideoXTransformer
+from cogvideox_fun.training import hub
+from diffusers import CogVideoXTransformer3DModel
+from safetensors.torch import save_file
+from tiny_model import TINY, VARIANTS, random_weights
+
+TOLERANCE = 1e-4  # of one call
+GRID = {"sample_width": 12, "sample_height": 8, "sample_frames": 9}
+RELATIVES = {
+    "2B text": ({"in_channels": 16}, "text"),
+    "5B text": ({"in_channels": 16, "use_rotary_positional_embeddings": True}, "text"),
+    "5B image": (
+        {"in_channels": 32, "use_rotary_positional_embeddings": True, "use_learned_positional_embeddings": True},
+        "image",
+    ),
+    "1.5 text": ({**VARIANTS["v1.5"], "in_channels": 16}, "text"),
+    "1.5 image": ({**VARIANTS["v1.5"], "in_channels": 32, "ofs_embed_dim": 32}, "image"),
+}
+
+
+def native_name(name: str) -> str:
+    """ComfyUI's name of a parameter, by trying its whole table backwards."""
+    layers = {"attn1.to_q": "q", "attn1.to_k": "k", "attn1.to_v": "v", "attn1.to_out.0": "attn_out"}
+    layers |= {"attn1.norm_q": "norm_q", "attn1.norm_k": "norm_k", "ff.net.0.proj": "ff_proj", "ff.net.2": "ff_out"}
+    for ours, theirs in layers.items():
+        name = name.replace(f".{ours}.", f".{theirs}.")
+    name = name.replace("transformer_blocks.", "blocks.")
+    return name.replace("_embedding.linear_", "_embedding_linear_")
+
+
+def rotary(model: CogVideoXTransformer, grid) -> tuple[torch.Tensor, torch.Tensor] | None:
+    if not model.config.use_rotary_positional_embeddings:
+        return None
+    rope = model.compute_positions(grid, model.position_options)
+    return tuple(part.repeat_interleave(2, dim=1) for part in (rope.real, rope.imag))
+
+
+@pytest.fixture(scope="module", params=RELATIVES)
+def relative(request):
+    values, kind = RELATIVES[request.param]
+    config = TransformerConfig(**TINY, **{**GRID, **values, **({} if "1.5" in request.param else GRID)})
+    assert config.conditioning == kind
+    state = random_weights(CogVideoXTransformer(config), seed=4)
+    return config, state
+
+
+def test_one_call_equals_diffusers(relative):
+    config, state = relative
+    ours = CogVideoXTransformer(config).eval().requires_grad_(False)
+    ours.load_state_dict(state)
+    names = inspect.signature(CogVideoXTransformer3DModel.__init__).parameters
+    values = {name: value for name, value in vars(config).items() if name in names}
+    theirs = CogVideoXTransformer3DModel(**values).eval().requires_grad_(False)
+    theirs.load_state_dict(state)
+
+    latent_t, patch_t = (4, 2) if config.patch_size_t else (3, 1)
+    generator = torch.Generator().manual_seed(0)
+    x = torch.randn(2, config.in_channels, latent_t, 8, 12, generator=generator)
+    text = torch.randn(2, config.max_text_seq_length, config.text_embed_dim, generator=generator)
+    timestep = torch.tensor([700, 30])
+    extra = x[:, 16:] if config.in_channels > 16 else None
+    out = ours(x[:, :16], timestep, text, extra_latents=extra)
+    expected = theirs(
+        x.transpose(1, 2),
+        text,
+        timestep,
+        ofs=torch.full((1,), 2.0) if config.ofs_embed_dim else None,
+        image_rotary_emb=rotary(ours, (latent_t // patch_t, 4, 6)),
+        return_dict=False,
+    )[0].transpose(1, 2)
+    assert (out - expected).abs().max() <= TOLERANCE
+
+
+@pytest.mark.parametrize("native", [False, True])
+def test_files_in_both_namings_open_as_the_same_model(relative, tmp_path, native):
+    """Of a folder with its configuration; ``native`` are the names of ComfyUI's own CogVideoX."""
+    config, state = relative
+    names = {name: native_name(name) if native else name for name in state}
+    assert len(set(names.values())) == len(state) and all(hub_name(n) == name for name, n in names.items())
+    hub.write_configs(tmp_path, config, hub_vae(), config.default_schedule)
+    (tmp_path / "transformer").mkdir(exist_ok=True)
+    save_file({names[k]: v for k, v in state.items()}, tmp_path / hub.FILES["transformer"])
+    checkpoint = open_checkpoint(tmp_path)
+    assert checkpoint.config == config
+    loaded = load_transformer(checkpoint).state_dict()
+    assert set(loaded) == set(state) and all(torch.equal(loaded[k], v) for k, v in state.items())
+
+
+def hub_vae():
+    from cogvideox_fun.model_loading.vae import VAEConfig
+
+    return VAEConfig(block_out_channels=(8, 16, 16, 16), layers_per_block=1, norm_num_groups=4)
+
+
+@pytest.mark.parametrize(
+    "heads, patch_t, channels, extra, expected",
+    [
+        (30, None, 16, {}, ("2B", "text")),
+        (48, None, 16, {}, ("5B", "text")),
+        (48, None, 32, {}, ("5B", "control")),
+        (48, None, 32, {"patch_embed.pos_embedding": (1, 17776, 3072)}, ("5B", "image")),
+        (30, None, 32, {"patch_embed.pos_embedding": (1, 17776, 1920)}, ("2B", "control")),
+        (48, 2, 32, {"ofs_embedding.linear_1.weight": (512, 512)}, ("5B V1.5", "image")),
+        (48, 2, 48, {}, ("5B V1.5", "void")),
+    ],
+)
+def test_what_a_single_file_is_comes_from_its_shapes(heads, patch_t, channels, extra, expected):
+    dim = heads * 64
+    shapes = {
+        "patch_embed.proj.weight": (dim, channels * 8) if patch_t else (dim, channels, 2, 2),
+        "patch_embed.text_proj.weight": (dim, 4096),
+        "time_embedding.linear_1.weight": (512, dim),
+        "transformer_blocks.0.attn1.to_q.weight": (dim, dim),
+        "transformer_blocks.0.norm1.linear.weight": (6 * dim, 512),
+        "transformer_blocks.41.attn1.to_q.weight": (dim, dim),
+        "proj_out.weight": (64 * (patch_t or 1), dim),
+        **extra,
+    }
+    config = detect(shapes, None)
+    assert (config.family, config.conditioning) == expected
+
+
+def test_every_native_name_is_a_rename_of_the_table():
+    assert len(NATIVE_NAMES) == 7
+    assert hub_name("blocks.3.norm1.linear.weight") == "transformer_blocks.3.norm1.linear.weight"
+    assert hub_name("norm_out.linear.weight") == "norm_out.linear.weight"
+
+
+def test_a_learned_table_takes_its_own_size_alone():
+    config = TransformerConfig(**TINY, **GRID, **RELATIVES["5B image"][0])
+    model = CogVideoXTransformer(config)
+    with pytest.raises(ValueError, match="takes 96 x 64 pixels alone, but the video is 64 x 64"):
+        model(torch.zeros(1, 16, 3, 8, 8), torch.tensor([5]), torch.zeros(1, 226, 32))
