@@ -92,6 +92,11 @@ class TransformerConfig:
                 f"in_channels is {config.in_channels} in the transformer's configuration, expected 16 (text), "
                 "32 (control, or image to video), 33 (inpaint) or 48 (VOID)"
             )
+        if config.use_learned_positional_embeddings and not config.use_rotary_positional_embeddings:
+            raise CheckpointError(
+                "use_learned_positional_embeddings is True in the transformer's configuration, but rotary ones are "
+                "not: no CogVideoX model learned a table alone"
+            )
         if config.patch_size_t not in (None, 2):
             raise CheckpointError(f"patch_size_t is {config.patch_size_t}, expected none or 2")
         return config

@@ -314,14 +314,14 @@ class CogVideoXTransformer(nn.Module):
             ValueError: another size than the trained one, which the table can't give.
         """
         _, base_h, base_w = self.config.base_grid
-        if grid[1:] != (base_h, base_w) or text.shape[1] != self.config.max_text_seq_length:
+        if grid[1:] != (base_h, base_w):
             raise ValueError(
                 f"the model has a learned position table and takes {base_w * 16} x {base_h * 16} pixels alone, but "
                 f"the video is {grid[2] * 16} x {grid[1] * 16}: set width and height to that"
             )
         table = self.patch_embed.pos_embedding.to(image)
         tokens = self.config.max_text_seq_length
-        return text + table[:, :tokens], image + table[:, tokens : tokens + image.shape[1]]
+        return text + table[:, : text.shape[1]], image + table[:, tokens : tokens + image.shape[1]]
 
     def run_blocks(self, x, vec, rope, text_tokens: int, options: dict) -> torch.Tensor:
         """Run the blocks over B N C tokens, letting ``patches_replace["dit"]`` take over any of them."""

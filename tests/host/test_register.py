@@ -99,7 +99,8 @@ def test_inputs_and_outputs(info, name):
 
 @pytest.mark.parametrize("name", NODES)
 def test_tooltips_and_ranges(info, name):
-    for group in info[f"CogVideoXFun{name}"]["input"].values():
+    given = info[f"CogVideoXFun{name}"]["input"]
+    for group in (given["required"], given.get("optional", {})):
         for input_name, (kind, options) in group.items():
             assert len(options.get("tooltip", "")) > 10, f"{input_name} has no tooltip"
             if kind in ("INT", "FLOAT"):

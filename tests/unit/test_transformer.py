@@ -20,7 +20,8 @@ def call(model, latent=(4, 6, 10), batch=1, text_tokens=226, **options):
     return model(x, torch.full((batch,), 499), text, **options)
 
 
-@pytest.mark.parametrize("variant", VARIANTS)
+# but for the one that knows one size alone, see tests/parity/test_relatives.py
+@pytest.mark.parametrize("variant", [name for name in VARIANTS if name != "5b-image"])
 def test_shapes(variant):
     model = build(variant)
     assert call(model, (4, 6, 10), batch=2).shape == (2, 16, 4, 6, 10)

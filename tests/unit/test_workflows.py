@@ -150,5 +150,5 @@ def plain(value):
 
 def test_video_to_video_is_the_authors_50_steps_at_strength_0_7():
     (sampler,) = nodes_of("video_to_video", f"{PREFIX}Sampler")
-    _seed, _control, steps, _cfg, name, _spacing, denoise = sampler["widgets_values"]
+    _seed, _control, steps, _cfg, name, _spacing, denoise, _dynamic = sampler["widgets_values"]
     assert (steps, denoise, name) == (35, 0.7, "cogvideox_ddim")
