@@ -148,7 +148,7 @@ def test_smoothing():
 
 
 GRADIENTS = """
-import json, sys
+import os, sys
 sys.path.insert(0, {tests!r})
 import pack
 pack.load_pack()
@@ -173,7 +173,9 @@ if accelerator.is_main_process:
     gradients = {{name: p.grad for name, p in trainer.parameters.items() if p.grad is not None}}
     clips = torch.tensor([len(batch["video"])])
     save_file({{**gradients, "loss": loss[None], "clips": clips}}, {folder!r} + ".safetensors")
+accelerator.wait_for_everyone()  # gloo can abort a process whose peer has closed its connection first
 accelerator.end_training()
+os._exit(0)  # and threads of its own while the interpreter ends
 """
 
 
