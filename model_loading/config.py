@@ -120,13 +120,8 @@ class TransformerConfig:
 
     @property
     def max_latent_t(self) -> int | None:
-        """The most latent frames of one call: 13 on V1.0 and V1.1, no limit on V1.5."""
+        """The most latent frames of one call: 13 (49 frames) on V1.0 and V1.1, no limit on V1.5."""
         return frames_to_latent_t(self.sample_frames) if self.patch_size_t is None else None
-
-    @property
-    def max_length(self) -> int | None:
-        """The most frames of a run without context windows: 49 on V1.0 and V1.1, no limit on V1.5."""
-        return self.sample_frames if self.patch_size_t is None else None
 
     @property
     def family(self) -> str:

@@ -10,10 +10,10 @@ from . import common
 from .latents import latent_shape
 
 
-def with_values(positive, negative, values: dict) -> io.NodeOutput:
-    """Both conditionings with the values added, and an empty latent of the size of the conditioning's."""
+def with_values(positive, negative, values: dict, latent: dict | None = None) -> io.NodeOutput:
+    """Both conditionings with the values added, and a latent to sample: empty, of the conditioning's size, if None."""
     positive, negative = (node_helpers.conditioning_set_values(c, values) for c in (positive, negative))
-    return io.NodeOutput(positive, negative, {"samples": torch.zeros_like(values["concat_latent_image"])})
+    return io.NodeOutput(positive, negative, latent or {"samples": torch.zeros_like(values["concat_latent_image"])})
 
 
 class InpaintConditioning(io.ComfyNode):
@@ -144,6 +144,4 @@ class ImageConditioning(io.ComfyNode):
                 f"the image's latent is {image}, but the video's {video} (frames x height x width): bring "
                 "the image to the video's width and height before VAE Encode"
             )
-        values = {"concat_latent_image": image_latent["samples"]}
-        positive, negative = (node_helpers.conditioning_set_values(c, values) for c in (positive, negative))
-        return io.NodeOutput(positive, negative, latent)
+        return with_values(positive, negative, {"concat_latent_image": image_latent["samples"]}, latent)

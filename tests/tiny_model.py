@@ -20,18 +20,18 @@ WORDS = (
 ).split()
 
 TINY = {"num_attention_heads": 2, "num_layers": 2, "time_embed_dim": 32, "text_embed_dim": TEXT_DIM}
+V15 = {
+    "use_rotary_positional_embeddings": True,
+    "patch_size_t": 2,
+    "patch_bias": False,
+    "sample_width": 300,
+    "sample_height": 300,
+    "sample_frames": 85,
+}
 VARIANTS = {
     "2b": {"in_channels": 33},
     "5b": {"in_channels": 33, "use_rotary_positional_embeddings": True},
-    "v1.5": {
-        "in_channels": 33,
-        "use_rotary_positional_embeddings": True,
-        "patch_size_t": 2,
-        "patch_bias": False,
-        "sample_width": 300,
-        "sample_height": 300,
-        "sample_frames": 85,
-    },
+    "v1.5": {"in_channels": 33, **V15},
     "2b-control": {"in_channels": 32},
     "2b-text": {"in_channels": 16},
     # CogVideoX's own image-to-video models; the first knows one size, 80 x 48 here
@@ -43,16 +43,7 @@ VARIANTS = {
         "sample_height": 6,
         "sample_frames": 9,
     },
-    "v1.5-image": {
-        "in_channels": 32,
-        "use_rotary_positional_embeddings": True,
-        "patch_size_t": 2,
-        "patch_bias": False,
-        "sample_width": 300,
-        "sample_height": 300,
-        "sample_frames": 85,
-        "ofs_embed_dim": 32,
-    },
+    "v1.5-image": {"in_channels": 32, "ofs_embed_dim": 32, **V15},
 }
 
 

@@ -54,7 +54,7 @@ class TestDetection:
         assert (found.family, found.conditioning, found.in_channels) == (family, conditioning, channels)
         assert found.default_scale_factor == (1.15258426 if family == "2B" else 0.7)
         assert found.default_schedule.snr_shift == (3.0 if family == "2B" else 1.0)
-        assert found.max_length == (None if patch_t else 49)
+        assert found.max_latent_t == (None if patch_t else 13)
         assert found.fp16_is_safe == (family == "2B")
         assert found.base_grid[1:] == ((150, 150) if patch_t else (30, 45))
 
