@@ -7,7 +7,6 @@ signature, an attribute), never of its version number.
 import inspect
 import logging
 import math
-from pathlib import Path
 
 import comfy.conds
 import comfy.latent_formats
@@ -25,19 +24,10 @@ from ..sampling.geometry import SPATIAL_COMPRESSION, latent_t_to_frames
 from ..sampling.inpaint import inpaint_latents
 from ..sampling.masks import THRESHOLD, mask_to_latent
 from ..sampling.positions import PositionOptions
-from .checkpoint import SAVED_CONFIG, Checkpoint, encode_config, open_checkpoint
-from .config import CheckpointError
+from .checkpoint import SAVED_CONFIG, Checkpoint, encode_config
 from .transformer import POSITIONS, CogVideoXTransformer
 
 log = logging.getLogger(__name__)
-
-WEIGHT_DTYPES = {
-    "default": None,
-    "bf16": torch.bfloat16,
-    "fp16": torch.float16,
-    "fp32": torch.float32,
-    "fp8_e4m3fn": torch.float8_e4m3fn,
-}
 
 CONDITIONING_REMEDIES = {  # by what the model takes
     "text": "remove it, or load an InP (33 channels) or Control (32) model",
@@ -263,69 +253,6 @@ class CogVideoXFun(comfy.model_base.BaseModel):
         tokens = math.prod(input_shape[2:]) / (4 * patch_t) + self.config.max_text_seq_length
         element = comfy.model_management.dtype_size(self.inference_dtype())
         return input_shape[0] * tokens * self.config.dim * (10 * element + 8)
-
-
-def choose_dtypes(checkpoint: Checkpoint, config: CogVideoXFunConfig, weight_dtype: str, load_device):
-    """The dtype that weights are stored in and, where it differs, the one that is computed in."""
-    management = comfy.model_management
-    infos = checkpoint.weights.tensors.values()
-    supported = config.supported_inference_dtypes
-    stored = WEIGHT_DTYPES[weight_dtype]
-    if stored is None:
-        on_disk = [info.dtype for info in infos if len(info.shape) > 1]
-        stored = management.unet_dtype(
-            model_params=sum(math.prod(info.shape) for info in infos),
-            supported_dtypes=supported,
-            weight_dtype=max(set(on_disk), key=on_disk.count),
-        )
-    compute = management.unet_manual_cast(stored, load_device, supported)
-    if (compute or stored) not in supported:
-        compute = torch.bfloat16 if management.should_use_bf16(load_device) else torch.float32
-        log.info("computing in %s: %s overflows in the %s models", compute, stored, checkpoint.config.family)
-    return stored, compute
-
-
-def load_model(path: str | Path, weight_dtype: str = "default", disable_dynamic: bool = False):
-    """Load a transformer as the host's MODEL.
-
-    Args:
-        path: a folder in hub layout or a single file.
-        weight_dtype: how weights are stored, a key of `WEIGHT_DTYPES`.
-        disable_dynamic: for the host, when it makes an independent copy.
-
-    Raises:
-        CheckpointError: what is wrong with the files, and what to do.
-    """
-    checkpoint = open_checkpoint(path)
-    with torch.device("meta"):
-        expected = CogVideoXTransformer(checkpoint.config)
-    state = checkpoint.weights.load_for(expected)
-    unexpected = set(checkpoint.weights) - set(state) - {"patch_embed.pos_embedding", "v_pred"}
-    if unexpected:
-        raise CheckpointError(
-            f"{path}: {len(unexpected)} tensors belong to no known CogVideoX transformer, first "
-            f"{sorted(unexpected)[0]}"
-        )
-
-    config = CogVideoXFunConfig(checkpoint)
-    load_device = comfy.model_management.get_torch_device()
-    offload_device = comfy.model_management.unet_offload_device()
-    config.set_inference_dtype(*choose_dtypes(checkpoint, config, weight_dtype, load_device))
-    model = CogVideoXFun(config)
-    Patcher = comfy.model_patcher.ModelPatcher
-    if not disable_dynamic:
-        Patcher = getattr(comfy.model_patcher, "CoreModelPatcher", Patcher)
-    model.to(offload_device)
-    patcher = Patcher(model, load_device=load_device, offload_device=offload_device)
-    assign = {"assign": patcher.is_dynamic()} if accepts(model.load_model_weights, "assign") else {}
-    model.load_model_weights(state, "", **assign)
-    patcher.cached_patcher_init = (load_model, (str(path), weight_dtype))
-    log.info(
-        "%s: CogVideoX-Fun %s, %s, %d channels, weights %s, computing in %s",
-        path, checkpoint.config.family, checkpoint.config.conditioning, checkpoint.config.in_channels,
-        model.get_dtype(), model.inference_dtype(),
-    )  # fmt: skip
-    return patcher
 
 
 def model_of(patcher) -> CogVideoXFun:

@@ -9,16 +9,18 @@ import comfy.sd1_clip
 import comfy.supported_models_base
 import comfy.text_encoders.sd3_clip
 import comfy.text_encoders.t5
-import comfy.utils
 import folder_paths
 
 from .checkpoint import naming
 from .config import TEXT_TOKENS, CheckpointError
 from .host_model import accepts
+from .host_quantized import read_quantization, without_quantization
 from .text_encoder import END, PAD, FolderTokenizer, fit_tokens, host_t5_config, prompt_length, t5_weights
 from .weights import open_weights, read_json
 
 log = logging.getLogger(__name__)
+
+OPTIONS = {"quant_config": "quantization_metadata", "scaled_fp8": "scaled_fp8"}  # of a text encoder's quantisation
 
 T5_XXL = {
     "d_model": 4096,
@@ -116,15 +118,8 @@ def make_encoder(config: dict):
 
 def quantization(state: dict, metadata: dict) -> tuple[dict, dict]:
     """The host's way to read a quantised (scaled fp8) T5: (state, model options)."""
-    if hasattr(comfy.utils, "convert_old_quants"):
-        state, metadata = comfy.utils.convert_old_quants(state, "", metadata=metadata)
-        found = comfy.utils.detect_layer_quantization(state, "")
-        return state, {} if found is None else {"quantization_metadata": found}
-    if any(key.endswith(".comfy_quant") for key in state):
-        raise CheckpointError("this ComfyUI is too old for the file's quantisation: update it, or take an fp16 T5")
-    if "scaled_fp8" in state:
-        return state, {"scaled_fp8": state["scaled_fp8"].dtype}
-    return state, {}
+    state, found = read_quantization(state, metadata)
+    return state, {OPTIONS[name]: value for name, value in found.items()}
 
 
 def load_clip(path: str | Path, tokenizer: str | Path | None = None, disable_dynamic: bool = False):
@@ -178,9 +173,7 @@ def load_clip(path: str | Path, tokenizer: str | Path | None = None, disable_dyn
 def encoder_state(clip) -> dict:
     """The parameters that the host's T5 expects from a file; quantised ones have other names and are left out."""
     parameters = clip.cond_stage_model.t5xxl.transformer.state_dict()
-    return {
-        k: v for k, v in parameters.items() if not k.endswith(("scaled_fp8", "scale_weight", "comfy_quant", "_scale"))
-    }
+    return {key: parameters[key] for key in without_quantization(parameters)}
 
 
 def reload_clip_patcher(path: str, tokenizer: str | None, disable_dynamic: bool = False):

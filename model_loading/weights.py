@@ -1,4 +1,4 @@
-"""Safetensors files: headers, shards, and tensors mapped from disk when they are asked for. No host, no model."""
+"""Weight files: headers, shards, and tensors mapped from disk when they are asked for. No host, no model."""
 
 import dataclasses
 import json
@@ -7,6 +7,7 @@ from pathlib import Path
 
 import torch
 
+from . import gguf_files
 from .config import CheckpointError
 
 LFS_POINTER = b"version https://git-lfs"
@@ -36,6 +37,7 @@ class TensorInfo:
     shape: tuple[int, ...]
     dtype: torch.dtype
     key: str  # under which the file holds it
+    ggml_type: int | None = None  # GGUF: the number of the type that it is stored in
 
 
 def read_json(path: Path) -> dict:
@@ -110,8 +112,24 @@ def read_header(path: Path) -> tuple[dict[str, TensorInfo], dict]:
     return {key: _tensor_info(path, key, entry, payload) for key, entry in header.items()}, metadata
 
 
+def read_gguf_header(path: Path) -> dict[str, TensorInfo]:
+    """The tensors of a GGUF file; those in blocks have the dtype uint8.
+
+    Raises:
+        CheckpointError: no gguf library, or a broken file.
+    """
+    reader = gguf_files.open_reader(path)
+    found = {}
+    for tensor in reader.tensors:
+        shape, dtype = gguf_files.tensor_shape(reader, tensor), gguf_files.stored_dtype(tensor)
+        found[tensor.name] = TensorInfo(path, shape, dtype, tensor.name, int(tensor.tensor_type))
+    return found
+
+
 def header_names(path: Path, key: str) -> bool:
-    """Whether a safetensors file's header names a tensor, without parsing it: for folders full of other models."""
+    """Whether a file's header names a tensor, without parsing it: for folders full of other models."""
+    if path.suffix == ".gguf":
+        return gguf_files.names_tensor(path, key)
     if path.suffix != ".safetensors":
         return False
     try:
@@ -149,6 +167,10 @@ class Weights(Mapping):
         for key in keys:
             by_file.setdefault(self.tensors[key].file, []).append(key)
         for path, names in by_file.items():
+            if path.suffix == ".gguf":
+                by_key = {self.tensors[name].key: name for name in names}
+                yield from ((by_key[key], tensor) for key, tensor in gguf_files.read_tensors(path, by_key))
+                continue
             with safe_open(str(path), framework="pt") as file:
                 for name in names:
                     yield name, file.get_tensor(self.tensors[name].key)
@@ -171,6 +193,11 @@ class Weights(Mapping):
     def renamed(self, rename: Callable[[str], str]) -> "Weights":
         """The same tensors under other names."""
         return Weights({rename(key): info for key, info in self.tensors.items()}, self.metadata, self.name)
+
+    @property
+    def is_gguf(self) -> bool:
+        """Whether the tensors are GGML's, which need the operations of a GGUF loader."""
+        return any(info.ggml_type is not None for info in self.tensors.values())
 
     def check(self, expected: Mapping[str, tuple[int, ...]]) -> None:
         """Raise a CheckpointError that names the first tensors missing, or of another shape than expected."""
@@ -213,6 +240,8 @@ def open_weights(path: Path) -> Weights:
         CheckpointError: none found, a shard missing, or a broken file.
     """
     path = Path(path)
+    if path.is_file() and path.suffix == ".gguf":
+        return Weights(read_gguf_header(path), name=str(path))
     if path.is_file():
         tensors, metadata = read_header(path)
         return Weights(tensors, metadata, str(path))

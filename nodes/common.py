@@ -113,7 +113,10 @@ def single_files(kind: str) -> dict[str, Path]:
 def find_models() -> dict[str, Path]:
     """Every model by the name that the loader lists it under; the pack's own comes last."""
     own = checkpoint.find_models([OWN_MODELS], {})
-    found = checkpoint.find_models(hub_roots(), single_files("diffusion_models"))
+    files = single_files("diffusion_models")
+    if "unet_gguf" in folder_paths.folder_names_and_paths:  # ComfyUI-GGUF is installed
+        files |= single_files("unet_gguf")
+    found = checkpoint.find_models(hub_roots(), files)
     return found | {name: path for name, path in own.items() if name not in found}
 
 

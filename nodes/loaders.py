@@ -6,8 +6,8 @@ import folder_paths
 from comfy_api.latest import io
 
 from ..model_loading import checkpoint, text_encoder
+from ..model_loading.host_load import WEIGHT_DTYPES, load_model
 from ..model_loading.host_lora import add_lora
-from ..model_loading.host_model import WEIGHT_DTYPES, load_model
 from ..model_loading.host_text import load_clip
 from ..model_loading.host_vae import load_vae
 from . import common

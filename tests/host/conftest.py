@@ -7,10 +7,11 @@ import pytest
 import reference
 import torch
 from cogvideox_fun.demo import comfy, media
-from cogvideox_fun.model_loading.checkpoint import open_checkpoint
+from cogvideox_fun.model_loading.checkpoint import SAVED_CONFIG, encode_config, open_checkpoint
 from cogvideox_fun.model_loading.vae import CogVideoXVAE, VAEConfig
 from graph import Lab
 from PIL import Image
+from quantised import linear_layers, scaled_fp8, write_gguf
 from safetensors.torch import load_file, save_file
 from tiny_model import VARIANTS, random_weights, write_tiny_model
 
@@ -65,15 +66,8 @@ def write_text_encoders(models: Path, files: Path) -> None:
     """The tiny T5 in smaller types, and as a single file."""
     source = models / "tiny-2b"
     state = load_file(source / "text_encoder" / "model.safetensors")
-    quantised = {}
-    for key, value in state.items():
-        if value.ndim == 2 and "block" in key and "relative_attention_bias" not in key:
-            scale = value.abs().max() / 448
-            quantised[key] = (value / scale).to(torch.float8_e4m3fn)
-            quantised[key.replace(".weight", ".scale_weight")] = scale.float()
-        else:
-            quantised[key] = value
-    quantised["scaled_fp8"] = torch.tensor([], dtype=torch.float8_e4m3fn)
+    layers = [key for key in state if state[key].ndim == 2 and "block" in key and "relative_attention_bias" not in key]
+    quantised = scaled_fp8(state, layers)
     types = {"fp16": torch.float16, "bf16": torch.bfloat16, "fp8": torch.float8_e4m3fn}
     states = {name: {key: value.to(dtype) for key, value in state.items()} for name, dtype in types.items()}
     for name, values in {**states, "scaled-fp8": quantised}.items():
@@ -81,6 +75,18 @@ def write_text_encoders(models: Path, files: Path) -> None:
         save_file(values, folder / "text_encoder" / "model.safetensors")
     files.mkdir(parents=True)
     save_file(state, files / "small-t5.safetensors")
+
+
+def write_quantised(models: Path, files: Path) -> None:
+    """The tiny 2B in scaled fp8, as a folder, and as GGUF, as a file that carries its configuration."""
+    folder = shutil.copytree(models / "tiny-2b", models / "scaled-fp8", ignore=shutil.ignore_patterns("*.safetensors"))
+    for name in ("text_encoder/model.safetensors", "vae/diffusion_pytorch_model.safetensors"):
+        shutil.copy(models / "tiny-2b" / name, folder / name)
+    opened = open_checkpoint(models / "tiny-2b")
+    state = opened.weights.load()
+    quantised = scaled_fp8(state, linear_layers(state))
+    save_file(quantised, folder / "transformer" / "diffusion_pytorch_model.safetensors")
+    write_gguf({**state, SAVED_CONFIG: encode_config(opened.saved_config)}, files / "q8.gguf")
 
 
 def write_inputs(base: Path) -> None:
@@ -107,9 +113,13 @@ def write_inputs(base: Path) -> None:
 def base(host, tmp_path_factory):
     base = tmp_path_factory.mktemp("base")
     write_models(base)
+    write_quantised(base / "models" / "CogVideoX_Fun", base / "models" / "diffusion_models")
     write_inputs(base)
     (base / "custom_nodes").mkdir()
     (base / "custom_nodes" / "probe").symlink_to(Path(__file__).parent / "probe", target_is_directory=True)
+    gguf = host.path / "custom_nodes" / "ComfyUI-GGUF"
+    if gguf.is_dir():
+        (base / "custom_nodes" / gguf.name).symlink_to(gguf, target_is_directory=True)
     return base
 
 

@@ -10,6 +10,7 @@ from cogvideox_fun.model_loading.vae import CogVideoXVAE, VAEConfig
 from cogvideox_fun.model_loading.weights import open_weights, read_header
 from cogvideox_fun.sampling.schedule import NoiseSchedule
 from cogvideox_fun.training.hub import write_json
+from quantised import write_gguf
 from safetensors.torch import load_file, save_file
 from tiny_model import VARIANTS, random_weights, write_tiny_model
 
@@ -319,3 +320,31 @@ def test_vae_files_without_configuration(tmp_path):
     save_file(reference.load("vae_weights"), narrow)
     with pytest.raises(CheckpointError, match=r"\[8, 16, 16, 16\] channels wide.*config.json"):
         pipeline.load_vae(narrow)
+
+
+class TestGGUF:
+    @pytest.fixture
+    def file(self, tiny_model, tmp_path):
+        opened = checkpoint.open_checkpoint(tiny_model)
+        saved = {checkpoint.SAVED_CONFIG: checkpoint.encode_config(opened.saved_config)}
+        write_gguf({**opened.weights.load(), **saved}, tmp_path / "model.gguf")
+        return tmp_path / "model.gguf"
+
+    def test_opens_like_the_model_it_was_made_from(self, tiny_model, file):
+        opened, source = checkpoint.open_checkpoint(file), checkpoint.open_checkpoint(tiny_model)
+        assert opened.config == source.config and opened.schedule == source.schedule
+        assert opened.weights.is_gguf and not source.weights.is_gguf
+        assert opened.weights.shapes == source.weights.shapes
+        assert checkpoint.find_models([], {"a.gguf": file}) == {"a.gguf": file}
+
+    def test_tensors_are_as_they_are_stored(self, tiny_model, file):
+        opened, source = checkpoint.open_checkpoint(file), checkpoint.open_checkpoint(tiny_model)
+        norm, matrix = "norm_final.weight", "transformer_blocks.0.attn1.to_q.weight"
+        assert torch.equal(opened.weights[norm], source.weights[norm].float())
+        assert opened.weights[matrix].dtype == torch.uint8
+        assert opened.weights[matrix].numel() == source.weights[matrix].numel() // 32 * 34, "Q8_0: 34 bytes for 32"
+
+    def test_a_broken_file(self, file):
+        file.write_bytes(file.read_bytes()[:100])
+        with pytest.raises(CheckpointError, match="can't be read as GGUF .*: download it again"):
+            checkpoint.open_checkpoint(file)

@@ -1,0 +1,130 @@
+"""From a checkpoint on disk to the host's MODEL: which dtypes, which operations, which patcher."""
+
+import logging
+import math
+from pathlib import Path
+
+import comfy.model_management
+import comfy.model_patcher
+import torch
+
+from . import host_gguf
+from .checkpoint import SAVED_PREFIX, Checkpoint, naming, open_checkpoint
+from .config import CheckpointError, hub_name
+from .host_model import CogVideoXFun, CogVideoXFunConfig, accepts
+from .host_quantized import SCALED_FP8, is_quantization, read_quantization, renamed_layers
+from .transformer import CogVideoXTransformer
+
+log = logging.getLogger(__name__)
+
+WEIGHT_DTYPES = {
+    "default": None,
+    "bf16": torch.bfloat16,
+    "fp16": torch.float16,
+    "fp32": torch.float32,
+    "fp8_e4m3fn": torch.float8_e4m3fn,
+}
+IGNORED = {"patch_embed.pos_embedding", "v_pred"}  # tensors that some files have and nothing here reads
+
+
+def choose_dtypes(checkpoint: Checkpoint, config: CogVideoXFunConfig, weight_dtype: str, load_device, packed: bool):
+    """The dtype that weights are stored in and, where it differs, the one that is computed in; the log says why.
+
+    Args:
+        packed: the file's matrices are quantised and stay as they are, so the rest takes what the host prefers.
+    """
+    management = comfy.model_management
+    infos = checkpoint.weights.tensors.values()
+    supported = config.supported_inference_dtypes
+    stored, why = WEIGHT_DTYPES[weight_dtype], "as chosen"
+    if stored is None:
+        on_disk = [info.dtype for info in infos if len(info.shape) > 1]
+        common = None if packed else max(set(on_disk), key=on_disk.count)
+        stored = management.unet_dtype(
+            model_params=sum(math.prod(info.shape) for info in infos), supported_dtypes=supported, weight_dtype=common
+        )
+        why = "as in the file" if stored == common else f"ComfyUI's choice for {load_device}"
+    compute = management.unet_manual_cast(None if packed else stored, load_device, supported)
+    reason = "the same" if compute in (None, stored) else f"ComfyUI's choice for {stored} on {load_device}"
+    if (compute or stored) not in supported:
+        refused = compute or stored
+        compute = torch.bfloat16 if management.should_use_bf16(load_device) else torch.float32
+        reason = f"{refused} overflows in the {checkpoint.config.family} models"
+    log.info("weights in %s: %s; computing in %s: %s", stored, why, compute or stored, reason)
+    return stored, compute
+
+
+def read_state(checkpoint: Checkpoint, config: CogVideoXFunConfig) -> dict[str, torch.Tensor]:
+    """The mapped tensors of a checkpoint, checked; what the host must know of their quantisation goes into ``config``.
+
+    Raises:
+        CheckpointError: a tensor is missing, broken, of another shape, or of no known transformer.
+    """
+    weights = checkpoint.weights
+    with torch.device("meta"):
+        expected = CogVideoXTransformer(checkpoint.config)
+    state = weights.load_for(expected)
+    about = {key: weights[key] for key in weights if is_quantization(key)}
+    unexpected = sorted(set(weights) - set(state) - set(about) - IGNORED)
+    if unexpected:
+        raise CheckpointError(
+            f"{checkpoint.path}: {len(unexpected)} tensors belong to no known CogVideoX transformer, first "
+            f"{unexpected[0]}"
+        )
+    with naming(checkpoint.path):
+        metadata = renamed_layers(weights.metadata, lambda key: hub_name(key.removeprefix(SAVED_PREFIX)))
+        state, found = read_quantization({**state, **about}, metadata)
+    for name, value in found.items():
+        setattr(config, name, value)
+    state.pop(SCALED_FP8, None)
+    return state
+
+
+def load_model(
+    path: str | Path,
+    weight_dtype: str = "default",
+    model_options: dict | None = None,
+    disable_dynamic: bool = False,
+):
+    """Load a transformer as the host's MODEL.
+
+    Args:
+        path: a folder in hub layout or a single file (safetensors; GGUF where ComfyUI-GGUF is installed).
+        weight_dtype: how weights are stored, a key of `WEIGHT_DTYPES`; quantised matrices stay as they are.
+        model_options: as the host's own loaders take them; ``custom_operations`` are the layers to build it of.
+        disable_dynamic: for the host, when it makes an independent copy.
+
+    Raises:
+        CheckpointError: what is wrong with the files, and what to do.
+    """
+    checkpoint = open_checkpoint(path)
+    config = CogVideoXFunConfig(checkpoint)
+    Patcher = comfy.model_patcher.ModelPatcher
+    operations, gguf_nodes = (model_options or {}).get("custom_operations"), None
+    if checkpoint.weights.is_gguf:
+        gguf_nodes, ops = host_gguf.find_pack(str(path))
+        operations = operations or ops.GGMLOps()
+    elif not disable_dynamic:
+        Patcher = getattr(comfy.model_patcher, "CoreModelPatcher", Patcher)
+    state = read_state(checkpoint, config)
+    if gguf_nodes is not None:
+        state = host_gguf.as_ggml(state, checkpoint.weights, ops)
+    config.custom_operations = operations
+
+    load_device = comfy.model_management.get_torch_device()
+    offload_device = comfy.model_management.unet_offload_device()
+    packed = checkpoint.weights.is_gguf or any(map(is_quantization, checkpoint.weights))
+    config.set_inference_dtype(*choose_dtypes(checkpoint, config, weight_dtype, load_device, packed))
+    model = CogVideoXFun(config)
+    model.to(offload_device)
+    patcher = Patcher(model, load_device=load_device, offload_device=offload_device)
+    assign = {"assign": patcher.is_dynamic()} if accepts(model.load_model_weights, "assign") else {}
+    model.load_model_weights(state, "", **assign)
+    if gguf_nodes is not None:
+        patcher = gguf_nodes.GGUFModelPatcher.clone(patcher)
+    patcher.cached_patcher_init = (load_model, (str(path), weight_dtype, model_options))
+    log.info(
+        "%s: CogVideoX-Fun %s, %s, %d channels", path, checkpoint.config.family, checkpoint.config.conditioning,
+        checkpoint.config.in_channels,
+    )  # fmt: skip
+    return patcher

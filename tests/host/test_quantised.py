@@ -1,0 +1,131 @@
+"""Quantised transformers through a real host: scaled fp8 in its own layout, GGUF through ComfyUI-GGUF."""
+
+import json
+
+import pytest
+import torch
+from cogvideox_fun.model_loading.checkpoint import SAVED_CONFIG, SAVED_PREFIX, encode_config, open_checkpoint
+from cogvideox_fun.model_loading.pipeline import Pipeline
+from graph import Failed
+from quantised import dequantised, read_gguf
+from safetensors.torch import load_file, save_file
+
+TOLERANCE = 1e-3  # of a whole run in float32, relative to the largest value
+PROMPTS = "a red ball moves right", "blurry"
+
+
+@pytest.fixture(scope="module")
+def pipeline(base):
+    return Pipeline.from_folder(base / "models" / "CogVideoX_Fun" / "tiny-2b")
+
+
+def expected_of(pipeline, state: dict[str, torch.Tensor]) -> torch.Tensor:
+    """The whole run without a host, from the unpacked weights."""
+    pipeline.transformer.load_state_dict({key: state[key] for key in pipeline.transformer.state_dict()})
+    texts = [pipeline.text_encoder(prompt) for prompt in PROMPTS]
+    return pipeline.sample(pipeline.noise(80, 48, 9, seed=1), *texts, steps=4) / pipeline.checkpoint.scale_factor
+
+
+def sampled(graph, model, clip, **options):
+    latent = graph.fun("EmptyLatent", width=80, height=48, length=9, batch_size=1)
+    return graph.sampler(model, *graph.prompts(clip, *PROMPTS), latent, **options)
+
+
+def error(ours: torch.Tensor, expected: torch.Tensor) -> float:
+    return float((ours - expected).abs().max() / expected.abs().max())
+
+
+def test_scaled_fp8(lab, pipeline):
+    """The run of the unpacked weights, and not that of the weights they were made from."""
+    folder = lab.base / "models" / "CogVideoX_Fun" / "scaled-fp8"
+    state = load_file(folder / "transformer" / "diffusion_pytorch_model.safetensors")
+    graph = lab.graph()
+    model = graph.loader("scaled-fp8")
+    ours, plain = graph.get(*(sampled(graph, m, model[1]) for m in (model, graph.loader("tiny-2b"))))
+    assert error(ours, expected_of(pipeline, dequantised(state))) <= TOLERANCE < 0.01 < error(ours, plain)
+
+
+def test_scaled_fp8_is_saved_and_loaded_again(lab):
+    graph = lab.graph()
+    model = graph.loader("scaled-fp8")
+    graph.node("ModelSave", model=model, filename_prefix="scaled")
+    (before,) = graph.get(sampled(graph, model, model[1]))
+    saved = next((lab.base / "output").glob("scaled_*.safetensors"))
+    target = lab.base / "models" / "diffusion_models" / "scaled-saved.safetensors"
+    target.unlink(missing_ok=True)
+    target.symlink_to(saved)
+    assert any(tensor.dtype == torch.float8_e4m3fn for tensor in load_file(saved).values())
+    graph = lab.graph()
+    (after,) = graph.get(sampled(graph, graph.loader(target.name), graph.loader("tiny-2b")[1]))
+    assert error(after, before) <= TOLERANCE
+
+
+def test_scaled_fp8_listed_in_the_header(lab, host):
+    """Newer hosts' layout, with the prefix of a saved file; a host before it says that it is too old."""
+    opened = open_checkpoint(lab.base / "models" / "CogVideoX_Fun" / "scaled-fp8")
+    state = {k.replace("scale_weight", "weight_scale"): v for k, v in opened.weights.load().items()}
+    del state["scaled_fp8"]
+    state = {SAVED_PREFIX + k: v for k, v in {**state, SAVED_CONFIG: encode_config(opened.saved_config)}.items()}
+    layers = {
+        k.removesuffix(".weight_scale"): {"format": "float8_e4m3fn"} for k in state if k.endswith("weight_scale")
+    }
+    file = lab.base / "models" / "diffusion_models" / "scaled-header.safetensors"
+    save_file(state, file, {"_quantization_metadata": json.dumps({"layers": layers})})
+    graph = lab.graph()
+    loaded, clip = graph.loader("scaled-fp8"), graph.loader("tiny-2b")[1]
+    (expected,) = graph.get(sampled(graph, loaded, clip))
+    sample = sampled(graph, graph.loader(file.name), clip)
+    if "_quantization_metadata" not in (host.path / "comfy" / "utils.py").read_text():
+        with pytest.raises(Failed, match="this ComfyUI is too old for the file's quantisation"):
+            graph.get(sample)
+    else:
+        (ours,) = graph.get(sample)
+        assert error(ours, expected) <= TOLERANCE
+
+
+def test_a_lora_on_scaled_fp8(lab):
+    """Every layer of the LoRA finds a quantised one."""
+    state = {}
+    for name in ("to_q", "to_k"):
+        layer = f"diffusion_model.transformer_blocks.0.attn1.{name}"
+        state[f"{layer}.lora_A.weight"] = torch.randn(4, 128, generator=torch.Generator().manual_seed(1))
+        state[f"{layer}.lora_B.weight"] = torch.randn(128, 4, generator=torch.Generator().manual_seed(2))
+    save_file(state, lab.base / "models" / "loras" / "tiny.safetensors")
+    graph = lab.graph()
+    full, small = graph.loader("tiny-2b"), graph.loader("scaled-fp8")
+    patched = [graph.fun("LoraLoader", model=m, lora_name="tiny.safetensors", strength=0.2) for m in (full, small)]
+    plain, expected, ours = graph.get(*(sampled(graph, m, full[1]) for m in (small, *patched)))
+    assert error(plain, expected) > 2 * error(ours, expected), "the rounding of fp8 is less than what the LoRA does"
+
+
+@pytest.fixture
+def gguf_pack(host):
+    if not (host.path / "custom_nodes" / "ComfyUI-GGUF").is_dir():
+        pytest.skip("needs the node pack ComfyUI-GGUF in the host's custom_nodes, with its requirements")
+
+
+def test_gguf(lab, pipeline, gguf_pack):
+    path = lab.base / "models" / "diffusion_models" / "q8.gguf"
+    graph = lab.graph()
+    probe = graph.node("ProbeModel", model=graph.loader("q8.gguf"), path=lab.path())
+    (ours,) = graph.get(sampled(graph, probe, graph.loader("tiny-2b")[1]))
+    assert error(ours, expected_of(pipeline, read_gguf(path))) <= TOLERANCE
+
+
+def test_a_lora_on_gguf(lab, pipeline, gguf_pack):
+    name = "tiny-gguf.safetensors"
+    layer = "transformer_blocks.1.ff.net.0.proj"
+    generator = torch.Generator().manual_seed(3)
+    down, up = (torch.randn(*shape, generator=generator) for shape in ((4, 128), (512, 4)))
+    save_file(
+        {f"diffusion_model.{layer}.lora_A.weight": down, f"diffusion_model.{layer}.lora_B.weight": up},
+        lab.base / "models" / "loras" / name,
+    )
+    graph = lab.graph()
+    model = graph.fun("LoraLoader", model=graph.loader("q8.gguf"), lora_name=name, strength=0.1)
+    (ours,) = graph.get(sampled(graph, model, graph.loader("tiny-2b")[1]))
+    state = read_gguf(lab.base / "models" / "diffusion_models" / "q8.gguf")
+    plain = expected_of(pipeline, state)
+    state[f"{layer}.weight"] += 0.1 * up @ down
+    expected = expected_of(pipeline, state)
+    assert error(ours, expected) <= TOLERANCE < 0.01 < error(plain, expected)
