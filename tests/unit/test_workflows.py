@@ -11,6 +11,8 @@ ROOT = Path(__file__).resolve().parents[2]
 WORKFLOWS = ROOT / "workflows"
 API = ROOT / "tests" / "data" / "api"
 NAMES = [
+    "control_with_canny",
+    "extend_a_clip",
     "image_to_video",
     "inpaint_region",
     "start_end_image_to_video",
@@ -25,9 +27,11 @@ NOTES = {"Note", "MarkdownNote"}
 # Nodes of the host for pictures and video that the oldest supported one has, too.
 CORE = {
     "CLIPTextEncode",
+    "Canny",
     "CreateVideo",
     "EmptyImage",
     "GetVideoComponents",
+    "ImageBatch",
     "ImageCompositeMasked",
     "ImageFromBatch",
     "ImageScale",
