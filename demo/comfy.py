@@ -79,8 +79,15 @@ class Server:
         return json.loads(body) if body else None
 
     def queue(self, workflow: dict) -> str:
-        """Queue a workflow in API form; returns its prompt id."""
-        return self.post("/prompt", {"prompt": workflow})["prompt_id"]
+        """Queue a workflow in API form; returns its prompt id.
+
+        Raises:
+            RuntimeError: the host refused a part of it, which it would leave out without a word.
+        """
+        answer = self.post("/prompt", {"prompt": workflow})
+        if answer.get("node_errors"):
+            raise RuntimeError(f"ComfyUI refused a part of the workflow: {answer['node_errors']}")
+        return answer["prompt_id"]
 
     def wait(self, prompt_id: str, seconds: float = 600, on_tick=None) -> dict:
         """The history of a finished prompt, whether it succeeded or not."""

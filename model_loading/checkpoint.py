@@ -13,6 +13,7 @@ from pathlib import Path
 
 import torch
 
+from ..sampling.preview import PUBLISHED, PreviewFactors
 from ..sampling.schedule import NoiseSchedule
 from .config import CheckpointError, TransformerConfig, detect, hub_name
 from .vae import VAEConfig
@@ -92,6 +93,7 @@ class Checkpoint:
     schedule: NoiseSchedule
     scale_factor: float
     image_scale: float  # of the first frame's latent in CogVideoX's own image-to-video models
+    preview: PreviewFactors = PUBLISHED
     vae: Path | None = None
     text_encoder: Path | None = None
     tokenizer: Path | None = None
@@ -104,6 +106,7 @@ class Checkpoint:
             "scheduler": dataclasses.asdict(self.schedule),
             "scale_factor": self.scale_factor,
             "image_scale": self.image_scale,
+            **self.preview.to_config(),
         }
 
 
@@ -124,6 +127,7 @@ def decode_config(tensor: torch.Tensor, name: str) -> dict:
             raise ValueError("no transformer or scheduler")
         config["scale_factor"] = float(config["scale_factor"])
         config["image_scale"] = float(config.get("image_scale", config["scale_factor"]))
+        config["preview"] = PreviewFactors.from_config(config) or PUBLISHED
     except (ValueError, KeyError, TypeError) as error:
         raise CheckpointError(f"{name}: the saved configuration can't be read ({error!r})") from error
     return config
@@ -141,11 +145,13 @@ def _open_folder(folder: Path) -> Checkpoint:
     schedule = config.default_schedule
     if (folder / "scheduler" / "scheduler_config.json").is_file():
         schedule = NoiseSchedule.from_config(read_json(folder / "scheduler" / "scheduler_config.json"), schedule)
-    scale_factor, image_scale = config.default_scale_factor, config.default_image_scale
+    scale_factor, image_scale, preview = config.default_scale_factor, config.default_image_scale, PUBLISHED
     has_vae = (folder / "vae" / "config.json").is_file()
     if has_vae:
-        vae = VAEConfig.from_dict(read_json(folder / "vae" / "config.json"))
+        values = read_json(folder / "vae" / "config.json")
+        vae = VAEConfig.from_dict(values)
         scale_factor, image_scale = vae.scaling_factor, vae.image_scale
+        preview = PreviewFactors.from_config(values) or PUBLISHED
     has_text = (folder / "text_encoder" / "config.json").is_file()
     return Checkpoint(
         folder,
@@ -154,6 +160,7 @@ def _open_folder(folder: Path) -> Checkpoint:
         schedule,
         scale_factor,
         image_scale,
+        preview,
         vae=folder / "vae" if has_vae else None,
         text_encoder=folder / "text_encoder" if has_text else None,
         tokenizer=tokenizer_beside(folder / "text_encoder"),
@@ -174,7 +181,8 @@ def _open_file(path: Path) -> Checkpoint:
         schedule = NoiseSchedule(**written["scheduler"])
     except (TypeError, ValueError) as error:
         raise CheckpointError(f"{path}: the saved configuration can't be read ({error})") from error
-    return Checkpoint(path, config, weights, schedule, written["scale_factor"], written["image_scale"])
+    scales = written["scale_factor"], written["image_scale"]
+    return Checkpoint(path, config, weights, schedule, *scales, written["preview"])
 
 
 @contextlib.contextmanager

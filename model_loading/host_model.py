@@ -24,6 +24,7 @@ from ..sampling.geometry import SPATIAL_COMPRESSION, latent_t_to_frames
 from ..sampling.inpaint import inpaint_latents
 from ..sampling.masks import THRESHOLD, mask_to_latent
 from ..sampling.positions import PositionOptions
+from ..sampling.preview import PreviewFactors
 from .checkpoint import SAVED_CONFIG, Checkpoint, encode_config
 from .transformer import POSITIONS, CogVideoXTransformer
 
@@ -42,27 +43,6 @@ CONTROL_PERCENTS = "cogvideox_fun_control_percents"
 
 # In transformer_options: a timestep that lies between two of the host's whole ones.
 TIMESTEP = "cogvideox_fun_timestep"
-
-# From scaled latents to RGB, for the picture while sampling: factors listed for 16 channels in
-# ComfyUI-CogVideoXWrapper's latent preview. How they were fitted is not published.
-RGB_FACTORS = [
-    [0.1195, 0.0992, -0.0048],
-    [-0.0012, 0.0550, 0.0213],
-    [-0.0141, -0.0087, -0.0210],
-    [0.0306, 0.1219, 0.0140],
-    [0.0927, 0.0303, 0.0508],
-    [0.0379, 0.0494, 0.0586],
-    [0.0177, 0.0088, 0.0360],
-    [0.1061, 0.0234, 0.0572],
-    [0.1274, -0.0110, 0.0433],
-    [-0.0187, 0.0822, 0.1061],
-    [0.0084, 0.0762, 0.0930],
-    [0.1294, 0.1236, 0.0448],
-    [0.0457, 0.0411, -0.0177],
-    [0.0002, -0.0140, 0.0533],
-    [0.0808, 0.1155, -0.0215],
-    [-0.0152, -0.0058, 0.0722],
-]
 
 
 def accepts(function, name: str) -> bool:
@@ -100,10 +80,10 @@ class CogVideoXLatent(comfy.latent_formats.LatentFormat):
     latent_channels = 16
     latent_dimensions = 3
     temporal_downscale_ratio = 4
-    latent_rgb_factors = RGB_FACTORS
 
-    def __init__(self, scale_factor: float):
+    def __init__(self, scale_factor: float, preview: PreviewFactors):
         self.scale_factor = scale_factor
+        self.latent_rgb_factors, self.latent_rgb_factors_bias = preview
 
 
 class CogVideoXFunConfig(comfy.supported_models_base.BASE):
@@ -117,7 +97,7 @@ class CogVideoXFunConfig(comfy.supported_models_base.BASE):
         self.checkpoint_config = checkpoint.saved_config
         self.schedule = schedule
         self.image_scale = checkpoint.image_scale
-        self.latent_format = CogVideoXLatent(checkpoint.scale_factor)
+        self.latent_format = CogVideoXLatent(checkpoint.scale_factor, checkpoint.preview)
         self.supported_inference_dtypes = [torch.bfloat16, torch.float32]
         if checkpoint.config.fp16_is_safe:
             self.supported_inference_dtypes.insert(0, torch.float16)

@@ -33,7 +33,10 @@ VARIANTS = {
     "5b": {"in_channels": 33, "use_rotary_positional_embeddings": True},
     "v1.5": {"in_channels": 33, **V15},
     "2b-control": {"in_channels": 32},
+    "5b-control": {"in_channels": 32, "use_rotary_positional_embeddings": True},
     "2b-text": {"in_channels": 16},
+    "5b-text": {"in_channels": 16, "use_rotary_positional_embeddings": True},
+    "v1.5-text": {"in_channels": 16, **V15},
     # CogVideoX's own image-to-video models; the first knows one size, 80 x 48 here
     "5b-image": {
         "in_channels": 32,
@@ -44,6 +47,7 @@ VARIANTS = {
         "sample_frames": 9,
     },
     "v1.5-image": {"in_channels": 32, "ofs_embed_dim": 32, **V15},
+    "void": {"in_channels": 48, **V15},
 }
 
 

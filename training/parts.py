@@ -1,7 +1,7 @@
 """From model folders to tasks, and what was trained back into a model folder."""
 
 import shutil
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from functools import partial
 from pathlib import Path
 
@@ -12,6 +12,7 @@ from ..model_loading.pipeline import load_transformer, load_vae, open_whole
 from ..model_loading.text_encoder import TextEncoder
 from ..model_loading.transformer import CogVideoXTransformer, sdpa
 from ..model_loading.weights import open_weights, read_json
+from ..sampling.preview import BIAS, FACTORS, fit_preview
 from .config import Phase
 from .hub import FILES, PARTS, save_weights, write_json, write_text_encoder
 from .lora import add_lora, lora_state
@@ -72,6 +73,8 @@ class Parts:
         if self.phase.task == "vae":
             replace_weights(output, "vae", self.task.vae.state_dict())
             config = read_json(output / "vae" / "config.json")
+            if self.phase.train_encoder:  # another latent space: the previews' factors were of the old one
+                config = {key: value for key, value in config.items() if key not in (FACTORS, BIAS)}
             write_json(output / "vae" / "config.json", {**config, "scaling_factor": scale_factor})
             return
         replace_weights(output, "transformer", self.task.transformer.state_dict())
@@ -108,6 +111,16 @@ def measure_scale(vae, videos) -> float:
     """What brings latents to unit deviation: 1 / standard deviation over videos B F H W 3 of 0..1."""
     latents = [vae.encode((video * 2 - 1).movedim(-1, 1)).flatten() for video in videos]
     return round(float(1 / torch.cat(latents).std()), 6)
+
+
+@torch.no_grad()
+def write_preview(folder: str | Path, videos: Sequence[torch.Tensor]) -> None:
+    """Fit the factors of a model's previews to videos, F H W 3 of 0..1; they go into its VAE's configuration."""
+    source = open_whole(folder)
+    vae = load_vae(source.vae)
+    latents = [vae.encode((video * 2 - 1).movedim(-1, 0)[None])[0] * source.scale_factor for video in videos]
+    path = source.vae / "config.json"
+    write_json(path, {**read_json(path), **fit_preview(latents, videos).to_config()})
 
 
 def export_half(folder: str | Path, output: str | Path) -> None:

@@ -190,3 +190,19 @@ def test_the_hosts_deep_copy_makes_the_same_video(lab):
     copied = graph.node("ProbeDeepClone", model=patched)
     ours, expected, plain = graph.get(*(graph.sampler(m, *rest) for m in (copied, patched, model)))
     assert torch.equal(ours, expected) and relative(ours, plain) > 0.001
+
+
+def test_the_preview_shows_the_clip(lab):
+    """A red square on the night, encoded by the nano VAE, in the host's own latent previewer."""
+    square = torch.zeros(1, 128, 128, 3)
+    square[..., 2] = 0.25
+    square[:, 64:112, 16:64] = torch.tensor([0.9, 0.1, 0.1])
+    graph = lab.graph()
+    model = graph.loader("nano")
+    encoded = graph.node("VAEEncode", vae=model[2], pixels=graph.tensor("Image", square))
+    (shown,) = graph.get(graph.node("ProbePreview", model=model, latent=encoded))
+    assert shown.shape == (1, 16, 16, 3)
+    red = shown[0, ..., 0] - shown[0, ..., 2]
+    inside = torch.zeros(16, 16, dtype=torch.bool)
+    inside[8:14, 2:8] = True
+    assert red[inside].mean() > red[~inside].mean() + 0.4

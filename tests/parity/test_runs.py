@@ -15,8 +15,8 @@ from diffusers.models.embeddings import get_3d_rotary_pos_embed
 
 TOLERANCE = 1e-3
 RUNS = [("2b", "i2v"), ("5b", "i2v_end"), ("5b", "inpaint"), ("v1.5", "i2v"), ("v1.5", "t2v")]
-SCALE = {"2b": 1.15258426, "5b": 0.7, "v1.5": 0.7}
-SHIFT = {"2b": 3.0, "5b": 1.0, "v1.5": 1.0}
+SCALE = {"2b": 1.15258426, "5b": 0.7, "v1.5": 0.7, "2b-control": 1.15258426}
+SHIFT = {"2b": 3.0, "5b": 1.0, "v1.5": 1.0, "2b-control": 3.0}
 
 
 @pytest.fixture(scope="module")
@@ -77,7 +77,9 @@ class Oracle:
         self.scale = SCALE[variant]
         self.rope = None
         t, h, w = grid
-        if variant == "2b":  # diffusers computes the table anew off 60x90: put the authors' interpolation in its place
+        if variant.startswith(
+            "2b"
+        ):  # diffusers computes the table anew off 60x90: put the authors' interpolation in its place
             embed = self.transformer.patch_embed
             table = embed._get_positional_embeddings(60, 90, 49)[0, 226:].view(13, 30, 45, -1)
             table = F.interpolate(table.movedim(-1, 0)[None], size=(13, h, w), mode="trilinear")[0].movedim(0, -1)
@@ -164,3 +166,17 @@ def test_every_task_equals_diffusers(models, variant, task):
     total = 10 if task == "v2v" else 4
     expected = oracle.run(variant, noise, *texts, oracle.condition(video, mask), start, total, denoise)
     assert (ours - expected).abs().max() <= TOLERANCE
+
+
+@torch.no_grad()
+def test_control_equals_diffusers(models):
+    """The control video's latent beside the noise, as in diffusers' Fun control pipeline; it changes the video."""
+    model, data = models["2b-control"], reference.load("pipeline_2b")
+    noise, clip = reference.channels_second(data["noise"]), data["video_u8"].float() / 255
+    texts = data["prompt_embeds"], data["negative_prompt_embeds"]
+    oracle = Oracle("2b-control", (noise.shape[2], 3, 5))
+    control = oracle.vae.encode((clip * 2 - 1).movedim(-1, 0)[None]).latent_dist.mode() * oracle.scale
+    expected = oracle.run("2b-control", noise, *texts, control, None, 4, 1.0)
+    ours = model.sample(noise, *texts, model.encode(clip), steps=4, cfg=6.0)
+    assert (ours - expected).abs().max() <= TOLERANCE
+    assert (model.sample(noise, *texts, steps=4, cfg=6.0) - expected).abs().max() > 0.1

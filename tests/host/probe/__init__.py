@@ -158,6 +158,65 @@ class ProbeAttention:
         return (model,)
 
 
+class ProbeCompile:
+    """A MODEL with every block compiled by the host's own helper, where a break raises, and with cards' attention."""
+
+    RETURN_TYPES = ("MODEL",)
+    FUNCTION = "compile"
+    CATEGORY = "probe"
+
+    @classmethod
+    def INPUT_TYPES(cls):
+        return {"required": {"model": ("MODEL",), "path": ("STRING", {"default": ""})}}
+
+    def compile(self, model, path):
+        from comfy.ldm.modules.attention import attention_pytorch
+        from comfy_api.torch_helpers import set_torch_compile_wrapper
+
+        def attention(_original, *args, **kwargs):
+            return attention_pytorch(*args, **kwargs)
+
+        def backend(graph, _inputs):
+            with open(path, "a", encoding="utf-8") as file:
+                file.write(f"{len(graph.graph.nodes)}\n")
+            return graph.forward
+
+        torch._dynamo.reset()  # eight models compiled in one process are as many as it takes
+        model = model.clone()
+        blocks = range(len(model.model.diffusion_model.transformer_blocks))
+        keys = [f"diffusion_model.transformer_blocks.{index}" for index in blocks]
+        set_torch_compile_wrapper(model, backend=backend, keys=keys, fullgraph=True)
+        model.model_options["transformer_options"]["optimized_attention_override"] = attention
+        return (model,)
+
+
+class ProbePreview:
+    """The picture that the host's sampler would show of a LATENT, by its own previewer, as an IMAGE."""
+
+    RETURN_TYPES = ("IMAGE",)
+    FUNCTION = "show"
+    CATEGORY = "probe"
+
+    @classmethod
+    def INPUT_TYPES(cls):
+        return {"required": {"model": ("MODEL",), "latent": ("LATENT",)}}
+
+    def show(self, model, latent):
+        import latent_preview
+        import numpy
+        from comfy.cli_args import LatentPreviewMethod, args
+
+        before, args.preview_method = args.preview_method, LatentPreviewMethod.Latent2RGB
+        try:
+            previewer = latent_preview.get_previewer(model.load_device, model.model.latent_format)
+        finally:
+            args.preview_method = before
+        _, picture, _ = previewer.decode_latent_to_preview_image(
+            "JPEG", model.model.process_latent_in(latent["samples"])
+        )
+        return (torch.from_numpy(numpy.array(picture)).float()[None] / 255,)
+
+
 class ProbeDeepClone:
     """The copy of a MODEL that the host makes for another device, here for the same one."""
 
@@ -257,6 +316,8 @@ NODE_CLASS_MAPPINGS = {
         ProbeCalls,
         ProbeConcat,
         ProbeAttention,
+        ProbeCompile,
+        ProbePreview,
         ProbeDeepClone,
         ProbeSmallCard,
         ProbeForeignModel,

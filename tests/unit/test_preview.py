@@ -1,0 +1,77 @@
+"""The matrix that shows a latent as a picture while the sampler works."""
+
+import shutil
+
+import pack
+import pytest
+import torch
+from cogvideox_fun.model_loading.checkpoint import open_checkpoint
+from cogvideox_fun.model_loading.config import CheckpointError
+from cogvideox_fun.model_loading.pipeline import Pipeline
+from cogvideox_fun.model_loading.weights import read_json
+from cogvideox_fun.sampling.preview import FACTORS, PUBLISHED, PreviewFactors, fit_preview, latent_pixels, preview
+from cogvideox_fun.training import nano, shapes
+from cogvideox_fun.training.hub import write_json
+
+NANO = pack.ROOT / "models" / "nano"
+
+
+def clips(seed: int, count: int) -> list[torch.Tensor]:
+    return [shapes.render(shapes.random_scene(seed, index), 17, 128, 128) for index in range(count)]
+
+
+@pytest.fixture(scope="module")
+def pipeline():
+    return Pipeline.from_folder(NANO)
+
+
+def psnr(ours: torch.Tensor, expected: torch.Tensor) -> float:
+    return float(-10 * (ours - expected).square().mean().log10())
+
+
+def test_a_linear_map_is_found_again():
+    """Latents made from pixels by an invertible matrix and an offset: the fit is its inverse."""
+    generator = torch.Generator().manual_seed(0)
+    video = torch.rand(9, 32, 48, 3, generator=generator)
+    rgb = latent_pixels(video, 4, 6)
+    mixing, offset = torch.randn(3, 3, generator=generator), torch.randn(3, generator=generator)
+    latent = (rgb @ mixing + offset).movedim(-1, 0)
+    assert psnr(preview(latent, fit_preview([latent], [video])), (rgb + 1) / 2) > 70
+
+
+def test_the_nano_models_factors_show_clips_that_they_were_not_fitted_to(pipeline):
+    """Better than the published ones, which are for another latent space, and than the clips' mean colour."""
+    seen, wanted = [], []
+    for video in clips(shapes.HELD_OUT + 99, 8):
+        latent = pipeline.encode(video)[0]
+        seen.append(latent)
+        wanted.append((latent_pixels(video, *latent.shape[2:]) + 1) / 2)
+    wanted = torch.stack(wanted)
+    shown, published = (
+        torch.stack([preview(latent, factors) for latent in seen])
+        for factors in (pipeline.checkpoint.preview, PUBLISHED)
+    )
+    grey = wanted.mean(dim=(0, 1, 2, 3)).expand_as(wanted)
+    assert psnr(shown, wanted) > psnr(grey, wanted) + 3 and psnr(shown, wanted) > psnr(published, wanted) + 5
+
+
+def test_the_nano_models_factors_are_those_of_its_vae(pipeline):
+    videos = clips(nano.PREVIEW_SEED, nano.PREVIEW_CLIPS)
+    again = fit_preview([pipeline.encode(video)[0] for video in videos], videos)
+    stored = pipeline.checkpoint.preview
+    assert torch.allclose(torch.tensor(again.factors), torch.tensor(stored.factors), atol=2e-4)
+    assert torch.allclose(torch.tensor(again.bias), torch.tensor(stored.bias), atol=2e-4)
+
+
+def test_other_models_take_the_published_ones(tiny_model):
+    assert open_checkpoint(tiny_model).preview == PUBLISHED
+    assert open_checkpoint(NANO).preview == PreviewFactors.from_config(read_json(NANO / "vae" / "config.json"))
+
+
+@pytest.mark.parametrize("broken", [5, [[1.0, 2.0]], [["red", 0, 0]], None])
+def test_broken_factors_are_an_error(tiny_model, tmp_path, broken):
+    model = shutil.copytree(tiny_model, tmp_path / "model")
+    path = model / "vae" / "config.json"
+    write_json(path, {**read_json(path), FACTORS: broken})
+    with pytest.raises(CheckpointError, match="latent_rgb_factors or .* can't be read"):
+        open_checkpoint(model)
