@@ -19,6 +19,11 @@ from .config import TransformerConfig
 OFS = 2.0  # what CogVideoX 1.5 image to video is always given as its offset (diffusers' pipeline)
 POSITIONS = "cogvideox_fun_positions"  # in transformer_options: PositionOptions for this call
 
+# What is computed at once, for small peaks: the rotation takes four times the bytes of what it turns, and the
+# feed-forward eight. Slices of this size still fill a card.
+HEADS_AT_ONCE = 6
+TOKENS_AT_ONCE = 2048
+
 
 def sdpa(q, k, v, heads: int, transformer_options: dict | None = None) -> torch.Tensor:
     """Attention without a host. q, k, v: B heads N d -> B N (heads d)."""
@@ -34,13 +39,25 @@ def timestep_embedding(timestep: torch.Tensor, dim: int) -> torch.Tensor:
 
 
 def rotate(x: torch.Tensor, rope: torch.Tensor, start: int) -> torch.Tensor:
-    """Turn pairs of channels of the tokens from ``start`` on by their position.
+    """Turn pairs of channels of the tokens from ``start`` on by their position; in place where no gradient is needed.
 
     x: B heads N d; rope: (N - start) d/2 complex64.
     """
-    turned = torch.view_as_complex(x[:, :, start:].float().unflatten(-1, (-1, 2))) * rope
-    turned = torch.view_as_real(turned).flatten(-2).to(x.dtype)
-    return torch.cat([x[:, :, :start], turned], dim=2)
+    if x.requires_grad:
+        return torch.cat([x[:, :, :start], turned(x[:, :, start:], rope)], dim=2)
+    for part in x[:, :, start:].split(HEADS_AT_ONCE, dim=1):
+        part.copy_(turned(part, rope))
+    return x
+
+
+def turned(x: torch.Tensor, rope: torch.Tensor) -> torch.Tensor:
+    pairs = torch.view_as_complex(x.float().unflatten(-1, (-1, 2))) * rope
+    return torch.view_as_real(pairs).flatten(-2).to(x.dtype)
+
+
+def needs_grad(*tensors: torch.Tensor) -> bool:
+    """Whether an operation in place would destroy what a gradient needs."""
+    return any(tensor.requires_grad for tensor in tensors)
 
 
 class PatchEmbed(nn.Module):
@@ -94,9 +111,13 @@ class LayerNormZero(nn.Module):
         """x: B N C, text first. Returns the modulated tokens and the two gates (text, image), B 1 C each."""
         shift, scale, gate, text_shift, text_scale, text_gate = self.linear(F.silu(vec))[:, None].chunk(6, dim=-1)
         x = self.norm(x)
-        text = x[:, :text_tokens] * (1 + text_scale) + text_shift
-        image = x[:, text_tokens:] * (1 + scale) + shift
-        return torch.cat([text, image], dim=1), (text_gate, gate)
+        text, image = x[:, :text_tokens], x[:, text_tokens:]
+        if needs_grad(x, shift):
+            x = torch.cat([text * (1 + text_scale) + text_shift, image * (1 + scale) + shift], dim=1)
+        else:
+            text.mul_(1 + text_scale).add_(text_shift)
+            image.mul_(1 + scale).add_(shift)
+        return x, (text_gate, gate)
 
 
 class Attention(nn.Module):
@@ -112,15 +133,22 @@ class Attention(nn.Module):
         self.norm_k = operations.LayerNorm(head_dim, eps=1e-6, **factory)
         self.to_out = nn.ModuleList([operations.Linear(dim, dim, **factory)])
 
-    def forward(self, x: torch.Tensor, rope: torch.Tensor | None, text_tokens: int, transformer_options: dict):
-        q, k, v = (rearrange(to(x), "b n (h d) -> b h n d", h=self.heads) for to in (self.to_q, self.to_k, self.to_v))
-        q, k = self.norm_q(q), self.norm_k(k)
+    def project(self, x: torch.Tensor, rope: torch.Tensor | None, text_tokens: int) -> tuple[torch.Tensor, ...]:
+        """q, k and v of B N C tokens, B heads N d."""
+        q = self.norm_q(self.to_q(x).unflatten(-1, (self.heads, -1))).transpose(1, 2)
+        k = self.norm_k(self.to_k(x).unflatten(-1, (self.heads, -1))).transpose(1, 2)
+        v = self.to_v(x).unflatten(-1, (self.heads, -1)).transpose(1, 2)
         if rope is not None:
             q, k = rotate(q, rope, text_tokens), rotate(k, rope, text_tokens)
+        return q, k, v
+
+    def forward(self, q, k, v, text_tokens: int, transformer_options: dict) -> torch.Tensor:
+        """Attend, B heads N d -> B N C."""
         out = self.attention(q, k, v, self.heads, transformer_options=transformer_options)
+        img_slice = [text_tokens, q.shape[2]]
         for patch in transformer_options.get("patches", {}).get("attn1_output_patch", ()):
-            out = patch(out, {**transformer_options, "img_slice": [text_tokens, x.shape[1]]})
-        return self.to_out[0](out)
+            out = patch(out, {**transformer_options, "img_slice": img_slice})
+        return out
 
 
 class FeedForward(nn.Module):
@@ -139,11 +167,19 @@ class FeedForward(nn.Module):
 def gated_add_(x: torch.Tensor, update: torch.Tensor, gates: tuple, text_tokens: int) -> torch.Tensor:
     """x += gate * update for text and video tokens, in place where no gradient needs the old value."""
     text_gate, gate = gates
-    update = torch.cat([update[:, :text_tokens] * text_gate, update[:, text_tokens:] * gate], dim=1)
-    return x + update if x.requires_grad or update.requires_grad else x.add_(update)
+    if needs_grad(x, update):
+        return x + torch.cat([update[:, :text_tokens] * text_gate, update[:, text_tokens:] * gate], dim=1)
+    x[:, :text_tokens].addcmul_(update[:, :text_tokens], text_gate)
+    x[:, text_tokens:].addcmul_(update[:, text_tokens:], gate)
+    return x
 
 
 class Block(nn.Module):
+    """Attention, then feed-forward, each on normed tokens and added back through a gate.
+
+    The stream ``x`` is the caller's own to overwrite: without gradients it is updated in place, slice by slice.
+    """
+
     def __init__(self, config: TransformerConfig, operations, attention, **factory):
         super().__init__()
         self.norm1 = LayerNormZero(config, operations, **factory)
@@ -153,9 +189,22 @@ class Block(nn.Module):
 
     def forward(self, x, vec, rope, text_tokens: int, transformer_options: dict) -> torch.Tensor:
         normed, gates = self.norm1(x, vec, text_tokens)
-        x = gated_add_(x, self.attn1(normed, rope, text_tokens, transformer_options), gates, text_tokens)
+        q, k, v = self.attn1.project(normed, rope, text_tokens)
+        del normed  # each copy of the stream counts where memory is short
+        attended = self.attn1(q, k, v, text_tokens, transformer_options)
+        del q, k, v
+        x = gated_add_(x, self.attn1.to_out[0](attended), gates, text_tokens)
+        del attended
         normed, gates = self.norm2(x, vec, text_tokens)
-        return gated_add_(x, self.ff(normed), gates, text_tokens)
+        return self.feed_forward(x, normed, gates, text_tokens)
+
+    def feed_forward(self, x, normed, gates: tuple, text_tokens: int) -> torch.Tensor:
+        if torch.is_grad_enabled():
+            return gated_add_(x, self.ff(normed), gates, text_tokens)
+        for start in range(0, x.shape[1], TOKENS_AT_ONCE):
+            part = slice(start, start + TOKENS_AT_ONCE)
+            gated_add_(x[:, part], self.ff(normed[:, part]), gates, max(text_tokens - start, 0))
+        return x
 
 
 class NormOut(nn.Module):

@@ -69,6 +69,11 @@ class VAEConfig:
         return config
 
 
+def silu_(x: torch.Tensor) -> torch.Tensor:
+    """SiLU of what nothing else holds: in place where no gradient needs the old value."""
+    return F.silu(x, inplace=not x.requires_grad)
+
+
 class CausalConv3d(nn.Module):
     """A 3x3x3 convolution that looks back two frames and never ahead."""
 
@@ -80,9 +85,14 @@ class CausalConv3d(nn.Module):
         past = cache.get(self)
         if past is None:
             past = x[:, :, :1].expand(-1, -1, 2, -1, -1)
-        x = torch.cat([past, x], dim=2)
-        cache[self] = x[:, :, -2:].clone()  # a view would keep the whole chunk alive
-        return self.conv(x)
+        # Two output frames look back into the past; the others see the chunk alone, which is not copied for them.
+        begin = torch.cat([past, x[:, :, :2]], dim=2)
+        cache[self] = begin[:, :, 1:].clone() if x.shape[2] == 1 else x[:, :, -2:].clone()  # no views: they keep all
+        if x.shape[2] <= 2:
+            return self.conv(begin)
+        first = self.conv(begin)
+        del past, begin
+        return torch.cat([first, self.conv(x)], dim=2)
 
 
 class PointConv3d(nn.Module):
@@ -141,9 +151,12 @@ class ResnetBlock3D(nn.Module):
 
     def forward(self, x: torch.Tensor, cache: CausalCache, z: torch.Tensor | None) -> torch.Tensor:
         condition = () if z is None else (z,)
-        h = self.conv1(F.silu(self.norm1(x, *condition)), cache)
-        h = self.conv2(F.silu(self.norm2(h, *condition)), cache)
-        return h + (x if self.conv_shortcut is None else self.conv_shortcut(x))
+        h = self.norm1(x, *condition)
+        h = self.conv1(silu_(h), cache)
+        h = self.norm2(h, *condition)
+        h = self.conv2(silu_(h), cache)
+        shortcut = x if self.conv_shortcut is None else self.conv_shortcut(x)
+        return h + shortcut if h.requires_grad else h.add_(shortcut)
 
 
 class Downsample3D(nn.Module):
@@ -176,7 +189,8 @@ class Upsample3D(nn.Module):
         if self.compress_time and not first:
             x = x.repeat_interleave(2, dim=2)
         x = F.interpolate(rearrange(x, "b c t h w -> (b t) c h w"), scale_factor=2.0)
-        return rearrange(self.conv(x), "(b t) c h w -> b c t h w", b=batch)
+        x = self.conv(x)
+        return rearrange(x, "(b t) c h w -> b c t h w", b=batch).contiguous()  # the next norm would copy it beside x
 
 
 def _resnets(count: int, in_channels: int, out_channels: int, config, spatial, operations, **factory) -> nn.ModuleList:
@@ -230,7 +244,7 @@ class Encoder3D(nn.Module):
             if block.sampler is not None:
                 x = block.sampler(x)
         x = self.mid_block(x, cache, None)
-        return self.conv_out(F.silu(self.norm_out(x)), cache)
+        return self.conv_out(silu_(self.norm_out(x)), cache)
 
 
 class Decoder3D(nn.Module):
@@ -258,7 +272,7 @@ class Decoder3D(nn.Module):
             x = block(x, cache, z)
             if block.sampler is not None:
                 x = block.sampler(x, first)
-        return self.conv_out(F.silu(self.norm_out(x, z)), cache)
+        return self.conv_out(silu_(self.norm_out(x, z)), cache)
 
 
 def encode_chunks(length: int) -> list[slice]:

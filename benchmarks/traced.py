@@ -1,0 +1,121 @@
+"""Peak bytes of the real 2B and 5B configurations, on meta tensors: exact, and without a GPU or a checkpoint.
+
+GB are 1e9 bytes. Weights do not count, and attention counts by its output only.
+"""
+
+import torch
+
+from ..model_loading.config import TEXT_TOKENS, TransformerConfig
+from ..model_loading.transformer import CogVideoXTransformer
+from ..model_loading.vae import CogVideoXVAE, VAEConfig
+from .live_bytes import LiveBytes, trace
+
+META = {"device": "meta", "dtype": torch.bfloat16}
+CONFIGS = {
+    "2B": TransformerConfig(num_attention_heads=30, num_layers=30, in_channels=33),
+    "5B": TransformerConfig(
+        num_attention_heads=48, num_layers=42, in_channels=33, use_rotary_positional_embeddings=True
+    ),
+}
+SIZES = {"480x720x49": (13, 60, 90), "1024x1024x49": (13, 128, 128)}  # T h w of the latent
+TILE = 32  # latents: 256 pixels
+
+
+def tokens_of(latent: tuple[int, int, int]) -> int:
+    t, h, w = latent
+    return t * h * w // 4 + TEXT_TOKENS
+
+
+def call_inputs(config: TransformerConfig, latent: tuple[int, int, int], batch: int):
+    """(noise, conditioning latents, timestep, text) of one call, B C T h w."""
+    noise = torch.empty(batch, 16, *latent, **META)
+    extra = torch.empty(batch, config.in_channels - 16, *latent, **META)
+    return noise, extra, torch.empty(batch, device="meta"), torch.empty(batch, TEXT_TOKENS, 4096, **META)
+
+
+def trace_transformer(name: str, latent: tuple[int, int, int], batch: int = 1, layers: int | None = None) -> LiveBytes:
+    """One call of ours; guidance is two calls of batch 1 where memory is short.
+
+    Args:
+        layers: fewer than the model has, for what does not depend on them.
+    """
+    config = CONFIGS[name]
+    with torch.device("meta"):
+        model = CogVideoXTransformer(config, dtype=torch.bfloat16).requires_grad_(False)
+    model.transformer_blocks = model.transformer_blocks[:layers]
+    noise, extra, timestep, text = call_inputs(config, latent, batch)
+    return trace(lambda: model(noise, timestep, text, extra_latents=extra))
+
+
+def trace_diffusers_transformer(name: str, latent: tuple[int, int, int], batch: int = 2) -> LiveBytes:
+    """One call of diffusers' transformer, guidance as its pipeline runs it: both prompts at once."""
+    from diffusers import CogVideoXTransformer3DModel
+
+    config = CONFIGS[name]
+    t, h, w = latent
+    with torch.device("meta"):
+        model = CogVideoXTransformer3DModel(
+            num_attention_heads=config.num_attention_heads,
+            num_layers=config.num_layers,
+            in_channels=config.in_channels,
+            use_rotary_positional_embeddings=config.use_rotary_positional_embeddings,
+            sample_width=w,
+            sample_height=h,
+        ).to(torch.bfloat16)
+    model.requires_grad_(False)
+    rope = None
+    if config.use_rotary_positional_embeddings:
+        shape = tokens_of(latent) - TEXT_TOKENS, config.attention_head_dim
+        rope = torch.empty(shape, device="meta"), torch.empty(shape, device="meta")
+    noise, extra, timestep, text = call_inputs(config, latent, batch)
+    x = torch.cat([noise, extra], dim=1).movedim(1, 2)
+    return trace(lambda: model(x, text, timestep, image_rotary_emb=rope, return_dict=False))
+
+
+def vae_on_meta() -> CogVideoXVAE:
+    return CogVideoXVAE(VAEConfig(), **META).requires_grad_(False)
+
+
+def trace_decode(latent: tuple[int, int, int], tile: int = 0) -> LiveBytes:
+    """Decoding a latent in the authors' chunks, each of which leaves the device at once.
+
+    Args:
+        tile: latents, 0 = whole frames. One tile is as large as all.
+    """
+    t, h, w = latent
+    z = torch.empty(1, 16, t, min(h, tile or h), min(w, tile or w), **META)
+    vae = vae_on_meta()
+
+    def run() -> None:
+        for chunk in vae.decode_stream(z):
+            del chunk
+
+    return trace(run)
+
+
+def trace_encode(frames: int, height: int, width: int) -> LiveBytes:
+    """Encoding a video of F H W pixels likewise."""
+    pixels = torch.empty(1, 3, frames, height, width, **META)
+    vae = vae_on_meta()
+
+    def run() -> None:
+        for chunk in vae.encode_stream(pixels):
+            del chunk
+
+    return trace(run)
+
+
+def trace_diffusers_decode(latent: tuple[int, int, int]) -> LiveBytes:
+    from diffusers import AutoencoderKLCogVideoX
+
+    with torch.device("meta"):
+        vae = AutoencoderKLCogVideoX(
+            down_block_types=("CogVideoXDownBlock3D",) * 4,
+            up_block_types=("CogVideoXUpBlock3D",) * 4,
+            block_out_channels=(128, 256, 256, 512),
+            latent_channels=16,
+            layers_per_block=3,
+        ).to(torch.bfloat16)
+    vae.requires_grad_(False)
+    z = torch.empty(1, 16, *latent, **META)
+    return trace(lambda: vae.decode(z).sample)

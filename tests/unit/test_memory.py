@@ -1,0 +1,89 @@
+"""Memory that the README promises: traced bytes of the real configurations, and slices that change no number."""
+
+import pytest
+import torch
+from cogvideox_fun.benchmarks import traced
+from cogvideox_fun.benchmarks.live_bytes import trace
+from cogvideox_fun.model_loading import transformer as transformers
+from cogvideox_fun.model_loading.config import TransformerConfig
+from cogvideox_fun.model_loading.transformer import CogVideoXTransformer
+from cogvideox_fun.model_loading.vae import CogVideoXVAE, VAEConfig
+from tiny_model import TINY, VARIANTS, random_weights
+
+SMALL, LARGE = traced.SIZES["480x720x49"], traced.SIZES["1024x1024x49"]
+
+
+def test_the_trace_counts_what_is_alive_at_once():
+    """Three tensors of 4000 bytes, two alive at a time; a view costs nothing, and what was there before neither."""
+    before = torch.empty(1000, device="meta")
+
+    def run():
+        first = before + 1
+        second = first + 1
+        del first
+        third = second.view(10, 100) + 1
+        return third
+
+    assert trace(run).peak == 8000
+
+
+@pytest.mark.parametrize("latent, gigabytes", [(SMALL, 1.0), (LARGE, 2.8)])
+def test_transformer_activations_of_the_5b(latent, gigabytes):
+    """One call at batch 1, bf16: guidance is two calls where memory is short."""
+    assert traced.trace_transformer("5B", latent, layers=2).peak <= gigabytes * 1e9
+
+
+def test_activations_do_not_depend_on_how_many_blocks_there_are():
+    few, more = (traced.trace_transformer("5B", SMALL, layers=layers).peak for layers in (2, 4))
+    assert more <= 1.001 * few
+
+
+def test_activations_grow_with_the_tokens_and_no_faster():
+    """3,000 to 50,000 tokens: bytes a token within 25 %, since slices of fixed size weigh more in short runs."""
+    rates = []
+    for latent in ((3, 60, 60), (13, 60, 64), (13, 90, 90), (13, 128, 128)):
+        rates.append(traced.trace_transformer("5B", latent, layers=2).peak / traced.tokens_of(latent))
+    assert max(rates) <= 1.25 * min(rates), rates
+
+
+def test_vae_decode():
+    whole = traced.trace_decode(SMALL).peak
+    assert whole <= 7.5e9 and traced.trace_decode(SMALL, traced.TILE).peak <= 4e9
+    assert traced.trace_decode((5, 60, 90)).peak >= whole - 1e6, "49 frames take what 17 take"
+
+
+@pytest.mark.parametrize("variant", ["2b", "5b", "v1.5"])
+def test_slices_of_heads_and_tokens_change_nothing(monkeypatch, variant):
+    """The rotation by groups of heads and the feed-forward by groups of tokens, against all at once with gradients."""
+    config = TransformerConfig(**{**TINY, "num_attention_heads": 5}, **VARIANTS[variant])
+    model = CogVideoXTransformer(config)
+    model.load_state_dict(random_weights(model, seed=0))
+    generator = torch.Generator().manual_seed(0)
+    x = torch.randn(2, 16, 4, 6, 10, generator=generator)
+    text = torch.randn(2, 21, config.text_embed_dim, generator=generator)
+    timestep = torch.tensor([500, 20])
+    whole = model(x, timestep, text).detach()
+    monkeypatch.setattr(transformers, "HEADS_AT_ONCE", 2)
+    for tokens in (1, 7, 21, 30):  # inside the text, at its end, and over both
+        monkeypatch.setattr(transformers, "TOKENS_AT_ONCE", tokens)
+        with torch.no_grad():
+            assert (model(x, timestep, text) - whole).abs().max() <= 1e-5
+
+
+def test_what_goes_in_is_not_overwritten():
+    config = TransformerConfig(**TINY, **VARIANTS["5b"])
+    model = CogVideoXTransformer(config).requires_grad_(False)
+    model.load_state_dict(random_weights(model, seed=0))
+    vae = CogVideoXVAE(VAEConfig(block_out_channels=(8, 16, 16, 16), layers_per_block=1, norm_num_groups=4))
+    generator = torch.Generator().manual_seed(0)
+    x = torch.randn(1, 16, 3, 6, 10, generator=generator)
+    text = torch.randn(1, 9, config.text_embed_dim, generator=generator)
+    extra = torch.randn(1, 17, 3, 6, 10, generator=generator)
+    pixels = torch.randn(1, 3, 9, 48, 80, generator=generator)
+    kept = [part.clone() for part in (x, text, extra, pixels)]
+    with torch.no_grad():
+        first = model(x, torch.tensor([500]), text, extra_latents=extra)
+        assert torch.equal(first, model(x, torch.tensor([500]), text, extra_latents=extra))
+        latent, decoded = vae.encode(pixels), vae.decode(x)
+        assert torch.equal(latent, vae.encode(pixels)) and torch.equal(decoded, vae.decode(x))
+    assert all(torch.equal(part, was) for part, was in zip((x, text, extra, pixels), kept, strict=True))
