@@ -22,7 +22,7 @@ POSITIONS = "cogvideox_fun_positions"  # in transformer_options: PositionOptions
 # What is computed at once, for small peaks: the rotation takes four times the bytes of what it turns, and the
 # feed-forward eight. Slices of this size still fill a card.
 HEADS_AT_ONCE = 6
-TOKENS_AT_ONCE = 2048
+TOKENS_AT_ONCE = 1536
 
 
 def sdpa(q, k, v, heads: int, transformer_options: dict | None = None) -> torch.Tensor:
@@ -167,10 +167,12 @@ class FeedForward(nn.Module):
 def gated_add_(x: torch.Tensor, update: torch.Tensor, gates: tuple, text_tokens: int) -> torch.Tensor:
     """x += gate * update for text and video tokens, in place where no gradient needs the old value."""
     text_gate, gate = gates
+    text, image = slice(0, text_tokens), slice(text_tokens, None)
     if needs_grad(x, update):
-        return x + torch.cat([update[:, :text_tokens] * text_gate, update[:, text_tokens:] * gate], dim=1)
-    x[:, :text_tokens].addcmul_(update[:, :text_tokens], text_gate)
-    x[:, text_tokens:].addcmul_(update[:, text_tokens:], gate)
+        parts = (x[:, text], update[:, text], text_gate), (x[:, image], update[:, image], gate)
+        return torch.cat([torch.addcmul(*part) for part in parts], dim=1)
+    x[:, text].addcmul_(update[:, text], text_gate)
+    x[:, image].addcmul_(update[:, image], gate)
     return x
 
 
