@@ -11,7 +11,7 @@ from torch.utils._pytree import tree_leaves
 
 
 class LiveBytes(TorchDispatchMode):
-    """Counts the bytes of every storage that an operation makes, from then until nothing holds it.
+    """Counts the bytes of every storage on the meta device that an operation makes, until nothing holds it.
 
     Attributes:
         live, peak: bytes now, and the most so far. What existed before, weights for one, does not count.
@@ -49,7 +49,7 @@ class LiveBytes(TorchDispatchMode):
 
 
 def tensors_of(tree) -> list[torch.Tensor]:
-    return [leaf for leaf in tree_leaves(tree) if isinstance(leaf, torch.Tensor)]
+    return [leaf for leaf in tree_leaves(tree) if isinstance(leaf, torch.Tensor) and leaf.is_meta]
 
 
 @contextlib.contextmanager

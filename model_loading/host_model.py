@@ -6,7 +6,6 @@ signature, an attribute), never of its version number.
 
 import inspect
 import logging
-import math
 
 import comfy.conds
 import comfy.latent_formats
@@ -26,6 +25,7 @@ from ..sampling.masks import THRESHOLD, mask_to_latent
 from ..sampling.positions import PositionOptions
 from ..sampling.preview import PreviewFactors
 from .checkpoint import SAVED_CONFIG, Checkpoint, encode_config
+from .memory import transformer_bytes
 from .transformer import POSITIONS, CogVideoXTransformer
 
 log = logging.getLogger(__name__)
@@ -228,11 +228,9 @@ class CogVideoXFun(comfy.model_base.BaseModel):
         return self.get_dtype() if self.manual_cast_dtype is None else self.manual_cast_dtype
 
     def memory_required(self, input_shape, cond_shapes=None) -> float:
-        """Bytes of activations of one call: eight copies of the token stream; six and a half are traced."""
-        patch_t = self.config.patch_size_t or 1
-        tokens = math.prod(input_shape[2:]) / (4 * patch_t) + self.config.max_text_seq_length
+        """Bytes of activations of one call."""
         element = comfy.model_management.dtype_size(self.inference_dtype())
-        return input_shape[0] * tokens * self.config.dim * 8 * element
+        return transformer_bytes(self.config, input_shape, element)
 
 
 def model_of(patcher) -> CogVideoXFun:

@@ -12,7 +12,8 @@ import torch
 from ..sampling.geometry import SPATIAL_COMPRESSION, TEMPORAL_COMPRESSION, legal_length
 from .checkpoint import load_vae_config
 from .host_model import progress_tick
-from .vae import CogVideoXVAE, encode_chunks
+from .memory import decode_bytes, encode_bytes
+from .vae import CogVideoXVAE
 from .weights import open_weights
 
 log = logging.getLogger(__name__)
@@ -71,17 +72,10 @@ class HostVAE(comfy.sd.VAE):
         self.audio_sample_rate = 44100
 
     def _memory_decode(self, shape, dtype) -> float:
-        """Bytes of one decoded chunk: ten and a half copies of its frames at full width; ten are traced."""
-        widest = self.first_stage_model.config.block_out_channels[0]
-        pixels = shape[3] * shape[4] * SPATIAL_COMPRESSION**2
-        frames = 1 if shape[2] == 1 else 8
-        return 10.5 * frames * pixels * widest * comfy.model_management.dtype_size(dtype)
+        return decode_bytes(self.first_stage_model.config, shape, comfy.model_management.dtype_size(dtype))
 
     def _memory_encode(self, shape, dtype) -> float:
-        """Bytes of the first and longest chunk, likewise: 6 copies of its frames and the two that it looks back."""
-        widest = self.first_stage_model.config.block_out_channels[0]
-        frames = encode_chunks(legal_length(shape[2]))[0].stop + 2
-        return 6 * frames * shape[3] * shape[4] * widest * comfy.model_management.dtype_size(dtype)
+        return encode_bytes(self.first_stage_model.config, shape, comfy.model_management.dtype_size(dtype))
 
     def _output_dtype(self) -> torch.dtype:
         return self.vae_output_dtype() if hasattr(self, "vae_output_dtype") else torch.float32

@@ -4,6 +4,7 @@ import pytest
 import torch
 from cogvideox_fun.benchmarks import traced
 from cogvideox_fun.benchmarks.live_bytes import trace
+from cogvideox_fun.model_loading import memory
 from cogvideox_fun.model_loading import transformer as transformers
 from cogvideox_fun.model_loading.config import TransformerConfig
 from cogvideox_fun.model_loading.transformer import CogVideoXTransformer
@@ -50,6 +51,25 @@ def test_vae_decode():
     whole = traced.trace_decode(SMALL).peak
     assert whole <= 7.5e9 and traced.trace_decode(SMALL, traced.TILE).peak <= 4e9
     assert traced.trace_decode((5, 60, 90)).peak >= whole - 1e6, "49 frames take what 17 take"
+
+
+@pytest.mark.parametrize("name", ["2B", "5B"])
+@pytest.mark.parametrize("latent", [(1, 60, 90), (3, 60, 60), SMALL, LARGE])
+@pytest.mark.parametrize("batch", [1, 2])
+def test_declared_memory_of_a_call(name, latent, batch):
+    """What the host is told, against the trace: 0.8 to 1.5 times."""
+    told = memory.transformer_bytes(traced.CONFIGS[name], (batch, 16, *latent), element=2)
+    assert 0.8 <= told / traced.trace_transformer(name, latent, batch, layers=2).peak <= 1.5
+
+
+@pytest.mark.parametrize("latent", [(1, 60, 90), (4, 32, 32), SMALL])
+def test_declared_memory_of_the_vae(latent):
+    t, h, w = latent
+    frames, config = 4 * t - 3, VAEConfig()
+    decode = memory.decode_bytes(config, (1, 16, *latent), element=2) / traced.trace_decode(latent).peak
+    encode = memory.encode_bytes(config, (1, 3, frames, 8 * h, 8 * w), element=2)
+    assert 0.8 <= decode <= 1.5
+    assert 0.8 <= encode / traced.trace_encode(frames, 8 * h, 8 * w).peak <= 1.5
 
 
 @pytest.mark.parametrize("variant", ["2b", "5b", "v1.5"])

@@ -1,0 +1,46 @@
+"""What a call needs beside the weights, for the host to plan with, fitted to traced runs (tests/unit/test_memory).
+
+All are for one call as the pack makes it; attention counts by its output only.
+"""
+
+import math
+from collections.abc import Sequence
+
+from ..sampling.geometry import SPATIAL_COMPRESSION, TEMPORAL_COMPRESSION, legal_length
+from .config import TransformerConfig
+from .transformer import TOKENS_AT_ONCE
+from .vae import DECODE_LATENTS, VAEConfig, encode_chunks
+
+SPARE = 1.1  # declared over traced
+
+
+def transformer_bytes(config: TransformerConfig, shape: Sequence[int], element: int) -> float:
+    """One call of the transformer.
+
+    In copies of the token stream: 6.6 where attention has its tokens, normed ones, q, k, v and the part that is being
+    turned; 3 in the feed-forward, and 8 of its slice. An additive table stays beside them in float32.
+
+    Args:
+        shape: of the sampled latent, B C T h w.
+        element: bytes of a number.
+    """
+    patch = config.patch_size**2 * (config.patch_size_t or 1)
+    tokens = math.prod(shape[2:]) / patch + config.max_text_seq_length
+    batch = shape[0] * tokens
+    copies = max(6.6 * batch, 3 * batch + 8 * min(tokens, TOKENS_AT_ONCE) * shape[0])
+    table = 0 if config.use_rotary_positional_embeddings else 4 * tokens
+    return SPARE * config.dim * (copies * element + table)
+
+
+def decode_bytes(config: VAEConfig, shape: Sequence[int], element: int) -> float:
+    """Decoding the largest chunk of a latent B C T h w: the causal caches, and six copies of its frames."""
+    latent_t = min(shape[2] - 1, DECODE_LATENTS)
+    frames = max(1, latent_t * TEMPORAL_COMPRESSION)
+    pixels = shape[3] * shape[4] * SPATIAL_COMPRESSION**2
+    return SPARE * (32 + 6 * frames) * pixels * config.block_out_channels[0] * element
+
+
+def encode_bytes(config: VAEConfig, shape: Sequence[int], element: int) -> float:
+    """Encoding the first and longest chunk of a video B C F H W: the causal caches, and five copies of its frames."""
+    frames = encode_chunks(legal_length(shape[2]))[0].stop
+    return SPARE * (16 + 4.9 * frames) * shape[3] * shape[4] * config.block_out_channels[0] * element
