@@ -7,7 +7,7 @@ TORCH ?= torch==2.13.0
 BIN := $(VENV)/bin
 READY := $(VENV)/.ready
 
-.PHONY: demo test evaluate lint format api clean
+.PHONY: demo test evaluate bench lint format api clean
 
 $(READY): requirements.txt tests/requirements.txt training/requirements.txt Makefile
 	$(PYTHON) -m venv $(VENV)
@@ -21,6 +21,10 @@ demo: $(READY)
 # Measure what the nano model can do on clips that it never saw, into evaluation_output.
 evaluate: $(READY)
 	$(BIN)/python training/run.py evaluate
+
+# Measure speed and memory beside diffusers, into bench_output.
+bench: $(READY)
+	$(BIN)/python benchmarks/run.py
 
 test: $(READY) lint
 	$(BIN)/python -m pytest
@@ -38,4 +42,4 @@ api: $(READY)
 	$(BIN)/python tests/browser/export_api.py
 
 clean:
-	rm -rf $(VENV) demo_output evaluation_output
+	rm -rf $(VENV) demo_output evaluation_output bench_output

@@ -115,11 +115,18 @@ def load_model(
     offload_device = comfy.model_management.unet_offload_device()
     packed = checkpoint.weights.is_gguf or any(map(is_quantization, checkpoint.weights))
     config.set_inference_dtype(*choose_dtypes(checkpoint, config, weight_dtype, load_device, packed))
-    model = CogVideoXFun(config)
-    model.to(offload_device)
+    if packed or operations is not None:
+        model = CogVideoXFun(config)
+        model.to(offload_device)
+    else:  # the tensors that the file maps become the parameters: what is not cast costs no memory
+        model = CogVideoXFun(config, device="meta")
+        stored = model.get_dtype()
+        model.diffusion_model.load_state_dict({key: state.pop(key).to(stored) for key in list(state)}, assign=True)
+        model.to(offload_device)
     patcher = Patcher(model, load_device=load_device, offload_device=offload_device)
-    assign = {"assign": patcher.is_dynamic()} if accepts(model.load_model_weights, "assign") else {}
-    model.load_model_weights(state, "", **assign)
+    if state:
+        assign = {"assign": patcher.is_dynamic()} if accepts(model.load_model_weights, "assign") else {}
+        model.load_model_weights(state, "", **assign)
     if gguf_nodes is not None:
         patcher = gguf_nodes.GGUFModelPatcher.clone(patcher)
     patcher.cached_patcher_init = (load_model, (str(path), weight_dtype, model_options))

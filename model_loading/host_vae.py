@@ -45,8 +45,9 @@ class HostVAE(comfy.sd.VAE):
         self.output_device = comfy.model_management.intermediate_device()
         offload_device = comfy.model_management.vae_offload_device()
         operations = comfy.ops.disable_weight_init
-        self.first_stage_model = CogVideoXVAE(config, operations, dtype=self.vae_dtype).eval().requires_grad_(False)
-        self.first_stage_model.load_state_dict(weights.load_for(self.first_stage_model))
+        with torch.device("meta"):
+            self.first_stage_model = CogVideoXVAE(config, operations, dtype=self.vae_dtype)
+        weights.assign_to(self.first_stage_model.eval().requires_grad_(False), self.vae_dtype)
         self.patcher = comfy.model_patcher.ModelPatcher(
             self.first_stage_model, load_device=self.device, offload_device=offload_device
         )

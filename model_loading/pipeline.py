@@ -37,16 +37,18 @@ def open_whole(folder: str | Path) -> Checkpoint:
 
 def load_transformer(checkpoint: Checkpoint, dtype: torch.dtype = torch.float32, **options) -> CogVideoXTransformer:
     """The transformer of a checkpoint; options as for `CogVideoXTransformer`."""
-    model = CogVideoXTransformer(checkpoint.config, dtype=dtype, **options).eval().requires_grad_(False)
-    model.load_state_dict(checkpoint.weights.load_for(model))
+    with torch.device("meta"):
+        model = CogVideoXTransformer(checkpoint.config, dtype=dtype, **options).eval().requires_grad_(False)
+    checkpoint.weights.assign_to(model, dtype)
     return model
 
 
 def load_vae(path: Path, dtype: torch.dtype = torch.float32) -> CogVideoXVAE:
     """A VAE folder or file."""
     weights = open_weights(path)
-    model = CogVideoXVAE(load_vae_config(path, weights), dtype=dtype).eval().requires_grad_(False)
-    model.load_state_dict(weights.load_for(model))
+    with torch.device("meta"):
+        model = CogVideoXVAE(load_vae_config(path, weights), dtype=dtype).eval().requires_grad_(False)
+    weights.assign_to(model, dtype)
     return model
 
 

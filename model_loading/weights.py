@@ -225,6 +225,18 @@ class Weights(Mapping):
         self.check_finite()
         return {key: tensor for key, tensor in self._read(expected)}
 
+    def assign_to(self, module: torch.nn.Module, dtype: torch.dtype) -> None:
+        """Make the tensors a module's parameters, of ``dtype``: those that have it stay mapped and cost no memory.
+
+        Args:
+            module: on the meta device.
+
+        Raises:
+            CheckpointError: as in `load_for`.
+        """
+        state = self.load_for(module)
+        module.load_state_dict({key: tensor.to(dtype) for key, tensor in state.items()}, assign=True)
+
     def check_finite(self) -> None:
         """Raise a CheckpointError that names the first tensor with NaN or infinity."""
         for key, tensor in self._read(self.tensors):

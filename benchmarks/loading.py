@@ -1,0 +1,67 @@
+"""How much memory loading a file takes that the system can't take back, measured in a process of its own.
+
+``python benchmarks/run.py load FOLDER DTYPE`` prints `measure` of a folder as JSON, for `measured_apart`.
+"""
+
+import json
+import subprocess
+import sys
+import tempfile
+import time
+from pathlib import Path
+
+import torch
+
+from ..model_loading.checkpoint import open_checkpoint
+from ..model_loading.config import TransformerConfig
+from ..model_loading.pipeline import load_transformer
+from ..model_loading.transformer import CogVideoXTransformer
+from ..model_loading.vae import VAEConfig
+from ..sampling.schedule import NoiseSchedule
+from ..training.hub import FILES, save_weights, write_configs
+
+CONFIG = TransformerConfig(
+    num_attention_heads=12, num_layers=12, in_channels=33, use_rotary_positional_embeddings=True
+)
+RUN = Path(__file__).resolve().parent / "run.py"
+
+
+def anonymous_bytes() -> int:
+    """RssAnon of this process."""
+    lines = Path("/proc/self/status").read_text().splitlines()
+    return next(int(line.split()[1]) * 1024 for line in lines if line.startswith("RssAnon"))
+
+
+def measure(folder: Path, dtype: torch.dtype) -> dict[str, float]:
+    """Load a model folder: anonymous bytes over the file's, and seconds over those of mapping and reading it alone."""
+    from safetensors.torch import load_file
+
+    file = folder / FILES["transformer"]
+    begun = time.perf_counter()
+    mapped = load_file(file)
+    for tensor in mapped.values():
+        torch.isfinite(tensor.sum())  # reads every page, as the check for broken weights does
+    raw = time.perf_counter() - begun
+    del mapped
+    before, begun = anonymous_bytes(), time.perf_counter()
+    model = load_transformer(open_checkpoint(folder), dtype)
+    seconds = time.perf_counter() - begun
+    share = (anonymous_bytes() - before) / file.stat().st_size
+    del model
+    return {"anonymous": share, "seconds": seconds / raw}
+
+
+def measured_apart() -> dict[str, dict[str, float]]:
+    """A file of bf16 loaded as it is, and cast to fp8, each in a fresh process."""
+    with tempfile.TemporaryDirectory() as name:
+        folder = Path(name)
+        write_configs(folder, CONFIG, VAEConfig(), NoiseSchedule())
+        state = CogVideoXTransformer(CONFIG).state_dict()
+        save_weights(folder / FILES["transformer"], state, torch.bfloat16)
+        del state
+        found = {}
+        for what, dtype in (("as it is", "bfloat16"), ("cast to fp8", "float8_e4m3fn")):
+            command = [sys.executable, str(RUN), "load", str(folder), dtype]
+            answer = subprocess.run(command, capture_output=True, text=True, check=True)
+            found[what] = json.loads(answer.stdout)
+        return found

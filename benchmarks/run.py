@@ -1,0 +1,57 @@
+"""Measure speed and memory beside diffusers, as make bench does: a table, JSON and a picture in bench_output.
+
+Timings are ratios of runs by turns in one process; bytes are traced on meta tensors and exact.
+"""
+
+import argparse
+import importlib.util
+import json
+import sys
+from pathlib import Path
+
+ROOT = Path(__file__).resolve().parent.parent
+ALIAS = "cogvideox_fun"
+
+
+def load_pack() -> None:
+    """Import the repository's root as a package, without putting it on sys.path."""
+    spec = importlib.util.spec_from_file_location(ALIAS, ROOT / "__init__.py", submodule_search_locations=[str(ROOT)])
+    module = importlib.util.module_from_spec(spec)
+    sys.modules[ALIAS] = module
+    spec.loader.exec_module(module)
+
+
+def parse_args() -> argparse.Namespace:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    commands = parser.add_subparsers(dest="command")
+    parser.add_argument("--output", type=Path, default=ROOT / "bench_output", help="folder for the results")
+    commands.add_parser("paper", help="print what a step costs on paper, and what each card could do at best")
+    load = commands.add_parser("load", help="load one model folder and print what it took, as JSON")
+    load.add_argument("folder", type=Path)
+    load.add_argument("dtype")
+    return parser.parse_args()
+
+
+def main() -> None:
+    load_pack()
+    args = parse_args()
+    if args.command == "load":
+        import torch
+        from cogvideox_fun.benchmarks.loading import measure
+
+        sys.stdout.write(json.dumps(measure(args.folder, getattr(torch, args.dtype))))
+        return
+    if args.command == "paper":
+        from cogvideox_fun.benchmarks import paper
+
+        sys.stdout.write(f"{paper.steps_table()}\n{paper.memory_table()}")
+        return
+    from cogvideox_fun.benchmarks import table
+
+    rows, curve = table.measure_all()
+    table.write(args.output, rows, curve)
+    sys.stdout.write(table.markdown(rows) + f"written to {args.output}: bench.md, bench.json and bench.png\n")
+
+
+if __name__ == "__main__":
+    main()

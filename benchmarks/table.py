@@ -1,0 +1,126 @@
+"""The rows of make bench, each beside its peer and its goal, and the files that they are written to."""
+
+import dataclasses
+import json
+import logging
+from collections.abc import Iterator
+from pathlib import Path
+
+from . import loading, timed, traced
+
+log = logging.getLogger(__name__)
+
+CURVE = [(3, 60, 60), (7, 60, 90), (13, 60, 90), (13, 90, 90), (13, 128, 128)]  # latents of 3,000 to 53,000 tokens
+
+
+@dataclasses.dataclass(frozen=True)
+class Row:
+    what: str
+    ours: str
+    diffusers: str
+    goal: str
+    reached: bool | None = None
+
+
+def gigabytes(value: int) -> str:
+    return f"{value / 1e9:.2f} GB"
+
+
+def transformer_rows() -> Iterator[Row]:
+    goals = {("5B", "480x720x49"): 1.0, ("5B", "1024x1024x49"): 2.8}
+    for name in traced.CONFIGS:
+        for size, latent in traced.SIZES.items():
+            ours = traced.trace_transformer(name, latent).peak
+            both = traced.trace_transformer(name, latent, batch=2).peak
+            peer = traced.trace_diffusers_transformer(name, latent).peak
+            goal = goals.get((name, size))
+            yield Row(
+                f"{name} activations, {size}, bf16",
+                f"{gigabytes(ours)}; {gigabytes(both)} with guidance in one call",
+                gigabytes(peer),
+                f"at most {goal} GB" if goal else "",
+                ours <= goal * 1e9 if goal else None,
+            )
+
+
+def vae_rows() -> Iterator[Row]:
+    latent = traced.SIZES["480x720x49"]
+    whole, tiled = traced.trace_decode(latent).peak, traced.trace_decode(latent, traced.TILE).peak
+    short = traced.trace_decode((5, *latent[1:])).peak
+    peer = gigabytes(traced.trace_diffusers_decode(latent).peak)
+    yield Row("VAE decode, 480x720x49, bf16", gigabytes(whole), peer, "at most 7.5 GB", whole <= 7.5e9)
+    yield Row("the same in tiles of 256 pixels", gigabytes(tiled), "", "at most 4 GB", tiled <= 4e9)
+    growth = whole - short
+    yield Row("VAE decode, growth from 17 to 49 frames", gigabytes(growth), "", "nothing", growth == 0)
+    encode = traced.trace_encode(49, 480, 720).peak
+    yield Row("VAE encode, 480x720x49, bf16", gigabytes(encode), "", "")
+
+
+def timed_rows() -> Iterator[Row]:
+    for what, measure, goal in (
+        ("transformer call, float32, 8 heads, 6 layers, 13x32x32 latents", timed.time_transformer, 0.92),
+        ("VAE decode, float32, 9 frames of 128x192, same chunks", timed.time_decode, 0.85),
+    ):
+        found = measure()
+        ratio = found["ours"] / found["diffusers"]
+        same = found["difference"] <= 1e-5
+        yield Row(
+            what,
+            f"{ratio:.2f} of diffusers' {found['diffusers']:.2f} s, within {found['difference']:.0e}",
+            "1.00",
+            f"at most {goal}, within 1e-5",
+            ratio <= goal and same,
+        )
+
+
+def loading_rows() -> Iterator[Row]:
+    goals = {"as it is": 0.1, "cast to fp8": 0.3}
+    for what, found in loading.measured_apart().items():
+        yield Row(
+            f"loading bf16, {what}: anonymous memory over the file's size",
+            f"{found['anonymous']:.3f}; {found['seconds']:.2f} of the time that reading the mapped file takes",
+            "",
+            f"at most {goals[what]}",
+            found["anonymous"] <= goals[what],
+        )
+
+
+def measure_all() -> tuple[list[Row], list[tuple[int, int]]]:
+    """All rows, and traced bytes of a 5B call by tokens."""
+    rows = []
+    for part in (transformer_rows, vae_rows, timed_rows, loading_rows):
+        for row in part():
+            log.info("%s: %s", row.what, row.ours)
+            rows.append(row)
+    curve = [(traced.tokens_of(latent), traced.trace_transformer("5B", latent).peak) for latent in CURVE]
+    return rows, curve
+
+
+def markdown(rows: list[Row]) -> str:
+    lines = ["| what | ours | diffusers | goal | reached |", "|---|---|---|---|---|"]
+    words = {True: "yes", False: "no", None: ""}
+    lines += [f"| {r.what} | {r.ours} | {r.diffusers} | {r.goal} | {words[r.reached]} |" for r in rows]
+    return "\n".join(lines) + "\n"
+
+
+def write(folder: Path, rows: list[Row], curve: list[tuple[int, int]]) -> None:
+    """Write the table as Markdown and JSON, and the curve as a picture."""
+    folder.mkdir(parents=True, exist_ok=True)
+    (folder / "bench.md").write_text(markdown(rows), encoding="utf-8")
+    value = {"rows": [dataclasses.asdict(row) for row in rows], "bytes by tokens": curve}
+    (folder / "bench.json").write_text(json.dumps(value, indent=2) + "\n", encoding="utf-8")
+    plot(folder / "bench.png", curve)
+
+
+def plot(path: Path, curve: list[tuple[int, int]]) -> None:
+    import matplotlib
+
+    matplotlib.use("Agg")
+    import matplotlib.pyplot as plt
+
+    figure, axes = plt.subplots(figsize=(6, 3.5), layout="constrained")
+    axes.plot([tokens for tokens, _ in curve], [size / 1e9 for _, size in curve], marker="o")
+    axes.set(xlabel="tokens", ylabel="GB", title="Activations of one 5B call, bf16, traced", ylim=(0, None))
+    axes.grid(alpha=0.3)
+    figure.savefig(path, dpi=100)
+    plt.close(figure)
