@@ -15,12 +15,11 @@ class LiveBytes(TorchDispatchMode):
 
     Attributes:
         live, peak: bytes now, and the most so far. What existed before, weights for one, does not count.
-        calls: how many operations ran.
     """
 
     def __init__(self):
         super().__init__()
-        self.live = self.peak = self.calls = 0
+        self.live = self.peak = 0
         self._known: dict[int, weakref.ref] = {}
 
     def __torch_dispatch__(self, function, types, args=(), kwargs=None):
@@ -28,7 +27,6 @@ class LiveBytes(TorchDispatchMode):
             storage = tensor.untyped_storage()
             self._known.setdefault(storage._cdata, weakref.ref(storage))
         result = function(*args, **(kwargs or {}))
-        self.calls += 1
         for tensor in tensors_of(result):
             self._count(tensor.untyped_storage())
         return result

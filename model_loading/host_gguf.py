@@ -10,6 +10,7 @@ import nodes
 from .config import CheckpointError
 from .weights import Weights
 
+UNLAYERED = {"patch_embed.pos_embedding"}  # parameters of no layer, which nothing unpacks later
 LOADER = "UnetLoaderGGUF"  # a node of ComfyUI-GGUF, by which an installed one is found
 
 
@@ -40,5 +41,8 @@ def as_ggml(state: dict, weights: Weights, ops) -> dict:
     for key, tensor in state.items():
         info = weights.tensors[key]
         kind = gguf.GGMLQuantizationType(info.ggml_type)
+        if key in UNLAYERED:
+            found[key] = torch.from_numpy(gguf.quants.dequantize(tensor.numpy(), kind)).reshape(info.shape)
+            continue
         found[key] = ops.GGMLTensor(tensor, tensor_type=kind, tensor_shape=torch.Size(info.shape))
     return found

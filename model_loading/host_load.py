@@ -12,8 +12,9 @@ from . import host_gguf
 from .checkpoint import SAVED_PREFIX, Checkpoint, naming, open_checkpoint
 from .config import CheckpointError, hub_name
 from .host_model import CogVideoXFun, CogVideoXFunConfig, accepts
-from .host_quantized import SCALED_FP8, is_quantization, read_quantization, renamed_layers
+from .host_quantized import check_format, read_quantization, renamed_layers
 from .transformer import CogVideoXTransformer
+from .weights import SCALED_FP8, is_quantization
 
 log = logging.getLogger(__name__)
 
@@ -63,13 +64,15 @@ def read_state(checkpoint: Checkpoint, config: CogVideoXFunConfig) -> dict[str, 
     weights = checkpoint.weights
     with torch.device("meta"):
         expected = CogVideoXTransformer(checkpoint.config)
-    state = weights.load_for(expected)
     about = {key: weights[key] for key in weights if is_quantization(key)}
+    with naming(checkpoint.path):
+        check_format(about)
+    state = weights.load_for(expected)
     unexpected = sorted(set(weights) - set(state) - set(about) - IGNORED)
     if unexpected:
         raise CheckpointError(
             f"{checkpoint.path}: {len(unexpected)} tensors belong to no known CogVideoX transformer, first "
-            f"{unexpected[0]}"
+            f"{unexpected[0]}: take a file of the CogVideoX or CogVideoX-Fun families"
         )
     with naming(checkpoint.path):
         metadata = renamed_layers(weights.metadata, lambda key: hub_name(key.removeprefix(SAVED_PREFIX)))
@@ -115,18 +118,19 @@ def load_model(
     offload_device = comfy.model_management.unet_offload_device()
     packed = checkpoint.weights.is_gguf or any(map(is_quantization, checkpoint.weights))
     config.set_inference_dtype(*choose_dtypes(checkpoint, config, weight_dtype, load_device, packed))
-    if packed or operations is not None:
-        model = CogVideoXFun(config)
-        model.to(offload_device)
-    else:  # the tensors that the file maps become the parameters: what is not cast costs no memory
-        model = CogVideoXFun(config, device="meta")
-        stored = model.get_dtype()
-        model.diffusion_model.load_state_dict({key: state.pop(key).to(stored) for key in list(state)}, assign=True)
-        model.to(offload_device)
+    mapped = not packed and operations is None  # the file's own tensors become the parameters
+    model = CogVideoXFun(config, device="meta" if mapped else None)
+    model.device = offload_device
     patcher = Patcher(model, load_device=load_device, offload_device=offload_device)
-    if state:
-        assign = {"assign": patcher.is_dynamic()} if accepts(model.load_model_weights, "assign") else {}
-        model.load_model_weights(state, "", **assign)
+    dynamic = accepts(model.load_model_weights, "assign") and patcher.is_dynamic()
+    if mapped:
+        if not dynamic:  # such a patcher casts when it loads a layer; what is not cast costs no memory
+            state = {key: tensor.to(model.get_dtype()) for key, tensor in state.items()}
+        model.diffusion_model.load_state_dict(state, assign=True)
+        model.to(offload_device)
+    else:
+        model.to(offload_device)
+        model.load_model_weights(state, "", **({"assign": True} if dynamic else {}))
     if gguf_nodes is not None:
         patcher = gguf_nodes.GGUFModelPatcher.clone(patcher)
     patcher.cached_patcher_init = (load_model, (str(path), weight_dtype, model_options))

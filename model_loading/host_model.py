@@ -265,10 +265,14 @@ def with_positions(patcher, options: PositionOptions):
     return patched
 
 
-def length_limits(patcher) -> tuple[int | None, int | None]:
-    """What lengths a MODEL takes: latent frames per patch (2 on V1.5, else None) and the most frames, or None."""
+def length_limits(patcher, of_a_call: bool = False) -> tuple[int | None, int | None]:
+    """What lengths a MODEL takes: latent frames per patch (2 on V1.5, else None) and the most frames, or None.
+
+    Args:
+        of_a_call: of one call of the transformer, whatever windows it runs in.
+    """
     config = model_of(patcher).config
-    if "context_handler" in patcher.model_options:  # windows of their own length run through a clip of any
+    if not of_a_call and "context_handler" in patcher.model_options:  # its windows run through a clip of any length
         return None, None
     options = patcher.model_options.get("transformer_options", {}).get(POSITIONS, PositionOptions())
     latent_t = options.max_latent_t(config.max_latent_t)

@@ -1,4 +1,4 @@
-"""Quantised files as each host reads them: scaled fp8, and the layouts that newer hosts add."""
+"""Quantised files as each host reads them: fp8 with scales, in the old layout and in that of newer hosts."""
 
 import json
 
@@ -6,23 +6,25 @@ import comfy.utils
 import torch
 
 from .config import CheckpointError
+from .weights import SCALED_FP8, is_quantization
 
-SCALED_FP8 = "scaled_fp8"  # a tensor whose dtype is that of every quantised weight in the file
 LAYERS = "_quantization_metadata"  # in a file's header, JSON: which layers are quantised, and how
-# What a quantised layer has beside its weight and bias.
-ENDINGS = (
-    *(".scale_weight", ".scale_input", ".weight_scale", ".input_scale", ".comfy_quant"),
-    *(".weight_scale_2", ".pre_quant_scale"),
-)
+READ = ("float8_e4m3fn", "float8_e5m2")  # formats of a layer; others pack several weights into a byte
 
 
-def is_quantization(key: str) -> bool:
-    """Whether a tensor describes how others are quantised."""
-    return key == SCALED_FP8 or key.endswith(ENDINGS)
-
-
-def without_quantization(keys) -> list[str]:
-    return [key for key in keys if not is_quantization(key)]
+def check_format(state: dict) -> None:
+    """Raise a CheckpointError for a layer in a format that is not read, by its ``comfy_quant`` tensor."""
+    for key, tensor in state.items():
+        if not key.endswith(".comfy_quant"):
+            continue
+        try:
+            layout = json.loads(bytes(tensor.flatten().tolist()))["format"]
+        except (ValueError, KeyError, TypeError) as error:
+            raise CheckpointError(f"{key} can't be read ({error!r}): download the file again") from error
+        if layout not in READ:
+            raise CheckpointError(
+                f"{key} says {layout}, expected {' or '.join(READ)}: take a file in fp8, fp16 or bf16"
+            )
 
 
 def renamed_layers(metadata: dict, rename) -> dict:
@@ -55,8 +57,15 @@ def read_quantization(state: dict, metadata: dict) -> tuple[dict, dict]:
         CheckpointError: this host is too old for the file.
     """
     state = dict(state)
+    described = SCALED_FP8 in state or LAYERS in metadata or any(key.endswith(".comfy_quant") for key in state)
+    if not described and any(map(is_quantization, state)):
+        raise CheckpointError(
+            f"the file holds scales, but neither {SCALED_FP8} nor which layers they are for: take a file with either, "
+            "or an fp16 one"
+        )
     if hasattr(comfy.utils, "convert_old_quants"):
         state, metadata = comfy.utils.convert_old_quants(state, "", metadata=metadata)
+        check_format(state)
         found = comfy.utils.detect_layer_quantization(state, "")
         return state, {} if found is None else {"quant_config": found}
     if LAYERS in metadata or any(key.endswith(".comfy_quant") for key in state):

@@ -14,9 +14,9 @@ import folder_paths
 from .checkpoint import naming
 from .config import TEXT_TOKENS, CheckpointError
 from .host_model import accepts
-from .host_quantized import read_quantization, without_quantization
+from .host_quantized import read_quantization
 from .text_encoder import END, PAD, FolderTokenizer, fit_tokens, host_t5_config, prompt_length, t5_weights
-from .weights import open_weights, read_json
+from .weights import is_quantization, open_weights, read_json
 
 log = logging.getLogger(__name__)
 
@@ -173,7 +173,7 @@ def load_clip(path: str | Path, tokenizer: str | Path | None = None, disable_dyn
 def encoder_state(clip) -> dict:
     """The parameters that the host's T5 expects from a file; quantised ones have other names and are left out."""
     parameters = clip.cond_stage_model.t5xxl.transformer.state_dict()
-    return {key: parameters[key] for key in without_quantization(parameters)}
+    return {key: value for key, value in parameters.items() if not is_quantization(key)}
 
 
 def reload_clip_patcher(path: str, tokenizer: str | None, disable_dynamic: bool = False):

@@ -37,7 +37,13 @@ class Windows(host.IndexListContextHandler):
                 f"a context window is {latent_t_to_frames(self.context_length)} frames, but the clip only "
                 f"{latent_t_to_frames(x_in.size(TIME))}: remove Context Windows, or set context_length to at most that"
             )
-        return super().should_use_context(model, conds, x_in, timestep, model_options)
+        windows = super().should_use_context(model, conds, x_in, timestep, model_options)
+        if windows and x_in.shape[0] > 1:  # the host would cut the timesteps of the batch as if they were frames
+            raise ValueError(
+                f"batch_size is {x_in.shape[0]}, but context windows sample one clip at a time: set it to 1 and queue "
+                "several runs"
+            )
+        return windows
 
     def set_step(self, timestep, model_options) -> None:
         """The step by the nearest sigma: the authors' schedulers can run timesteps between two of the list."""
@@ -64,7 +70,7 @@ def with_windows(patcher, length: int, overlap: int, schedule: str, fuse_method:
     Raises:
         ValueError: a window that the model does not take.
     """
-    patch_t, longest = length_limits(patcher)
+    patch_t, longest = length_limits(patcher, of_a_call=True)
     latent_t = frames_to_latent_t(length)
     if length < 1 or (length - 1) % TEMPORAL_COMPRESSION:
         raise ValueError(

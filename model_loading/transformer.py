@@ -296,7 +296,8 @@ class CogVideoXTransformer(nn.Module):
         expected = (x.shape[0], channels, *x.shape[2:])
         if extra_latents.shape != expected:
             raise ValueError(
-                f"the conditioning latents have the shape {list(extra_latents.shape)}, expected {list(expected)}"
+                f"the conditioning latents have the shape {list(extra_latents.shape)}, expected {list(expected)}: "
+                "encode them at the sampled video's size and length"
             )
         x = torch.cat([x, extra_latents.to(x)], dim=1)
         if config.patch_size_t is not None and x.shape[2] == 1:
@@ -364,14 +365,20 @@ class CogVideoXTransformer(nn.Module):
         Raises:
             ValueError: another size than the trained one, which the table can't give.
         """
-        _, base_h, base_w = self.config.base_grid
+        base_t, base_h, base_w = self.config.base_grid
+        tokens = self.config.max_text_seq_length
+        if grid[0] > base_t or text.shape[1] > tokens:
+            raise ValueError(
+                f"the model has a learned position table for {base_t} latent frames and {tokens} text tokens, but the "
+                f"video has {grid[0]} and the text {text.shape[1]}: use a shorter clip, without RIFLEx or a temporal "
+                "scale, and one prompt"
+            )
         if grid[1:] != (base_h, base_w):
             raise ValueError(
                 f"the model has a learned position table and takes {base_w * 16} x {base_h * 16} pixels alone, but "
                 f"the video is {grid[2] * 16} x {grid[1] * 16}: set width and height to that"
             )
         table = self.patch_embed.pos_embedding.to(image)
-        tokens = self.config.max_text_seq_length
         return text + table[:, : text.shape[1]], image + table[:, tokens : tokens + image.shape[1]]
 
     def run_blocks(self, x, vec, rope, text_tokens: int, options: dict) -> torch.Tensor:

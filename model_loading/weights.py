@@ -29,6 +29,22 @@ DTYPES = {
 }
 
 
+if hasattr(torch, "float8_e8m0fnu"):  # scales of newer layouts; torch 2.7
+    DTYPES["F8_E8M0"] = torch.float8_e8m0fnu
+
+SCALED_FP8 = "scaled_fp8"  # a tensor whose dtype is that of every quantised weight in the file
+# What a quantised layer has beside its weight and bias.
+QUANTIZATION = (
+    *(".scale_weight", ".scale_input", ".weight_scale", ".input_scale", ".comfy_quant"),
+    *(".weight_scale_2", ".pre_quant_scale"),
+)
+
+
+def is_quantization(key: str) -> bool:
+    """Whether a tensor describes how others are quantised."""
+    return key == SCALED_FP8 or key.endswith(QUANTIZATION)
+
+
 @dataclasses.dataclass(frozen=True)
 class TensorInfo:
     """Where a tensor lies and what it is, as its file's header says."""
@@ -65,7 +81,9 @@ def _tensor_info(path: Path, key: str, entry, payload: int) -> TensorInfo:
             f"{path}: the header's entry for {key} is broken ({error!r}): download it again"
         ) from error
     if not 0 <= begin <= end:
-        raise CheckpointError(f"{path}: the header's entry for {key} is broken (offsets {begin}, {end})")
+        raise CheckpointError(
+            f"{path}: the header's entry for {key} is broken (offsets {begin}, {end}): download it again"
+        )
     if end > payload:
         raise CheckpointError(
             f"{path} is truncated: {key} ends at byte {end} of the data, but the file has {payload}: download it again"
@@ -100,7 +118,7 @@ def read_header(path: Path) -> tuple[dict[str, TensorInfo], dict]:
                 )
             header = json.loads(file.read(length))
     except OSError as error:
-        raise CheckpointError(f"{path} can't be read: {error}") from error
+        raise CheckpointError(f"{path} can't be read ({error}): check that it is there and may be read") from error
     except (ValueError, RecursionError) as error:
         if isinstance(error, CheckpointError):
             raise
@@ -208,7 +226,8 @@ class Weights(Mapping):
         for key, shape in expected.items():
             if self.tensors[key].shape != tuple(shape):
                 raise CheckpointError(
-                    f"{self.name}: {key} has the shape {list(self.tensors[key].shape)}, expected {list(shape)}"
+                    f"{self.name}: {key} has the shape {list(self.tensors[key].shape)}, expected {list(shape)}: the "
+                    "configuration is of another model, or the file of another layout"
                 )
 
     def load_for(self, module: torch.nn.Module) -> dict[str, torch.Tensor]:
@@ -232,8 +251,10 @@ class Weights(Mapping):
             module: on the meta device.
 
         Raises:
-            CheckpointError: as in `load_for`.
+            CheckpointError: as in `load_for`; or the tensors are quantised, which only a host unpacks.
         """
+        if self.is_gguf or any(map(is_quantization, self.tensors)):
+            raise CheckpointError(f"{self.name} is quantised, which only ComfyUI unpacks: take an fp16 file here")
         state = self.load_for(module)
         module.load_state_dict({key: tensor.to(dtype) for key, tensor in state.items()}, assign=True)
 

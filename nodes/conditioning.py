@@ -103,7 +103,8 @@ class ControlConditioning(io.ComfyNode):
         latent_shape(control_latent)
         if start_percent > end_percent:
             raise ValueError(
-                f"start_percent is {start_percent}, after end_percent {end_percent}: the control would never count"
+                f"start_percent is {start_percent}, after end_percent {end_percent}, and the control would never "
+                "count: swap the two"
             )
         values = {"concat_latent_image": control_latent["samples"] * strength}
         if (start_percent, end_percent) != (0.0, 1.0):

@@ -185,5 +185,8 @@ class LoraLoader(io.ComfyNode):
             lora_name = next(iter(files))
         if lora_name not in files:
             folders = ", ".join(folder_paths.get_folder_paths("loras"))
-            raise ValueError(f"the LoRA {lora_name} is not among those found: put a safetensors file into {folders}")
+            problem = (
+                f"the LoRA {lora_name} is not among those found ({', '.join(files)})" if files else "no LoRA found"
+            )
+            raise ValueError(f"{problem}: put a safetensors file into {folders}, then refresh")
         return io.NodeOutput(add_lora(model, files[lora_name], strength))

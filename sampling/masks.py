@@ -34,7 +34,9 @@ def as_frames(mask: torch.Tensor) -> torch.Tensor:
     if mask.ndim == 2:
         mask = mask[None]
     if mask.ndim != 3:
-        raise ValueError(f"the mask has the shape {list(mask.shape)}, expected [frames, height, width]")
+        raise ValueError(
+            f"the mask has the shape {list(mask.shape)}, expected [frames, height, width]: connect a MASK"
+        )
     if not torch.isfinite(mask).all():
         raise ValueError("the mask holds NaN or infinity, expected values from 0 (keep) to 1 (generate)")
     return mask.float()

@@ -160,7 +160,8 @@ def riflex(frequencies: torch.Tensor, k: int, length: float) -> torch.Tensor:
     """Slow the ``k``-th frequency (from 1) so that a longer clip stays within nine tenths of its period.
 
     ``0.9 * 2 pi / length`` (equation 8 of RIFLEx, Zhao et al. 2025, and the 0.9 of their code). A clip that is no
-    longer than the period is left as trained, which for CogVideoX's k = 2 is 20 latent frames, as there.
+    longer than the period is left as trained, which for CogVideoX's k = 2 is 20 positions, as there
+    (latent frames; two each on V1.5).
 
     Args:
         length: of the clip, in positions.

@@ -7,6 +7,7 @@ import torch
 import torch.nn.functional as F
 
 # What a VAE's configuration may hold.
+CHANNELS = 16  # of every CogVideoX latent
 FACTORS, BIAS = "latent_rgb_factors", "latent_rgb_factors_bias"
 
 
@@ -27,8 +28,10 @@ class PreviewFactors(NamedTuple):
             return None
         factors, bias = values[FACTORS], values.get(BIAS, [0.0, 0.0, 0.0])
         try:
-            if any(len(row) != 3 for row in (*factors, bias)):
-                raise ValueError("rows of another length than 3")
+            if len(factors) != CHANNELS or any(len(row) != 3 for row in (*factors, bias)):
+                raise ValueError(
+                    f"expected {CHANNELS} rows of 3 numbers and a row of 3: remove both, or fit them again"
+                )
             return cls([[float(value) for value in row] for row in factors], [float(value) for value in bias])
         except (TypeError, ValueError) as error:
             raise ValueError(f"{FACTORS} or {BIAS} in the VAE's configuration can't be read ({error})") from error

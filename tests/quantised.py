@@ -33,13 +33,14 @@ def dequantised(state: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
 
 
 def write_gguf(state: dict[str, torch.Tensor], path: Path) -> None:
-    """A GGUF file with matrices in Q8_0 and the rest in float32."""
+    """A GGUF file with matrices in Q8_0, tables in BF16 and the rest in float32."""
     import gguf
 
     kinds = gguf.GGMLQuantizationType
     writer = gguf.GGUFWriter(str(path), "cogvideox")
     for key, value in state.items():
-        kind = kinds.Q8_0 if value.ndim == 2 and value.shape[1] % 32 == 0 else kinds.F32
+        packed = kinds.BF16 if value.ndim == 3 else kinds.Q8_0  # a learned position table as converters keep it
+        kind = packed if value.ndim in (2, 3) and value.shape[-1] % 32 == 0 else kinds.F32
         data = gguf.quants.quantize(value.float().numpy(), kind)
         writer.add_tensor(key, data, raw_dtype=kind)
     writer.write_header_to_file()

@@ -69,7 +69,7 @@ class Parts:
         if self.phase.task == "lora":
             save_weights(output / LORA_FILE, lora_state(self.layers), torch.float16)  # as LoRA files are
             return
-        shutil.copytree(self.phase.model, output, dirs_exist_ok=True)
+        shutil.copytree(self.phase.model, output, dirs_exist_ok=True, copy_function=replace_copy)
         if self.phase.task == "vae":
             replace_weights(output, "vae", self.task.vae.state_dict())
             config = read_json(output / "vae" / "config.json")
@@ -85,6 +85,13 @@ class Parts:
         if self.phase.train_text_encoder:
             remove_weights(output / "text_encoder")
             write_text_encoder(output, self.task.t5)
+
+
+def replace_copy(source: str, target: str) -> None:
+    """Copy a file into the place of another at once: a program that has the other one mapped keeps it."""
+    temporary = Path(f"{target}.tmp")
+    shutil.copyfile(source, temporary)
+    temporary.replace(target)
 
 
 def checkpoint_blocks(transformer: CogVideoXTransformer) -> None:

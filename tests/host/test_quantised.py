@@ -11,6 +11,7 @@ from quantised import dequantised, read_gguf
 from safetensors.torch import load_file, save_file
 
 TOLERANCE = 1e-3  # of a whole run in float32, relative to the largest value
+LAYER = "transformer_blocks.0.attn1.to_q"
 PROMPTS = "a red ball moves right", "blurry"
 
 
@@ -29,6 +30,11 @@ def expected_of(pipeline, state: dict[str, torch.Tensor]) -> torch.Tensor:
 def sampled(graph, model, clip, **options):
     latent = graph.fun("EmptyLatent", width=80, height=48, length=9, batch_size=1)
     return graph.sampler(model, *graph.prompts(clip, *PROMPTS), latent, **options)
+
+
+def told(value) -> torch.Tensor:
+    """What a comfy_quant tensor holds: bytes of JSON."""
+    return torch.tensor(list(json.dumps(value).encode()), dtype=torch.uint8)
 
 
 def error(ours: torch.Tensor, expected: torch.Tensor) -> float:
@@ -83,6 +89,25 @@ def test_scaled_fp8_listed_in_the_header(lab, host):
         assert error(ours, expected) <= TOLERANCE
 
 
+@pytest.mark.parametrize(
+    "name, change, message",
+    [
+        ("no-marker", lambda s: s.pop("scaled_fp8"), "holds scales, but neither scaled_fp8 nor which layers"),
+        ("packed", lambda s: s.update({f"{LAYER}.comfy_quant": told({"format": "nvfp4"})}), "nvfp4, expected float8"),
+        ("broken", lambda s: s.update({f"{LAYER}.comfy_quant": told("x")}), "comfy_quant can't be read"),
+    ],
+)
+def test_what_is_quantised_in_another_way_is_refused(lab, name, change, message):
+    """Never loaded without its scales, which would be a video of nothing."""
+    opened = open_checkpoint(lab.base / "models" / "CogVideoX_Fun" / "scaled-fp8")
+    state = {**opened.weights.load(), SAVED_CONFIG: encode_config(opened.saved_config)}
+    change(state)
+    save_file(state, lab.base / "models" / "diffusion_models" / f"{name}.safetensors")
+    graph = lab.graph()
+    with pytest.raises(Failed, match=message):
+        graph.get(sampled(graph, graph.loader(f"{name}.safetensors"), graph.loader("tiny-2b")[1]))
+
+
 def test_a_lora_on_scaled_fp8(lab):
     """Every layer of the LoRA finds a quantised one."""
     state = {}
@@ -94,7 +119,10 @@ def test_a_lora_on_scaled_fp8(lab):
     graph = lab.graph()
     full, small = graph.loader("tiny-2b"), graph.loader("scaled-fp8")
     patched = [graph.fun("LoraLoader", model=m, lora_name="tiny.safetensors", strength=0.2) for m in (full, small)]
+    size = lab.log_size
     plain, expected, ours = graph.get(*(sampled(graph, m, full[1]) for m in (small, *patched)))
+    said = "tiny.safetensors: 2 of the model's layers changed, 4 keys matched, 0 unmatched"
+    assert lab.log_since(size).count(said) == 2
     assert error(plain, expected) > 2 * error(ours, expected), "the rounding of fp8 is less than what the LoRA does"
 
 

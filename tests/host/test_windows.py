@@ -93,6 +93,21 @@ def test_a_window_longer_than_the_clip_is_an_error(lab):
         graph.get(graph.sampler(windowed(graph, model), positive, negative, latent, steps=1))
 
 
+def test_a_batch_in_windows_is_an_error(lab):
+    graph = lab.graph()
+    model = graph.loader("tiny-5b")
+    latent = graph.fun("EmptyLatent", width=32, height=32, length=97, batch_size=2)
+    with pytest.raises(Failed, match="batch_size is 2, but context windows sample one clip at a time: set it to 1"):
+        graph.get(graph.sampler(windowed(graph, model), *graph.prompts(model[1]), latent, steps=1))
+
+
+def test_a_second_windows_node_is_checked_like_the_first(lab):
+    graph, model, positive, negative, latent = lab.setting("tiny-v1.5")
+    twice = windowed(graph, windowed(graph, model, context_length=45), context_length=49)
+    with pytest.raises(Failed, match="13 latent frames, but V1.5 takes an even number: use 45 or 53"):
+        graph.get(graph.sampler(twice, positive, negative, latent))
+
+
 def test_a_clip_of_one_window_is_as_without(lab):
     graph, model, positive, negative, latent = lab.setting("tiny-5b")
     one = windowed(graph, model, context_length=9, context_overlap=4)

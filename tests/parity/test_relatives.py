@@ -7,7 +7,8 @@ import torch
 from cogvideox_fun.model_loading.checkpoint import open_checkpoint
 from cogvideox_fun.model_loading.config import NATIVE_NAMES, TransformerConfig, detect, hub_name
 from cogvideox_fun.model_loading.pipeline import load_transformer
-from cogvideox_fun.model_loading.transformer import CogVideoXTransformer
+from cogvideox_fun.model_loading.transformer import POSITIONS, CogVideoXTransformer
+from cogvideox_fun.sampling.positions import PositionOptions
 from cogvideox_fun.training import hub
 from diffusers import CogVideoXTransformer3DModel
 from safetensors.torch import save_file
@@ -140,3 +141,46 @@ def test_a_learned_table_takes_its_own_size_alone():
     model = CogVideoXTransformer(config)
     with pytest.raises(ValueError, match="takes 96 x 64 pixels alone, but the video is 64 x 64"):
         model(torch.zeros(1, 16, 3, 8, 8), torch.tensor([5]), torch.zeros(1, 226, 32))
+
+
+def test_a_learned_table_says_what_it_is_too_short_for():
+    """Of 5B image to video: more frames (with RIFLEx) or more text than it has rows for."""
+    values, _ = RELATIVES["5B image"]
+    config = TransformerConfig(**TINY, **{**GRID, **values})
+    model = CogVideoXTransformer(config).requires_grad_(False)
+    tokens, width = config.max_text_seq_length, config.text_embed_dim
+    options = {POSITIONS: PositionOptions(riflex_k=2)}
+    for latent_t, length in ((4, tokens), (3, tokens + 1)):
+        message = f"for 3 latent frames and {tokens} text tokens, but the video has {latent_t} and the text {length}"
+        with pytest.raises(ValueError, match=message):
+            x, text = torch.zeros(1, 16, latent_t, 8, 12), torch.zeros(1, length, width)
+            model(x, torch.tensor([500]), text, transformer_options=options)
+
+
+@pytest.mark.parametrize("trained", ["", "to_v"])
+@pytest.mark.parametrize("kind", ["2B text", "5B text"])
+def test_gradients_equal_diffusers(kind, trained):
+    """Of everything, and of one layer alone: what runs in place without gradients must not when they are needed."""
+    values, _ = RELATIVES[kind]
+    config = TransformerConfig(**TINY, **{**GRID, **values})
+    ours = CogVideoXTransformer(config)
+    ours.load_state_dict(random_weights(ours, seed=4))
+    names = inspect.signature(CogVideoXTransformer3DModel.__init__).parameters
+    theirs = CogVideoXTransformer3DModel(**{name: value for name, value in vars(config).items() if name in names})
+    theirs.load_state_dict(ours.state_dict())
+    generator = torch.Generator().manual_seed(0)
+    x = torch.randn(1, 16, 3, 8, 12, generator=generator)
+    text = torch.randn(1, config.max_text_seq_length, config.text_embed_dim, generator=generator)
+    timestep, wanted = torch.tensor([300]), torch.randn(1, 16, 3, 8, 12, generator=generator)
+    for model in (ours, theirs):
+        for name, parameter in model.named_parameters():
+            parameter.requires_grad_(trained in name)
+    rope = rotary(ours, (3, 4, 6))
+    out = theirs(x.transpose(1, 2), text, timestep, image_rotary_emb=rope, return_dict=False)[0].transpose(1, 2)
+    (out - wanted).square().mean().backward()
+    (ours(x, timestep, text) - wanted).square().mean().backward()
+    expected = dict(theirs.named_parameters())
+    for name, parameter in ours.named_parameters():
+        if parameter.requires_grad:
+            scale = expected[name].grad.abs().max()
+            assert scale > 0 and (parameter.grad - expected[name].grad).abs().max() <= 1e-4 * max(1.0, scale), name

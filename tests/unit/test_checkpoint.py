@@ -10,7 +10,7 @@ from cogvideox_fun.model_loading.vae import CogVideoXVAE, VAEConfig
 from cogvideox_fun.model_loading.weights import open_weights, read_header
 from cogvideox_fun.sampling.schedule import NoiseSchedule
 from cogvideox_fun.training.hub import write_json
-from quantised import write_gguf
+from quantised import linear_layers, scaled_fp8, write_gguf
 from safetensors.torch import load_file, save_file
 from tiny_model import VARIANTS, random_weights, write_tiny_model
 
@@ -344,7 +344,21 @@ class TestGGUF:
         assert opened.weights[matrix].dtype == torch.uint8
         assert opened.weights[matrix].numel() == source.weights[matrix].numel() // 32 * 34, "Q8_0: 34 bytes for 32"
 
+    def test_needs_a_host(self, file):
+        """Without one the packed bytes would be taken for weights."""
+        with pytest.raises(CheckpointError, match="is quantised, which only ComfyUI unpacks"):
+            pipeline.load_transformer(checkpoint.open_checkpoint(file))
+
     def test_a_broken_file(self, file):
         file.write_bytes(file.read_bytes()[:100])
         with pytest.raises(CheckpointError, match="can't be read as GGUF .*: download it again"):
             checkpoint.open_checkpoint(file)
+
+
+def test_scaled_fp8_needs_a_host(model):
+    """Without its scales it would be another model."""
+    file = model / "transformer" / WEIGHTS
+    state = load_file(file)
+    save_file(scaled_fp8(state, linear_layers(state)), file)
+    with pytest.raises(CheckpointError, match="is quantised, which only ComfyUI unpacks"):
+        pipeline.load_transformer(checkpoint.open_checkpoint(model))

@@ -68,7 +68,7 @@ def test_other_models_take_the_published_ones(tiny_model):
     assert open_checkpoint(NANO).preview == PreviewFactors.from_config(read_json(NANO / "vae" / "config.json"))
 
 
-@pytest.mark.parametrize("broken", [5, [[1.0, 2.0]], [["red", 0, 0]], None])
+@pytest.mark.parametrize("broken", [5, [[1.0, 2.0]], [["red", 0, 0]] * 16, [[1, 2, 3]] * 4, None])
 def test_broken_factors_are_an_error(tiny_model, tmp_path, broken):
     model = shutil.copytree(tiny_model, tmp_path / "model")
     path = model / "vae" / "config.json"
