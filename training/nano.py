@@ -16,7 +16,7 @@ from ..model_loading.vae import CogVideoXVAE, Downsample3D, ResnetBlock3D, Spati
 from . import shapes
 from .config import read_phase
 from .hub import FILES, save_weights, write_configs, write_json, write_text_encoder
-from .parts import LORA_FILE, export_half
+from .parts import LORA_FILE, export_half, write_preview
 from .phase import run_phase
 from .progress import plot_losses, read_losses
 
@@ -62,7 +62,13 @@ def initialise(transformer: CogVideoXTransformer) -> None:
 
 CONFIGS = Path(__file__).parent / "configs"
 # nano_<phase>.toml, in order
-PHASES = ("vae_1", "vae_2", "vae_3", "phase_1", "words", "phase_2", "phase_3", "known", "decoder", "lora")
+PHASES = (
+    *("vae_1", "vae_2", "vae_3"),
+    *("phase_1", "words", "phase_2", "phase_3", "known", "known_2"),
+    *("decoder", "lora"),
+)
+
+PREVIEW_SEED, PREVIEW_CLIPS = 15, 16  # what the factors of the previews are fitted to
 
 CARRIER = 2.0  # what the encoder's channels carry up and down by turns, beside the signal
 
@@ -170,6 +176,8 @@ def collect_nano(outputs: dict[str, Path], output: Path) -> None:
         outputs: the folder of every phase of `PHASES`.
     """
     export_half(outputs["decoder"] / "model", output)
+    scenes = (shapes.random_scene(PREVIEW_SEED, index) for index in range(PREVIEW_CLIPS))
+    write_preview(output, [shapes.render(scene, 17, 128, 128) for scene in scenes])
     (output / "lora").mkdir(exist_ok=True)
     shutil.copyfile(outputs["lora"] / "model" / LORA_FILE, output / "lora" / f"{shapes.NEW_SHAPE}.safetensors")
     (output / "training").mkdir(exist_ok=True)

@@ -68,7 +68,9 @@ def load_state(folder: Path, about: str, parameters: dict[str, torch.nn.Paramete
                 raise ValueError(
                     f"{path} is of another run ({name} is {shape}, here {list(parameter.shape)}): {REMEDY}"
                 )
-        metadata = file.metadata()
+        metadata = file.metadata() or {}
+        if not {"about", "step", "updates"} <= metadata.keys():
+            raise ValueError(f"{path} does not say what run it is of: {REMEDY}")
         if metadata["about"] != about:
             raise ValueError(f"{path} is of another run ({difference(metadata['about'], about)}): {REMEDY}")
         kinds = sorted({key.split(".")[1] for key in keys if key.startswith("optimizer.")})

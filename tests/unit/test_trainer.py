@@ -11,9 +11,10 @@ from accelerate import Accelerator
 from cogvideox_fun.training.config import Batches, ConfigError, Data, Optimizer, Phase, read_phase
 from cogvideox_fun.training.parts import Parts
 from cogvideox_fun.training.progress import read_losses, smooth
+from cogvideox_fun.training.state import NAME
 from cogvideox_fun.training.trainer import Trainer, learning_rate, open_clips, phase_batches
 from pack import ROOT
-from safetensors.torch import load_file
+from safetensors.torch import load_file, save_file
 
 PHASE = {
     "output": "",
@@ -80,6 +81,14 @@ def test_a_checkpoint_of_another_run(tiny_model, tmp_path):
     trainer_of(tiny_model, tmp_path, "full").run(until=1)
     with pytest.raises(ValueError, match="is of another run.*give another output folder"):
         trainer_of(tiny_model, tmp_path, "vae")
+
+
+def test_a_checkpoint_that_does_not_say_what_it_is_of(tiny_model, tmp_path):
+    trainer_of(tiny_model, tmp_path, "full").run(until=1)
+    (path,) = tmp_path.rglob(NAME)
+    save_file(load_file(path), path)
+    with pytest.raises(ValueError, match="does not say what run it is of.*give another output folder"):
+        trainer_of(tiny_model, tmp_path, "full")
 
 
 @pytest.mark.parametrize(
