@@ -1,5 +1,6 @@
 """Seconds of ours over seconds of diffusers', run by turns in one process, so that a noisy machine disturbs both."""
 
+import math
 import statistics
 import time
 from collections.abc import Callable
@@ -12,7 +13,8 @@ from ..model_loading.vae import CogVideoXVAE, VAEConfig
 
 
 def by_turns(ours: Callable, theirs: Callable, rounds: int) -> tuple[float, float, torch.Tensor, torch.Tensor]:
-    """Median seconds of each, after a run that does not count, and what they return."""
+    """Median seconds of each, after a run that does not count, and what they return; without rounds the seconds are
+    not a number."""
     seconds = ([], [])
     with torch.no_grad():
         results = ours(), theirs()
@@ -21,7 +23,7 @@ def by_turns(ours: Callable, theirs: Callable, rounds: int) -> tuple[float, floa
                 begun = time.perf_counter()
                 run()
                 taken.append(time.perf_counter() - begun)
-    return *(statistics.median(taken) for taken in seconds), *results
+    return *(statistics.median(taken) if taken else math.nan for taken in seconds), *results
 
 
 def random_(module: torch.nn.Module, seed: int = 0) -> None:

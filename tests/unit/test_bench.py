@@ -9,8 +9,8 @@ from tiny_model import write_tiny_model
 
 
 def test_the_timed_pairs_compute_the_same():
-    assert timed.time_transformer(rounds=1)["difference"] <= 1e-5
-    assert timed.time_decode(rounds=1)["difference"] <= 1e-5
+    assert timed.time_transformer(rounds=0)["difference"] <= 1e-5
+    assert timed.time_decode(rounds=0)["difference"] <= 1e-5
 
 
 def test_loading_takes_no_memory_of_its_own(tmp_path):

@@ -43,7 +43,7 @@ def test_its_vae_restores_clips(evaluation):
 def test_a_start_and_an_end_image_become_a_motion_between_them(evaluation):
     results = evaluation.start_and_end()
     assert share(results, "middle frame") >= 85  # by chance, next to none
-    assert share(results, "first frame") < 2 and share(results, "last frame") < 5  # dB below the VAE alone
+    assert share(results, "first frame") < 2 and share(results, "last frame") < 4  # dB below the VAE alone
 
 
 def test_a_prompt_decides_colour_and_direction(evaluation):
