@@ -9,7 +9,7 @@ import torch
 
 from ..model_loading.config import TEXT_TOKENS, TransformerConfig
 from ..model_loading.transformer import CogVideoXTransformer
-from .traced import CONFIGS, SIZES, trace_decode, trace_transformer
+from .traced import CONFIGS, SIZES, TILE, trace_decode, trace_transformer
 
 TOKENS = (13312, 29952, 53248)  # the phases of the CogVideoX-Fun V1 report
 
@@ -67,5 +67,5 @@ def memory_table() -> str:
             values = (whole, half, active, whole + active, half + active)
             lines.append(f"| {name} | {size} | {' | '.join(f'{value:.1f} GB' for value in values)} |")
     decode = trace_decode(SIZES["480x720x49"]).peak / 1e9
-    tiled = trace_decode(SIZES["480x720x49"], 32).peak / 1e9
+    tiled = trace_decode(SIZES["480x720x49"], TILE).peak / 1e9
     return "\n".join(lines) + f"\n\nVAE decode at 480x720: {decode:.1f} GB, in tiles of 256 pixels {tiled:.1f} GB.\n"

@@ -10,6 +10,7 @@ import torch
 from ..model_loading.config import TransformerConfig
 from ..model_loading.transformer import CogVideoXTransformer
 from ..model_loading.vae import CogVideoXVAE, VAEConfig
+from .peers import diffusers_transformer, diffusers_vae
 
 
 def by_turns(ours: Callable, theirs: Callable, rounds: int) -> tuple[float, float, torch.Tensor, torch.Tensor]:
@@ -37,22 +38,12 @@ def random_(module: torch.nn.Module, seed: int = 0) -> None:
 
 def time_transformer(rounds: int = 5) -> dict:
     """One call of 8 heads and 6 layers on 13 x 32 x 32 latents, float32: 3,328 tokens and the text's 226."""
-    from diffusers import CogVideoXTransformer3DModel
-
     config = TransformerConfig(
         num_attention_heads=8, num_layers=6, in_channels=33, use_rotary_positional_embeddings=True, text_embed_dim=512
     )
     ours = CogVideoXTransformer(config).requires_grad_(False)
     random_(ours)
-    theirs = CogVideoXTransformer3DModel(
-        num_attention_heads=8,
-        num_layers=6,
-        in_channels=33,
-        use_rotary_positional_embeddings=True,
-        text_embed_dim=512,
-        sample_height=32,
-        sample_width=32,
-    ).requires_grad_(False)
+    theirs = diffusers_transformer(config, 32, 32)
     theirs.load_state_dict(ours.state_dict())
     generator = torch.Generator().manual_seed(0)
     x = torch.randn(1, 33, 13, 32, 32, generator=generator)
@@ -70,17 +61,9 @@ def time_transformer(rounds: int = 5) -> dict:
 
 def time_decode(rounds: int = 3) -> dict:
     """Decoding 9 frames of 128 x 192 pixels with the real VAE's widths, float32, in the same chunks."""
-    from diffusers import AutoencoderKLCogVideoX
-
     ours = CogVideoXVAE(VAEConfig()).requires_grad_(False)
     random_(ours)
-    theirs = AutoencoderKLCogVideoX(
-        down_block_types=("CogVideoXDownBlock3D",) * 4,
-        up_block_types=("CogVideoXUpBlock3D",) * 4,
-        block_out_channels=(128, 256, 256, 512),
-        latent_channels=16,
-        layers_per_block=3,
-    ).requires_grad_(False)
+    theirs = diffusers_vae(ours.config)
     theirs.load_state_dict(ours.state_dict())
     z = torch.randn(1, 16, 3, 16, 24, generator=torch.Generator().manual_seed(0))
     seconds, peers, out, expected = by_turns(

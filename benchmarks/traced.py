@@ -9,6 +9,7 @@ from ..model_loading.config import TEXT_TOKENS, TransformerConfig
 from ..model_loading.transformer import CogVideoXTransformer
 from ..model_loading.vae import CogVideoXVAE, VAEConfig
 from .live_bytes import LiveBytes, trace
+from .peers import diffusers_transformer, diffusers_vae
 
 META = {"device": "meta", "dtype": torch.bfloat16}
 CONFIGS = {
@@ -49,20 +50,10 @@ def trace_transformer(name: str, latent: tuple[int, int, int], batch: int = 1, l
 
 def trace_diffusers_transformer(name: str, latent: tuple[int, int, int], batch: int = 2) -> LiveBytes:
     """One call of diffusers' transformer, guidance as its pipeline runs it: both prompts at once."""
-    from diffusers import CogVideoXTransformer3DModel
-
     config = CONFIGS[name]
     t, h, w = latent
     with torch.device("meta"):
-        model = CogVideoXTransformer3DModel(
-            num_attention_heads=config.num_attention_heads,
-            num_layers=config.num_layers,
-            in_channels=config.in_channels,
-            use_rotary_positional_embeddings=config.use_rotary_positional_embeddings,
-            sample_width=w,
-            sample_height=h,
-        ).to(torch.bfloat16)
-    model.requires_grad_(False)
+        model = diffusers_transformer(config, h, w).to(torch.bfloat16)
     rope = None
     if config.use_rotary_positional_embeddings:
         shape = tokens_of(latent) - TEXT_TOKENS, config.attention_head_dim
@@ -106,16 +97,7 @@ def trace_encode(frames: int, height: int, width: int) -> LiveBytes:
 
 
 def trace_diffusers_decode(latent: tuple[int, int, int]) -> LiveBytes:
-    from diffusers import AutoencoderKLCogVideoX
-
     with torch.device("meta"):
-        vae = AutoencoderKLCogVideoX(
-            down_block_types=("CogVideoXDownBlock3D",) * 4,
-            up_block_types=("CogVideoXUpBlock3D",) * 4,
-            block_out_channels=(128, 256, 256, 512),
-            latent_channels=16,
-            layers_per_block=3,
-        ).to(torch.bfloat16)
-    vae.requires_grad_(False)
+        vae = diffusers_vae(VAEConfig()).to(torch.bfloat16)
     z = torch.empty(1, 16, *latent, **META)
     return trace(lambda: vae.decode(z).sample)

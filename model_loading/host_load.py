@@ -83,6 +83,23 @@ def read_state(checkpoint: Checkpoint, config: CogVideoXFunConfig) -> dict[str, 
     return state
 
 
+def fill(patcher, state: dict[str, torch.Tensor], mapped: bool) -> None:
+    """Give a patcher's model its weights.
+
+    Args:
+        mapped: the model lies on the meta device, and the file's own tensors become its parameters: what is not cast
+            costs no memory. Otherwise the layers read the tensors in their own way.
+    """
+    model = patcher.model
+    dynamic = accepts(model.load_model_weights, "assign") and patcher.is_dynamic()
+    if not mapped:
+        model.load_model_weights(state, "", **({"assign": True} if dynamic else {}))
+        return
+    if not dynamic:  # a dynamic patcher casts when it loads a layer
+        state = {key: tensor.to(model.get_dtype()) for key, tensor in state.items()}
+    model.diffusion_model.load_state_dict(state, assign=True)
+
+
 def load_model(
     path: str | Path,
     weight_dtype: str = "default",
@@ -118,19 +135,12 @@ def load_model(
     offload_device = comfy.model_management.unet_offload_device()
     packed = checkpoint.weights.is_gguf or any(map(is_quantization, checkpoint.weights))
     config.set_inference_dtype(*choose_dtypes(checkpoint, config, weight_dtype, load_device, packed))
-    mapped = not packed and operations is None  # the file's own tensors become the parameters
+    mapped = not packed and operations is None
     model = CogVideoXFun(config, device="meta" if mapped else None)
     model.device = offload_device
     patcher = Patcher(model, load_device=load_device, offload_device=offload_device)
-    dynamic = accepts(model.load_model_weights, "assign") and patcher.is_dynamic()
-    if mapped:
-        if not dynamic:  # such a patcher casts when it loads a layer; what is not cast costs no memory
-            state = {key: tensor.to(model.get_dtype()) for key, tensor in state.items()}
-        model.diffusion_model.load_state_dict(state, assign=True)
-        model.to(offload_device)
-    else:
-        model.to(offload_device)
-        model.load_model_weights(state, "", **({"assign": True} if dynamic else {}))
+    fill(patcher, state, mapped)
+    model.to(offload_device)
     if gguf_nodes is not None:
         patcher = gguf_nodes.GGUFModelPatcher.clone(patcher)
     patcher.cached_patcher_init = (load_model, (str(path), weight_dtype, model_options))

@@ -51,6 +51,7 @@ def rotate(x: torch.Tensor, rope: torch.Tensor, start: int) -> torch.Tensor:
 
 
 def turned(x: torch.Tensor, rope: torch.Tensor) -> torch.Tensor:
+    """x: B heads N d, rope: N d/2 complex64; pairs of channels as complex numbers, multiplied in float32."""
     pairs = torch.view_as_complex(x.float().unflatten(-1, (-1, 2))) * rope
     return torch.view_as_real(pairs).flatten(-2).to(x.dtype)
 

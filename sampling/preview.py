@@ -85,9 +85,3 @@ def fit_preview(latents: Sequence[torch.Tensor], videos: Sequence[torch.Tensor])
     solved = torch.linalg.lstsq(seen.double(), wanted.double()).solution
     rows = [[round(value, 5) for value in row] for row in solved.tolist()]
     return PreviewFactors(rows[:-1], rows[-1])
-
-
-def preview(latent: torch.Tensor, factors: PreviewFactors) -> torch.Tensor:
-    """The pictures of a scaled latent. C T h w -> T h w 3 of 0..1."""
-    rgb = F.linear(latent.movedim(0, -1), torch.tensor(factors.factors).T, torch.tensor(factors.bias))
-    return ((rgb + 1) / 2).clamp(0, 1)

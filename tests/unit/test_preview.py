@@ -5,11 +5,12 @@ import shutil
 import pack
 import pytest
 import torch
+import torch.nn.functional as F
 from cogvideox_fun.model_loading.checkpoint import open_checkpoint
 from cogvideox_fun.model_loading.config import CheckpointError
 from cogvideox_fun.model_loading.pipeline import Pipeline
 from cogvideox_fun.model_loading.weights import read_json
-from cogvideox_fun.sampling.preview import FACTORS, PUBLISHED, PreviewFactors, fit_preview, latent_pixels, preview
+from cogvideox_fun.sampling.preview import FACTORS, PUBLISHED, PreviewFactors, fit_preview, latent_pixels
 from cogvideox_fun.training import nano, shapes
 from cogvideox_fun.training.hub import write_json
 
@@ -23,6 +24,12 @@ def clips(seed: int, count: int) -> list[torch.Tensor]:
 @pytest.fixture(scope="module")
 def pipeline():
     return Pipeline.from_folder(NANO)
+
+
+def preview(latent: torch.Tensor, factors: PreviewFactors) -> torch.Tensor:
+    """The pictures of a scaled latent, as the host makes them. C T h w -> T h w 3 of 0..1."""
+    rgb = F.linear(latent.movedim(0, -1), torch.tensor(factors.factors).T, torch.tensor(factors.bias))
+    return ((rgb + 1) / 2).clamp(0, 1)
 
 
 def psnr(ours: torch.Tensor, expected: torch.Tensor) -> float:
