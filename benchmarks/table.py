@@ -75,7 +75,7 @@ def timed_rows() -> Iterator[Row]:
 
 def loading_rows() -> Iterator[Row]:
     goals = {"as it is": 0.1, "cast to fp8": 0.3}
-    for what, found in loading.measured_apart().items():
+    for what, found in loading.measured_apart(traced.CONFIGS["2B"]).items():
         yield Row(
             f"loading bf16, {what}: anonymous memory over the file's size",
             f"{found['anonymous']:.3f}; {found['seconds']:.2f} of the time that reading the mapped file takes",

@@ -101,3 +101,12 @@ def trace_diffusers_decode(latent: tuple[int, int, int]) -> LiveBytes:
         vae = diffusers_vae(VAEConfig()).to(torch.bfloat16)
     z = torch.empty(1, 16, *latent, **META)
     return trace(lambda: vae.decode(z).sample)
+
+
+def resident_share(name: str) -> float:
+    """The weights that a call needs on the card, over all: those of the modulation are computed where they lie."""
+    with torch.device("meta"):
+        model = CogVideoXTransformer(CONFIGS[name])
+    whole = sum(parameter.numel() for parameter in model.parameters())
+    away = sum(parameter.numel() for linear in model.modulations() for parameter in linear.parameters())
+    return 1 - away / whole

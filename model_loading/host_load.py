@@ -5,13 +5,13 @@ import math
 from pathlib import Path
 
 import comfy.model_management
-import comfy.model_patcher
 import torch
 
 from . import host_gguf
 from .checkpoint import SAVED_PREFIX, Checkpoint, naming, open_checkpoint
 from .config import CheckpointError, hub_name
 from .host_model import CogVideoXFun, CogVideoXFunConfig, accepts
+from .host_patcher import patcher_class
 from .host_quantized import check_format, read_quantization, renamed_layers
 from .transformer import CogVideoXTransformer
 from .weights import SCALED_FP8, is_quantization
@@ -119,13 +119,10 @@ def load_model(
     """
     checkpoint = open_checkpoint(path)
     config = CogVideoXFunConfig(checkpoint)
-    Patcher = comfy.model_patcher.ModelPatcher
     operations, gguf_nodes = (model_options or {}).get("custom_operations"), None
     if checkpoint.weights.is_gguf:
         gguf_nodes, ops = host_gguf.find_pack(str(path))
         operations = operations or ops.GGMLOps()
-    elif not disable_dynamic:
-        Patcher = getattr(comfy.model_patcher, "CoreModelPatcher", Patcher)
     state = read_state(checkpoint, config)
     if gguf_nodes is not None:
         state = host_gguf.as_ggml(state, checkpoint.weights, ops)
@@ -138,6 +135,7 @@ def load_model(
     mapped = not packed and operations is None
     model = CogVideoXFun(config, device="meta" if mapped else None)
     model.device = offload_device
+    Patcher = patcher_class(load_device, disable_dynamic or gguf_nodes is not None)
     patcher = Patcher(model, load_device=load_device, offload_device=offload_device)
     fill(patcher, state, mapped)
     model.to(offload_device)

@@ -65,6 +65,14 @@ class HostTransformer(CogVideoXTransformer):
     def __init__(self, config, device=None, dtype=None, operations=None):
         super().__init__(config, operations, host_attention, check_interrupt, device=device, dtype=dtype)
 
+    def home(self, linear, vec):
+        """Where the weights lie, unless they must be cast or patched for the call: that is quicker on the card.
+
+        A dynamic patcher's layers (``_v``) can't run on the CPU: there the host leaves their patches out.
+        """
+        as_they_are = linear.weight.dtype == vec.dtype and not getattr(linear, "weight_function", None)
+        return linear.weight.device if as_they_are and not hasattr(linear, "_v") else vec.device
+
     def forward(self, x, timestep, context, transformer_options=None, **conds):
         options = transformer_options or {}
         if TIMESTEP in options:
@@ -134,6 +142,10 @@ class CogVideoXFun(comfy.model_base.BaseModel):
     @property
     def config(self):
         return self.diffusion_model.config
+
+    def get_dynamic_vram__units(self):
+        """For the host's dynamic patcher: which layers come first on the card, and which last."""
+        return [], self.diffusion_model.modulations()
 
     def process_latent_in(self, latent):
         if not torch.isfinite(latent).all():

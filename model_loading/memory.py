@@ -7,8 +7,8 @@ import math
 from collections.abc import Sequence
 
 from ..sampling.geometry import SPATIAL_COMPRESSION, TEMPORAL_COMPRESSION, legal_length
+from .blocks import TOKENS_AT_ONCE
 from .config import TransformerConfig
-from .transformer import TOKENS_AT_ONCE
 from .vae import DECODE_LATENTS, VAEConfig, encode_chunks
 
 SPARE = 1.1  # declared over traced
@@ -18,7 +18,7 @@ def transformer_bytes(config: TransformerConfig, shape: Sequence[int], element: 
     """One call of the transformer.
 
     In copies of the token stream: 6.6 where attention has its tokens, normed ones, q, k, v and the part that is being
-    turned; 3 in the feed-forward, and 8 of its slice. An additive table stays beside them in float32.
+    turned; 3 in the feed-forward, and 5 of its slice. An additive table stays beside them in float32.
 
     Args:
         shape: of the sampled latent, B C T h w.
@@ -27,7 +27,7 @@ def transformer_bytes(config: TransformerConfig, shape: Sequence[int], element: 
     patch = config.patch_size**2 * (config.patch_size_t or 1)
     tokens = math.prod(shape[2:]) / patch + config.max_text_seq_length
     batch = shape[0] * tokens
-    copies = max(6.6 * batch, 3 * batch + 8 * min(tokens, TOKENS_AT_ONCE) * shape[0])
+    copies = max(6.6 * batch, 3 * batch + 5 * min(tokens, TOKENS_AT_ONCE) * shape[0])
     table = 0 if config.use_rotary_positional_embeddings else 4 * tokens
     return SPARE * config.dim * (copies * element + table)
 

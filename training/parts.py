@@ -8,9 +8,10 @@ from pathlib import Path
 import torch
 from torch.utils.checkpoint import checkpoint
 
+from ..model_loading.blocks import sdpa
 from ..model_loading.pipeline import load_transformer, load_vae, open_whole
 from ..model_loading.text_encoder import TextEncoder
-from ..model_loading.transformer import CogVideoXTransformer, sdpa
+from ..model_loading.transformer import CogVideoXTransformer
 from ..model_loading.weights import open_weights, read_json
 from ..sampling.preview import BIAS, FACTORS, fit_preview
 from .config import Phase

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import torch
 
-from ..model_loading.transformer import sdpa
+from ..model_loading.blocks import sdpa
 from .attention import product_attention
 from .config import Phase
 from .parts import Parts, measure_scale

@@ -4,8 +4,7 @@ import pytest
 import torch
 from cogvideox_fun.benchmarks import traced
 from cogvideox_fun.benchmarks.live_bytes import trace
-from cogvideox_fun.model_loading import memory
-from cogvideox_fun.model_loading import transformer as transformers
+from cogvideox_fun.model_loading import blocks, memory
 from cogvideox_fun.model_loading.config import TransformerConfig
 from cogvideox_fun.model_loading.transformer import CogVideoXTransformer
 from cogvideox_fun.model_loading.vae import CogVideoXVAE, VAEConfig
@@ -74,7 +73,7 @@ def test_declared_memory_of_the_vae(latent):
 
 @pytest.mark.parametrize("variant", ["2b", "5b", "v1.5"])
 def test_slices_of_heads_and_tokens_change_nothing(monkeypatch, variant):
-    """The rotation by groups of heads and the feed-forward by groups of tokens, against all at once with gradients."""
+    """The feed-forward by groups of tokens, and the rotation in place, against all at once with gradients."""
     config = TransformerConfig(**{**TINY, "num_attention_heads": 5}, **VARIANTS[variant])
     model = CogVideoXTransformer(config)
     model.load_state_dict(random_weights(model, seed=0))
@@ -83,11 +82,23 @@ def test_slices_of_heads_and_tokens_change_nothing(monkeypatch, variant):
     text = torch.randn(2, 21, config.text_embed_dim, generator=generator)
     timestep = torch.tensor([500, 20])
     whole = model(x, timestep, text).detach()
-    monkeypatch.setattr(transformers, "HEADS_AT_ONCE", 2)
     for tokens in (1, 7, 21, 30):  # inside the text, at its end, and over both
-        monkeypatch.setattr(transformers, "TOKENS_AT_ONCE", tokens)
+        monkeypatch.setattr(blocks, "TOKENS_AT_ONCE", tokens)
         with torch.no_grad():
             assert (model(x, timestep, text) - whole).abs().max() <= 1e-5
+
+
+@pytest.mark.parametrize("heads", [1, 2, 3, 5, 9])
+def test_rotation_by_groups_of_heads(monkeypatch, heads):
+    """In bf16, where each group is turned in float32: the same to the bit as all heads at once."""
+    q = torch.randn(2, 5, 12, 8, generator=torch.Generator().manual_seed(0)).bfloat16()
+    rope = torch.polar(torch.ones(9, 4), torch.rand(9, 4, generator=torch.Generator().manual_seed(1)))
+    expected = blocks.rotate(q.clone().requires_grad_(), rope, 3).detach()
+    monkeypatch.setattr(blocks, "HEADS_AT_ONCE", heads)
+    assert torch.equal(blocks.rotate(q.clone(), rope, 3), expected)
+    exact = blocks.rotate(q.float(), rope, 3)
+    torch.testing.assert_close(expected.float(), exact, rtol=2**-8, atol=0)
+    assert torch.equal(exact[:, :, :3], q[:, :, :3].float()), "text is not turned"
 
 
 def test_what_goes_in_is_not_overwritten():

@@ -7,11 +7,11 @@ import shutil
 
 import pytest
 import torch
+from cogvideox_fun.model_loading.blocks import sdpa
 from cogvideox_fun.model_loading.checkpoint import open_checkpoint
 from cogvideox_fun.model_loading.config import CheckpointError
 from cogvideox_fun.model_loading.pipeline import Pipeline, load_transformer
 from cogvideox_fun.model_loading.text_encoder import TextEncoder
-from cogvideox_fun.model_loading.transformer import sdpa
 from cogvideox_fun.training.attention import product_attention
 from cogvideox_fun.training.config import Batches, Data, Optimizer, Phase
 from cogvideox_fun.training.lora import add_lora, apply_lora, lora_state
