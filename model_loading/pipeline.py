@@ -8,6 +8,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 import torch
+from torch import nn
 
 from ..sampling.geometry import SPATIAL_COMPRESSION, check_size, frames_to_latent_t
 from ..sampling.inpaint import inpaint_latents, reference_pixels
@@ -20,6 +21,22 @@ from .text_encoder import TextEncoder
 from .transformer import CogVideoXTransformer
 from .vae import CogVideoXVAE
 from .weights import open_weights
+
+
+class Unfilled:
+    """torch.nn's layers without first values: a file's take their place, and making them takes longer than mapping."""
+
+    class Linear(nn.Linear):
+        def reset_parameters(self) -> None:
+            pass
+
+    class Conv2d(nn.Conv2d):
+        def reset_parameters(self) -> None:
+            pass
+
+    class LayerNorm(nn.LayerNorm):
+        def reset_parameters(self) -> None:
+            pass
 
 
 def open_whole(folder: str | Path) -> Checkpoint:
@@ -37,8 +54,9 @@ def open_whole(folder: str | Path) -> Checkpoint:
 
 def load_transformer(checkpoint: Checkpoint, dtype: torch.dtype = torch.float32, **options) -> CogVideoXTransformer:
     """The transformer of a checkpoint; options as for `CogVideoXTransformer`."""
-    with torch.device("meta"):
-        model = CogVideoXTransformer(checkpoint.config, dtype=dtype, **options).eval().requires_grad_(False)
+    options = {"operations": Unfilled, **options}
+    model = CogVideoXTransformer(checkpoint.config, dtype=dtype, device="meta", **options)
+    model.eval().requires_grad_(False)
     checkpoint.weights.assign_to(model, dtype)
     return model
 
@@ -46,8 +64,7 @@ def load_transformer(checkpoint: Checkpoint, dtype: torch.dtype = torch.float32,
 def load_vae(path: Path, dtype: torch.dtype = torch.float32) -> CogVideoXVAE:
     """A VAE folder or file."""
     weights = open_weights(path)
-    with torch.device("meta"):
-        model = CogVideoXVAE(load_vae_config(path, weights), dtype=dtype).eval().requires_grad_(False)
+    model = CogVideoXVAE(load_vae_config(path, weights), dtype=dtype, device="meta").eval().requires_grad_(False)
     weights.assign_to(model, dtype)
     return model
 

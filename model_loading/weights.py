@@ -241,8 +241,12 @@ class Weights(Mapping):
         """
         expected = {key: tuple(value.shape) for key, value in module.state_dict().items()}
         self.check(expected)
-        self.check_finite()
-        return {key: tensor for key, tensor in self._read(expected)}
+        found = {}
+        for key, tensor in self._read(self.tensors):  # once: a file of gigabytes is read from disk here
+            self._check_finite(key, tensor)
+            if key in expected:
+                found[key] = tensor
+        return found
 
     def assign_to(self, module: torch.nn.Module, dtype: torch.dtype) -> None:
         """Make the tensors a module's parameters, of ``dtype``: those that have it stay mapped and cost no memory.
@@ -261,9 +265,12 @@ class Weights(Mapping):
     def check_finite(self) -> None:
         """Raise a CheckpointError that names the first tensor with NaN or infinity."""
         for key, tensor in self._read(self.tensors):
-            if tensor.is_floating_point() and tensor.element_size() > 1 and not torch.isfinite(tensor.sum()):
-                if not torch.isfinite(tensor).all():
-                    raise CheckpointError(f"{self.name}: {key} holds NaN or infinity: download it again")
+            self._check_finite(key, tensor)
+
+    def _check_finite(self, key: str, tensor: torch.Tensor) -> None:
+        if tensor.is_floating_point() and tensor.element_size() > 1 and not torch.isfinite(tensor.sum()):
+            if not torch.isfinite(tensor).all():
+                raise CheckpointError(f"{self.name}: {key} holds NaN or infinity: download it again")
 
 
 def open_weights(path: Path) -> Weights:

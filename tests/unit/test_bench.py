@@ -15,7 +15,7 @@ def test_the_timed_pairs_compute_the_same():
 
 def test_loading_takes_no_memory_of_its_own(tmp_path):
     """In its own process, of a file of 270 MB: at most a tenth of it, and 0.6 when cast to half its width."""
-    found = loading.measured_apart()
+    found = loading.measured_apart(loading.SMALL)
     assert found["as it is"]["anonymous"] <= 0.1
     assert found["cast to fp8"]["anonymous"] <= 0.6
 
