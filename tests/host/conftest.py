@@ -126,8 +126,9 @@ def base(host, tmp_path_factory):
 
 @pytest.fixture(scope="session")
 def lab(host, base):
-    """The running host."""
-    with comfy.serve(host, base, "--extra-model-paths-config", str(base / "extra_model_paths.yaml")) as server:
+    """The running host, with previews while it samples."""
+    paths = "--extra-model-paths-config", str(base / "extra_model_paths.yaml")
+    with comfy.serve(host, base, *paths, "--preview-method", "latent2rgb") as server:
         yield Lab(server, base)
 
 

@@ -4,6 +4,8 @@ import comfy.samplers
 import torch
 from safetensors.torch import load_file, save_file
 
+from .memory import ProbeLoading, ProbePartialLoad
+
 
 def read(path: str, key: str) -> torch.Tensor:
     return load_file(path)[key]
@@ -321,5 +323,7 @@ NODE_CLASS_MAPPINGS = {
         ProbeDeepClone,
         ProbeSmallCard,
         ProbeForeignModel,
+        ProbePartialLoad,
+        ProbeLoading,
     )
 }

@@ -1,0 +1,72 @@
+"""What stays off a small card, what loading takes of the host's memory, and when the first picture comes."""
+
+import json
+from pathlib import Path
+
+import pytest
+import torch
+from cogvideox_fun.model_loading.config import TransformerConfig
+from cogvideox_fun.model_loading.transformer import CogVideoXTransformer
+from cogvideox_fun.model_loading.vae import VAEConfig
+from cogvideox_fun.training import hub
+from websockets.sync.client import connect
+
+
+def measured(lab, probe: str, **inputs) -> dict:
+    graph, path = lab.graph(), lab.path(".json")
+    if "name" in inputs:
+        inputs["model"] = graph.loader(inputs.pop("name"))
+    graph.node(probe, path=path, **inputs)
+    lab.run(graph.workflow)
+    return json.loads(Path(path).read_text())
+
+
+@pytest.mark.parametrize("variant", ["2b", "5b", "v1.5"])
+def test_the_modulation_leaves_the_card_first(lab, variant):
+    """With too little memory for half of the modulation nothing else leaves; with half the memory all of it does.
+    The result stays, a patch of it included, and the patch goes with its MODEL. What is to be patched or cast for a
+    call goes to the card, where that is quicker."""
+    found = measured(lab, "ProbePartialLoad", name=f"tiny-{variant}")
+    modulations = set(found["modulations"])
+    assert found["short"]["left"] and set(found["short"]["left"]) <= modulations
+    assert modulations < set(found["half"]["left"])
+    assert found["of the patch"] > 1e-2
+    assert set(found["at home"]) == modulations - {found["patched"]} and not found["to be cast"]
+    assert max(found["short"]["difference"], found["half"]["difference"], found["afterwards"]) <= 1e-5
+
+
+@pytest.mark.parametrize("weight_dtype, share", [("bf16", 0.1), ("fp8_e4m3fn", 0.6), ("fp32", 2.1)])
+def test_loading_takes_no_memory_of_its_own(lab, tmp_path, weight_dtype, share):
+    """A file of 110 MB in bf16: mapped as it is; what is cast takes its own size and nothing beside it."""
+    config = TransformerConfig(num_attention_heads=8, num_layers=10, in_channels=33)
+    hub.write_configs(tmp_path, config, VAEConfig(), config.default_schedule)
+    state = CogVideoXTransformer(config).state_dict()
+    hub.save_weights(tmp_path / hub.FILES["transformer"], state, torch.bfloat16)
+    found = measured(lab, "ProbeLoading", folder=str(tmp_path), weight_dtype=weight_dtype)
+    assert found["anonymous"] <= share, found
+
+
+def test_the_first_preview_comes_after_the_first_step(lab):
+    graph = lab.graph()
+    model = graph.loader("nano")
+    latent = graph.fun("EmptyLatent", width=64, height=64, length=9, batch_size=1)
+    steps = 5
+    sampled = graph.sampler(model, *graph.prompts(model[1]), latent, steps=steps)
+    graph.node("ProbeSave", value=sampled, path=lab.path())
+    client, events = "first-preview", []
+    with connect(lab.server.url.replace("http", "ws") + f"/ws?clientId={client}", max_size=None) as socket:
+        lab.server.post("/prompt", {"prompt": graph.workflow, "client_id": client})
+        while True:
+            message = socket.recv(timeout=120)
+            if isinstance(message, bytes):
+                events.append("preview")
+                continue
+            message = json.loads(message)
+            if message["type"] == "progress" and message["data"]["node"] == sampled.key:
+                events.append(message["data"]["value"])
+            if message["type"] in ("execution_success", "execution_error"):
+                assert message["type"] == "execution_success", message
+                break
+    first = events.index("preview")
+    assert 1 in events and 2 not in events[:first], events
+    assert events.count("preview") >= steps - 1, events
