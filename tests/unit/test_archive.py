@@ -29,6 +29,7 @@ HOST = {
     "latent_preview",
     "node_helpers",
     "nodes",
+    "server",
 }
 OPTIONAL = {"gguf"}  # comes with the node pack that GGUF files are loaded through
 DISTRIBUTIONS = {"PIL": "pillow"}
