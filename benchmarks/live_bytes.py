@@ -26,6 +26,8 @@ class LiveBytes(TorchDispatchMode):
         for tensor in tensors_of((args, kwargs)):
             storage = tensor.untyped_storage()
             self._known.setdefault(storage._cdata, weakref.ref(storage))
+        if function is torch.ops.aten._to_copy.default and leaves(args[0], kwargs or {}):
+            return torch.empty(args[0].shape, dtype=(kwargs or {}).get("dtype") or args[0].dtype, device="cpu")
         result = function(*args, **(kwargs or {}))
         for tensor in tensors_of(result):
             self._count(tensor.untyped_storage())
@@ -44,6 +46,11 @@ class LiveBytes(TorchDispatchMode):
         self._known[key] = weakref.ref(storage, gone)
         self.live += size
         self.peak = max(self.peak, self.live)
+
+
+def leaves(tensor: torch.Tensor, kwargs: dict) -> bool:
+    """Whether a copy takes a tensor off the meta device, which stands for a card."""
+    return tensor.is_meta and torch.device(kwargs.get("device") or "meta").type == "cpu"
 
 
 def tensors_of(tree) -> list[torch.Tensor]:

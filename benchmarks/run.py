@@ -6,6 +6,7 @@ Timings are ratios of runs by turns in one process; bytes are traced on meta ten
 import argparse
 import importlib.util
 import json
+import logging
 import sys
 from pathlib import Path
 
@@ -29,6 +30,8 @@ def parse_args() -> argparse.Namespace:
     load = commands.add_parser("load", help="load one model folder and print what it took, as JSON")
     load.add_argument("folder", type=Path)
     load.add_argument("dtype")
+    host = commands.add_parser("host", help="measure inside a ComfyUI, run with its Python, and print it as JSON")
+    host.add_argument("path", type=Path)
     return parser.parse_args()
 
 
@@ -41,6 +44,11 @@ def main() -> None:
 
         sys.stdout.write(json.dumps(measure(args.folder, getattr(torch, args.dtype))))
         return
+    if args.command == "host":
+        from cogvideox_fun.benchmarks import in_host
+
+        sys.stdout.write(json.dumps(in_host.measure(args.path)) + "\n")
+        return
     if args.command == "paper":
         from cogvideox_fun.benchmarks import paper
 
@@ -48,6 +56,7 @@ def main() -> None:
         return
     from cogvideox_fun.benchmarks import table
 
+    logging.basicConfig(level=logging.INFO, format="%(message)s")
     rows, curve = table.measure_all()
     table.write(args.output, rows, curve)
     sys.stdout.write(table.markdown(rows) + f"written to {args.output}: bench.md, bench.json and bench.png\n")

@@ -35,18 +35,25 @@ def random_(module: torch.nn.Module, seed: int = 0) -> None:
             parameter.copy_(torch.randn(parameter.shape, generator=generator) * scale)
 
 
-def time_transformer(rounds: int = 9) -> dict:
-    """One call of 8 heads and 6 layers on 13 x 32 x 32 latents, float32: 3,328 tokens and the text's 226."""
-    config = TransformerConfig(
-        num_attention_heads=8, num_layers=6, in_channels=33, use_rotary_positional_embeddings=True, text_embed_dim=512
-    )
-    ours = CogVideoXTransformer(config).requires_grad_(False)
-    random_(ours)
-    theirs = diffusers_transformer(config, 32, 32)
-    theirs.load_state_dict(ours.state_dict())
+TIMED = TransformerConfig(
+    num_attention_heads=8, num_layers=6, in_channels=33, use_rotary_positional_embeddings=True, text_embed_dim=512
+)
+
+
+def timed_inputs() -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+    """(noise and conditioning latents, timestep, text) of 13 x 32 x 32 latents: 3,328 tokens and 226 of text."""
     generator = torch.Generator().manual_seed(0)
     x = torch.randn(1, 33, 13, 32, 32, generator=generator)
-    text, timestep = torch.randn(1, 226, 512, generator=generator), torch.tensor([500])
+    return x, torch.tensor([500]), torch.randn(1, 226, 512, generator=generator)
+
+
+def time_transformer(rounds: int = 9) -> dict:
+    """One call of 8 heads and 6 layers on `timed_inputs`, float32."""
+    ours = CogVideoXTransformer(TIMED).requires_grad_(False)
+    random_(ours)
+    theirs = diffusers_transformer(TIMED, 32, 32)
+    theirs.load_state_dict(ours.state_dict())
+    x, timestep, text = timed_inputs()
     rope = ours.compute_positions((13, 16, 16), ours.position_options)
     rope = tuple(part.repeat_interleave(2, dim=1) for part in (rope.real, rope.imag))
     video = x.movedim(1, 2)

@@ -1,5 +1,7 @@
 """The authors' samplers as samplers of the host, and the model's schedule as the host's SIGMAS."""
 
+import math
+
 import comfy.samplers
 import torch
 from tqdm.auto import tqdm
@@ -53,12 +55,14 @@ class OnTimesteps(comfy.samplers.Sampler):
         if alphas is None:  # another schedule was patched in
             alphas = 1 / (model_sampling.sigmas.double() ** 2 + 1)
 
+        table = model_sampling.sigmas.tolist()  # once: a number of the card's makes the CPU wait for it
+
         def predict(x: torch.Tensor, timestep: float) -> torch.Tensor:
-            sigma = model_sampling.sigmas[round(timestep)].to(x)
-            root = (sigma**2 + 1).sqrt()
+            sigma = table[round(timestep)]
+            root = math.hypot(sigma, 1)
             args = extra_args if timestep == round(timestep) else at_timestep(extra_args, timestep)
-            denoised = model(x * root, sigma.expand(x.shape[0]), **args)
-            return (x / root - denoised) * root / sigma
+            denoised = model(x * root, x.new_full(x.shape[:1], sigma), **args)
+            return torch.sub(x, denoised, alpha=root).div_(sigma)
 
         with tqdm(total=self.steps, disable=disable_pbar) as bar:
 

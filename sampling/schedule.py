@@ -163,10 +163,10 @@ def cogvideox_ddim(
         alpha = alphas[t]
         alpha_prev = alphas[t - stride] if t >= stride else final_alpha
         v = predict(x, t)
-        denoised = math.sqrt(alpha) * x - math.sqrt(1 - alpha) * v
+        denoised = torch.sub(math.sqrt(alpha) * x, v, alpha=math.sqrt(1 - alpha))
         a = math.sqrt((1 - alpha_prev) / (1 - alpha))
         b = math.sqrt(alpha_prev) - math.sqrt(alpha) * a
-        x = a * x + b * denoised
+        x = torch.add(a * x, denoised, alpha=b)
         if callback is not None:
             callback(step, denoised, x)
     return x

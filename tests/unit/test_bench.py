@@ -32,11 +32,11 @@ def test_what_is_loaded_has_the_files_values(tmp_path):
 
 
 def test_the_table_is_written(tmp_path):
-    rows = [Row("a", "1.00 GB", "2.00 GB", "at most 1 GB", True), Row("b", "3", "", "")]
+    rows = [Row("a", "1.00 GB", "2.00 GB", "4.00 GB", "at most 1 GB", True), Row("b", "3")]
     table.write(tmp_path, rows, [(1, 10), (2, 20)])
     assert (tmp_path / "bench.md").read_text().splitlines()[2:] == [
-        "| a | 1.00 GB | 2.00 GB | at most 1 GB | yes |",
-        "| b | 3 |  |  |  |",
+        "| a | 1.00 GB | 2.00 GB | 4.00 GB | at most 1 GB | yes |",
+        "| b | 3 |  |  |  |  |",
     ]
     assert json.loads((tmp_path / "bench.json").read_text())["bytes by tokens"] == [[1, 10], [2, 20]]
     assert (tmp_path / "bench.png").stat().st_size > 3000

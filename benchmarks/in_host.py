@@ -1,0 +1,133 @@
+"""What only a ComfyUI can show: its native CogVideoX as a peer, and the cost of our sampler over its own loop.
+
+``python benchmarks/run.py host PATH``, run with the Python of the ComfyUI at PATH, prints `measure` as JSON for
+`measured_apart`.
+"""
+
+import importlib.util
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import torch
+
+from ..demo.comfy import find_host
+from .live_bytes import trace
+from .timed import by_turns, random_
+from .traced import CONFIGS, META, SIZES, call_inputs
+
+RUN = Path(__file__).resolve().parent / "run.py"
+STEPS = 50
+
+
+def measured_apart() -> dict | None:
+    """`measure` in the ComfyUI that the tests take, or None where there is none."""
+    host = find_host()
+    if host is None:
+        return None
+    answer = subprocess.run([str(host.python), str(RUN), "host", str(host.path)], capture_output=True, text=True)
+    if answer.returncode:
+        raise RuntimeError(f"measuring in {host.path} failed:\n{answer.stderr[-2000:]}")
+    return json.loads(answer.stdout.splitlines()[-1])
+
+
+def measure(path: Path) -> dict:
+    """Bytes and seconds of the native model where this ComfyUI has one, and seconds of both loops.
+
+    Args:
+        path: of the ComfyUI, which comes to the front of ``sys.path``; for a process of its own.
+    """
+    sys.path.insert(0, str(path))
+    from comfy.cli_args import args
+
+    args.cpu = args.use_pytorch_cross_attention = True
+    found = {}
+    if importlib.util.find_spec("comfy.ldm.cogvideo"):
+        found["native"] = {size: trace_native(latent) for size, latent in SIZES.items()}
+        found["native"]["decode"] = trace_native_decode(SIZES["480x720x49"])
+        found["native"]["call"] = time_native()
+    found["loop"] = time_loops()
+    return found
+
+
+def native_transformer(config, **where) -> torch.nn.Module:
+    import comfy.ops
+    from comfy.ldm.cogvideo.model import CogVideoXTransformer3DModel
+
+    return CogVideoXTransformer3DModel(
+        num_attention_heads=config.num_attention_heads,
+        num_layers=config.num_layers,
+        in_channels=config.in_channels,
+        text_embed_dim=config.text_embed_dim,
+        use_rotary_positional_embeddings=config.use_rotary_positional_embeddings,
+        operations=comfy.ops.disable_weight_init,
+        **where,
+    ).requires_grad_(False)
+
+
+def trace_native(latent: tuple[int, int, int], batch: int = 2) -> int:
+    """Peak bytes of one call of the host's own 5B, both prompts at once."""
+    config = CONFIGS["5B"]
+    with torch.device("meta"):
+        model = native_transformer(config, **META).to(torch.bfloat16)
+    noise, extra, timestep, text = call_inputs(config, latent, batch)
+    x = torch.cat([noise, extra], dim=1)
+    return trace(lambda: model(x, timestep, text)).peak
+
+
+def trace_native_decode(latent: tuple[int, int, int]) -> int:
+    from comfy.ldm.cogvideo.vae import AutoencoderKLCogVideoX
+
+    with torch.device("meta"):
+        vae = AutoencoderKLCogVideoX().to(torch.bfloat16).requires_grad_(False)
+    z = torch.empty(1, 16, *latent, **META)
+    return trace(lambda: vae.decode(z)).peak
+
+
+def time_native(rounds: int = 9) -> dict:
+    """The call of `timed.time_transformer`, ours by turns with the native one, which computes other numbers."""
+    from ..model_loading.transformer import CogVideoXTransformer
+    from .timed import TIMED, timed_inputs
+
+    ours, native = CogVideoXTransformer(TIMED).requires_grad_(False), native_transformer(TIMED)
+    random_(ours), random_(native)
+    x, timestep, text = timed_inputs()
+    seconds, peers, *_ = by_turns(
+        lambda: ours(x[:, :16], timestep, text, extra_latents=x[:, 16:]), lambda: native(x, timestep, text), rounds
+    )
+    return {"ours": seconds, "native": peers}
+
+
+def time_loops(rounds: int = 9) -> dict:
+    """Seconds of the host's Euler and of `cogvideox_ddim` over 50 steps with guidance, on latents of 480x720x49.
+
+    The transformer does nothing from then on, for every model of this process.
+    """
+    import comfy.model_patcher
+    import comfy.sample
+    import comfy.samplers
+
+    from ..model_loading.checkpoint import open_checkpoint
+    from ..model_loading.host_load import CogVideoXFun, CogVideoXFunConfig
+    from ..model_loading.host_sampling import CogVideoXDDIM, run_sigmas
+    from ..model_loading.transformer import CogVideoXTransformer
+
+    checkpoint = open_checkpoint(RUN.parent.parent / "models" / "nano")
+    model = CogVideoXFun(CogVideoXFunConfig(checkpoint))
+    CogVideoXTransformer.forward = lambda self, x, timestep, context, **_: x
+    cpu = torch.device("cpu")
+    patcher = comfy.model_patcher.ModelPatcher(model, cpu, cpu)
+    latent = torch.zeros(1, 16, *SIZES["480x720x49"])
+    noise = torch.randn(latent.shape, generator=torch.Generator().manual_seed(0))
+    conditioning = [[torch.zeros(1, 16, checkpoint.config.text_embed_dim), {}]]
+    sigmas = run_sigmas(patcher, STEPS)
+
+    def run(sampler) -> torch.Tensor:
+        return comfy.sample.sample_custom(
+            patcher, noise, 6.0, sampler, sigmas, conditioning, conditioning, latent, disable_pbar=True, seed=0
+        )
+
+    ddim = CogVideoXDDIM(checkpoint.schedule, STEPS)
+    seconds, peers, *_ = by_turns(lambda: run(ddim), lambda: run(comfy.samplers.sampler_object("euler")), rounds)
+    return {"ours": seconds, "host": peers}
