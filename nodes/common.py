@@ -25,6 +25,19 @@ DENOISE_TOOLTIP = (
 MASK_TOOLTIP = "1 (white) = generate, 0 (black) = keep."
 
 
+def schema(*, search_aliases: tuple[str, ...] = (), **fields) -> io.Schema:
+    """The definition of a node.
+
+    Args:
+        search_aliases: what else people type to find the node. Hosts whose Schema has no such field, as 0.3.64, search
+            by name and id alone.
+        fields: those of the host's Schema.
+    """
+    if "search_aliases" in io.Schema.__dataclass_fields__:
+        fields["search_aliases"] = list(search_aliases)
+    return io.Schema(**fields)
+
+
 def size_inputs() -> list:
     return [
         io.Int.Input(

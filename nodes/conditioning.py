@@ -19,8 +19,22 @@ def with_values(positive, negative, values: dict, latent: dict | None = None) ->
 class InpaintConditioning(io.ComfyNode):
     @classmethod
     def define_schema(cls):
-        return io.Schema(
+        return common.schema(
             node_id="CogVideoXFunInpaintConditioning",
+            search_aliases=(
+                "inpaint",
+                "inpainting",
+                "image to video",
+                "i2v",
+                "img2vid",
+                "first last frame",
+                "flf2v",
+                "fill",
+                "masked video",
+                "CogVideoXFunInpaintSampler",
+                "InpaintModelConditioning",
+                "CogVideoImageEncodeFunInP",
+            ),
             display_name="Inpaint Conditioning",
             category=f"{common.CATEGORY}/conditioning",
             description="Give an InP model its reference video and the mask of what to generate.",
@@ -53,8 +67,18 @@ class InpaintConditioning(io.ComfyNode):
 class ControlConditioning(io.ComfyNode):
     @classmethod
     def define_schema(cls):
-        return io.Schema(
+        return common.schema(
             node_id="CogVideoXFunControlConditioning",
+            search_aliases=(
+                "control",
+                "controlnet",
+                "pose",
+                "canny",
+                "depth",
+                "openpose",
+                "v2v control",
+                "CogVideoXFunV2VSampler",
+            ),
             display_name="Control Conditioning",
             category=f"{common.CATEGORY}/conditioning",
             description="Give a Control or Pose model the video that it follows, such as edges or skeletons.",
@@ -115,8 +139,9 @@ class ControlConditioning(io.ComfyNode):
 class ImageConditioning(io.ComfyNode):
     @classmethod
     def define_schema(cls):
-        return io.Schema(
+        return common.schema(
             node_id="CogVideoXFunImageConditioning",
+            search_aliases=("i2v", "img2vid", "image to video", "CogVideoX I2V", "first frame", "CogVideoImageEncode"),
             display_name="Image Conditioning",
             category=f"{common.CATEGORY}/conditioning",
             description="Give one of CogVideoX's own image-to-video models (32 channels) its first frame. The Fun "

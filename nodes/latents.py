@@ -69,8 +69,20 @@ def encode(vae, video, mask, tile_size: int, overlap: int, noise_augmentation: f
 class VAEEncode(io.ComfyNode):
     @classmethod
     def define_schema(cls):
-        return io.Schema(
+        return common.schema(
             node_id="CogVideoXFunVAEEncode",
+            search_aliases=(
+                "encode video",
+                "image to latent",
+                "video to video",
+                "v2v",
+                "vid2vid",
+                "mask video",
+                "inpaint",
+                "CogVideoImageEncode",
+                "CogVideoImageEncodeFunInP",
+                "CogVideoXFunV2VSampler",
+            ),
             display_name="VAE Encode",
             category=f"{common.CATEGORY}/latent",
             description="Encode a video. With a mask, what is to be generated is black, which is how the InP models "
@@ -112,8 +124,9 @@ class VAEEncode(io.ComfyNode):
 class VAEDecode(io.ComfyNode):
     @classmethod
     def define_schema(cls):
-        return io.Schema(
+        return common.schema(
             node_id="CogVideoXFunVAEDecode",
+            search_aliases=("decode video", "latent to video", "latent to image", "CogVideoDecode", "tiled decode"),
             display_name="VAE Decode",
             category=f"{common.CATEGORY}/latent",
             description="Decode a video chunk by chunk; memory does not grow with its length.",
@@ -137,8 +150,17 @@ class VAEDecode(io.ComfyNode):
 class EmptyLatent(io.ComfyNode):
     @classmethod
     def define_schema(cls):
-        return io.Schema(
+        return common.schema(
             node_id="CogVideoXFunEmptyLatent",
+            search_aliases=(
+                "empty",
+                "empty latent video",
+                "text to video",
+                "t2v",
+                "txt2vid",
+                "new latent",
+                "CogVideoXFunT2VSampler",
+            ),
             display_name="Empty Latent",
             category=f"{common.CATEGORY}/latent",
             description="The start of text to video: a latent without content.",

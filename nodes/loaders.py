@@ -18,8 +18,18 @@ log = logging.getLogger(__name__)
 class ModelLoader(io.ComfyNode):
     @classmethod
     def define_schema(cls):
-        return io.Schema(
+        return common.schema(
             node_id="CogVideoXFunModelLoader",
+            search_aliases=(
+                "checkpoint loader",
+                "load diffusion model",
+                "load video model",
+                "cogvideox loader",
+                "LoadCogVideoXFunModel",
+                "DownloadAndLoadCogVideoModel",
+                "CogVideoXModelLoader",
+                "DownloadAndLoadCogVideoGGUFModel",
+            ),
             display_name="Load CogVideoX-Fun Model",
             category=f"{common.CATEGORY}/loaders",
             description="Load a CogVideoX-Fun model folder, or a single transformer file, as MODEL, CLIP and VAE.",
@@ -74,8 +84,9 @@ class ModelLoader(io.ComfyNode):
 class TextEncoderLoader(io.ComfyNode):
     @classmethod
     def define_schema(cls):
-        return io.Schema(
+        return common.schema(
             node_id="CogVideoXFunTextEncoderLoader",
+            search_aliases=("t5", "t5xxl", "clip loader", "load clip", "text encoder", "CLIPLoader"),
             display_name="Load CogVideoX-Fun Text Encoder",
             category=f"{common.CATEGORY}/loaders",
             description="Load a T5-XXL file, or a model folder's text encoder with its own tokenizer, as CLIP. "
@@ -113,8 +124,9 @@ class TextEncoderLoader(io.ComfyNode):
 class VAELoader(io.ComfyNode):
     @classmethod
     def define_schema(cls):
-        return io.Schema(
+        return common.schema(
             node_id="CogVideoXFunVAELoader",
+            search_aliases=("load vae", "vae loader", "CogVideoXVAELoader", "3d vae"),
             display_name="Load CogVideoX-Fun VAE",
             category=f"{common.CATEGORY}/loaders",
             description="Load a CogVideoX VAE that streams a video in the authors' chunks.",
@@ -149,8 +161,16 @@ class VAELoader(io.ComfyNode):
 class LoraLoader(io.ComfyNode):
     @classmethod
     def define_schema(cls):
-        return io.Schema(
+        return common.schema(
             node_id="CogVideoXFunLoraLoader",
+            search_aliases=(
+                "lora loader",
+                "load lora",
+                "reward lora",
+                "LoadCogVideoXFunLora",
+                "CogVideoLoraSelect",
+                "CogVideoLoraSelectComfy",
+            ),
             display_name="Load CogVideoX-Fun LoRA",
             category=f"{common.CATEGORY}/loaders",
             description="Add a LoRA to a MODEL, in any style that CogVideoX LoRAs come in. Chain several for several "

@@ -10,8 +10,9 @@ from . import common
 class PositionInterpolation(io.ComfyNode):
     @classmethod
     def define_schema(cls):
-        return io.Schema(
+        return common.schema(
             node_id="CogVideoXFunPositionInterpolation",
+            search_aliases=("riflex", "rope", "long video", "position embedding", "extrapolation", "FunRiflex"),
             display_name="Position Interpolation",
             category=f"{common.CATEGORY}/model",
             description="How the trained positions become those of another size or length. Without this node the "

@@ -26,8 +26,18 @@ BUCKETS = {label(bucket): bucket for bucket in ASPECT_RATIOS_512}
 class Resolution(io.ComfyNode):
     @classmethod
     def define_schema(cls):
-        return io.Schema(
+        return common.schema(
             node_id="CogVideoXFunResolution",
+            search_aliases=(
+                "size",
+                "aspect ratio",
+                "bucket",
+                "width and height",
+                "video size",
+                "token length",
+                "base resolution",
+                "CogVideoXFunResizeToClosestBucket",
+            ),
             display_name="Resolution",
             category=f"{common.CATEGORY}/latent",
             description="Choose a size that the models were trained on, and the length that goes with it. What was "

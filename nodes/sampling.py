@@ -18,8 +18,24 @@ DDIM = "cogvideox_ddim"
 class Sampler(io.ComfyNode):
     @classmethod
     def define_schema(cls):
-        return io.Schema(
+        return common.schema(
             node_id="CogVideoXFunSampler",
+            search_aliases=(
+                "ksampler",
+                "sample",
+                "denoise",
+                "generate",
+                "ddim",
+                "video to video",
+                "v2v",
+                "vid2vid",
+                "t2v",
+                "i2v",
+                "CogVideoSampler",
+                "CogVideoXFunT2VSampler",
+                "CogVideoXFunInpaintSampler",
+                "CogVideoXFunV2VSampler",
+            ),
             display_name="Sampler",
             category=f"{common.CATEGORY}/sampling",
             description="Sample a video with the authors' DDIM, or with any sampler of the host over the model's own "
@@ -121,8 +137,9 @@ class Sampler(io.ComfyNode):
 class Scheduler(io.ComfyNode):
     @classmethod
     def define_schema(cls):
-        return io.Schema(
+        return common.schema(
             node_id="CogVideoXFunScheduler",
+            search_aliases=("sigmas", "noise schedule", "steps", "basic scheduler", "trailing", "BasicScheduler"),
             display_name="Scheduler",
             category=f"{common.CATEGORY}/sampling",
             description="The model's own noise schedule as SIGMAS, for SamplerCustom and SamplerCustomAdvanced.",

@@ -9,8 +9,9 @@ from . import common
 class ContextWindows(io.ComfyNode):
     @classmethod
     def define_schema(cls):
-        return io.Schema(
+        return common.schema(
             node_id="CogVideoXFunContextWindows",
+            search_aliases=("context options", "long video", "sliding window", "loop", "CogVideoContextOptions"),
             display_name="Context Windows",
             category=f"{common.CATEGORY}/model",
             description="Sample a clip that is longer than the model takes in overlapping windows, with the host's "
