@@ -198,7 +198,7 @@ def run(host: Host, base: Path, wanted: Request, args) -> torch.Tensor:
     """Run the shipped start-and-end-image workflow and read back its video, F H W 3 of 0..1."""
     workflow = json.loads(WORKFLOW.read_text())
     fill_in(workflow, base, wanted, args)
-    with serve(host, base) as server, tqdm(bar_format="ComfyUI is working: {elapsed}") as bar:
+    with serve(host, base) as server, tqdm(bar_format="ComfyUI is working: {elapsed}", disable=None) as bar:
         history = server.wait(server.queue(workflow), on_tick=bar.update)
         message = error_of(history)
         if message:

@@ -44,12 +44,24 @@ def read_video(path: Path) -> torch.Tensor:
     return torch.from_numpy(np.stack(frames)).float() / 255
 
 
-def contact_sheet(path: Path, video: torch.Tensor, columns: int = 5) -> None:
-    """Write all frames as one picture, row by row."""
-    frames = to_uint8(video)
-    rows = -(-len(frames) // columns)
-    height, width = frames.shape[1:3]
+def contact_sheet(path: Path, video: torch.Tensor, start: torch.Tensor, end: torch.Tensor, columns: int = 5) -> None:
+    """Write all frames as one picture, row by row, between the given images, each in a white frame.
+
+    Args:
+        video: F H W 3 of 0..1.
+        start, end: one image each, of the video's size.
+    """
+    cells = [framed(start), *to_uint8(video), framed(end)]
+    rows = -(-len(cells) // columns)
+    height, width = cells[0].shape[:2]
     sheet = Image.new("RGB", (columns * width, rows * height))
-    for i, frame in enumerate(frames):
-        sheet.paste(Image.fromarray(frame), (i % columns * width, i // columns * height))
+    for i, cell in enumerate(cells):
+        sheet.paste(Image.fromarray(cell), (i % columns * width, i // columns * height))
     sheet.save(path)
+
+
+def framed(image: torch.Tensor, line: int = 3) -> np.ndarray:
+    """1 H W 3 with a white line at its edges."""
+    cell = np.full_like(to_uint8(image[0]), 255)
+    cell[line:-line, line:-line] = to_uint8(image[0])[line:-line, line:-line]
+    return cell

@@ -53,9 +53,9 @@ def main() -> None:
             video = comfy.run(host, Path(folder), wanted, args)
     args.output.mkdir(parents=True, exist_ok=True)
     media.write_mp4(args.output / "demo.mp4", video)
-    media.contact_sheet(args.output / "demo.png", video)
+    media.contact_sheet(args.output / "demo.png", video, wanted.start, wanted.end)
     print(f"{len(video)} frames in {time.monotonic() - started:.0f} seconds: {args.output / 'demo.mp4'}")
-    print(f"and all of them as one picture: {args.output / 'demo.png'}")
+    print(f"and all of them as one picture, between the two given images: {args.output / 'demo.png'}")
 
 
 if __name__ == "__main__":

@@ -15,7 +15,7 @@ def run(wanted: Request, args) -> torch.Tensor:
     extra = pipeline.condition(video, mask)
     noise = pipeline.noise(args.width, args.height, args.length, args.seed)
     texts = pipeline.text_encoder(wanted.prompt), pipeline.text_encoder(wanted.negative)
-    with tqdm(total=args.steps, desc="sampling", unit="step") as bar:
+    with tqdm(total=args.steps, desc="sampling", unit="step", disable=None) as bar:
         latent = pipeline.sample(
             noise, *texts, extra, steps=args.steps, cfg=wanted.cfg, callback=lambda *_: bar.update()
         )
