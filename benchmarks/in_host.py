@@ -13,9 +13,8 @@ from pathlib import Path
 import torch
 
 from ..demo.comfy import find_host
-from .live_bytes import trace
-from .timed import by_turns, random_
-from .traced import CONFIGS, META, SIZES, call_inputs
+from .timed import by_turns
+from .traced import SIZES
 
 RUN = Path(__file__).resolve().parent / "run.py"
 STEPS = 50
@@ -44,59 +43,11 @@ def measure(path: Path) -> dict:
     args.cpu = args.use_pytorch_cross_attention = True
     found = {}
     if importlib.util.find_spec("comfy.ldm.cogvideo"):
-        found["native"] = {size: trace_native(latent) for size, latent in SIZES.items()}
-        found["native"]["decode"] = trace_native_decode(SIZES["480x720x49"])
-        found["native"]["call"] = time_native()
+        from . import native
+
+        found["native"] = native.measure()
     found["loop"] = time_loops()
     return found
-
-
-def native_transformer(config, **where) -> torch.nn.Module:
-    import comfy.ops
-    from comfy.ldm.cogvideo.model import CogVideoXTransformer3DModel
-
-    return CogVideoXTransformer3DModel(
-        num_attention_heads=config.num_attention_heads,
-        num_layers=config.num_layers,
-        in_channels=config.in_channels,
-        text_embed_dim=config.text_embed_dim,
-        use_rotary_positional_embeddings=config.use_rotary_positional_embeddings,
-        operations=comfy.ops.disable_weight_init,
-        **where,
-    ).requires_grad_(False)
-
-
-def trace_native(latent: tuple[int, int, int], batch: int = 2) -> int:
-    """Peak bytes of one call of the host's own 5B, both prompts at once."""
-    config = CONFIGS["5B"]
-    with torch.device("meta"):
-        model = native_transformer(config, **META).to(torch.bfloat16)
-    noise, extra, timestep, text = call_inputs(config, latent, batch)
-    x = torch.cat([noise, extra], dim=1)
-    return trace(lambda: model(x, timestep, text)).peak
-
-
-def trace_native_decode(latent: tuple[int, int, int]) -> int:
-    from comfy.ldm.cogvideo.vae import AutoencoderKLCogVideoX
-
-    with torch.device("meta"):
-        vae = AutoencoderKLCogVideoX().to(torch.bfloat16).requires_grad_(False)
-    z = torch.empty(1, 16, *latent, **META)
-    return trace(lambda: vae.decode(z)).peak
-
-
-def time_native(rounds: int = 9) -> dict:
-    """The call of `timed.time_transformer`, ours by turns with the native one, which computes other numbers."""
-    from ..model_loading.transformer import CogVideoXTransformer
-    from .timed import TIMED, timed_inputs
-
-    ours, native = CogVideoXTransformer(TIMED).requires_grad_(False), native_transformer(TIMED)
-    random_(ours), random_(native)
-    x, timestep, text = timed_inputs()
-    seconds, peers, *_ = by_turns(
-        lambda: ours(x[:, :16], timestep, text, extra_latents=x[:, 16:]), lambda: native(x, timestep, text), rounds
-    )
-    return {"ours": seconds, "native": peers}
 
 
 def time_loops(rounds: int = 9) -> dict:

@@ -104,6 +104,15 @@ def loading_rows() -> Iterator[Row]:
         )  # fmt: skip
 
 
+def number_rows(numbers: dict) -> Iterator[Row]:
+    """What the tests hold ours to, and what the native model gives."""
+    yield Row("opens a CogVideoX-Fun 2B InP checkpoint", "yes", native=f"no: {numbers['opens']}")
+    for size in ("480x720", "512x512"):
+        off = numbers[f"rope {size}"]
+        yield Row(f"5B rotary positions at {size}, off the authors'", "within 1e-5", native=f"{off:.0%} (RMS)")
+    yield Row("2B noise levels, off the authors'", "within 1e-5", native=f"up to {numbers['sigmas']:.0%}")
+
+
 def loop_rows(loop: dict) -> Iterator[Row]:
     cost = loop["ours"] / loop["host"] - 1
     yield Row(
@@ -119,6 +128,8 @@ def measure_all() -> tuple[list[Row], list[tuple[int, int]]]:
         log.warning("no ComfyUI found: its native model and its loop are left out")
     native = host.get("native", {})
     rows = [*timed_rows(native), *transformer_rows(native), *vae_rows(native), *loading_rows()]
+    if native:
+        rows += number_rows(native["numbers"])
     if "loop" in host:
         rows += loop_rows(host["loop"])
     curve = [(traced.tokens_of(latent), traced.trace_transformer("5B", latent).peak) for latent in CURVE]
