@@ -46,6 +46,15 @@ def test_activations_grow_with_the_tokens_and_no_faster():
     assert max(rates) <= 1.25 * min(rates), rates
 
 
+@pytest.mark.parametrize("latent", [(3, 60, 60), (13, 128, 128)])
+def test_attention_runs_once_a_block_at_any_length(monkeypatch, latent):
+    calls = []
+    kept = blocks.Attention.forward
+    monkeypatch.setattr(blocks.Attention, "forward", lambda *args: calls.append(1) or kept(*args))
+    traced.trace_transformer("5B", latent, layers=3)
+    assert len(calls) == 3
+
+
 def test_vae_decode():
     whole = traced.trace_decode(SMALL).peak
     assert whole <= 7.5e9 and traced.trace_decode(SMALL, traced.TILE).peak <= 4e9
