@@ -125,9 +125,11 @@ def test_requires_what_it_imports(unpacked, project):
 
 
 def test_runs_alone_without_a_host(unpacked, tmp_path):
-    """The pack is imported and the nano model makes a clip, in a process that sees nothing of the repository."""
+    """The pack is imported and the nano model makes a clip, in a process that sees nothing of the repository, nor
+    diffusers: that is the one requirement that ComfyUI has not, and only the recipes' schedulers need it."""
     script = f"""
 import importlib, importlib.util, json, pathlib, sys
+sys.modules["diffusers"] = None
 root = pathlib.Path({str(unpacked)!r})
 where = {{"submodule_search_locations": [str(root)]}}
 spec = importlib.util.spec_from_file_location("published", root / "__init__.py", **where)
