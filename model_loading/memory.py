@@ -17,8 +17,8 @@ SPARE = 1.1  # declared over traced
 def transformer_bytes(config: TransformerConfig, shape: Sequence[int], element: int) -> float:
     """One call of the transformer.
 
-    In copies of the token stream: 6.6 where attention has its tokens, normed ones, q, k, v and the part that is being
-    turned; 3 in the feed-forward, and 5 of its slice. An additive table stays beside them in float32.
+    In copies of the token stream: 5.6 where attention has its tokens, normed ones, q, k, v and the part that is being
+    turned; 3 in the feed-forward, and 4 of its slice. An additive table stays beside them in float32.
 
     Args:
         shape: of the sampled latent, B C T h w.
@@ -27,7 +27,7 @@ def transformer_bytes(config: TransformerConfig, shape: Sequence[int], element: 
     patch = config.patch_size**2 * (config.patch_size_t or 1)
     tokens = math.prod(shape[2:]) / patch + config.max_text_seq_length
     batch = shape[0] * tokens
-    copies = max(6.6 * batch, 3 * batch + 5 * min(tokens, TOKENS_AT_ONCE) * shape[0])
+    copies = max(5.6 * batch, 3 * batch + 4 * min(tokens, TOKENS_AT_ONCE) * shape[0])
     table = 0 if config.use_rotary_positional_embeddings else 4 * tokens
     return SPARE * config.dim * (copies * element + table)
 

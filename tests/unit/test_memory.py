@@ -39,11 +39,12 @@ def test_activations_do_not_depend_on_how_many_blocks_there_are():
 
 
 def test_activations_grow_with_the_tokens_and_no_faster():
-    """3,000 to 50,000 tokens: bytes a token within 25 %, since slices of fixed size weigh more in short runs."""
+    """3,000 to 50,000 tokens: bytes a token within 30 %, since one slice of the feed-forward holds all of a short run,
+    and within 1 % where it holds a part."""
     rates = []
     for latent in ((3, 60, 60), (13, 60, 64), (13, 90, 90), (13, 128, 128)):
         rates.append(traced.trace_transformer("5B", latent, layers=2).peak / traced.tokens_of(latent))
-    assert max(rates) <= 1.25 * min(rates), rates
+    assert max(rates) <= 1.3 * min(rates) and max(rates[1:]) <= 1.01 * min(rates), rates
 
 
 @pytest.mark.parametrize("latent", [(3, 60, 60), (13, 128, 128)])
