@@ -32,6 +32,7 @@ WHERE = {
     "search_result": "//*[@role = 'option'][contains(normalize-space(), '{}')]",
     "prompt": "//*[contains(@class, 'graphdialog')]//input",
     "menu_entry": "//*[contains(@class, 'litecontextmenu')]//*[contains(@class, 'litemenu-entry')][. = '{}']",
+    "fit_view": "//button[starts-with(@aria-label, 'Fit View')]",
     "help_button": "//*[@data-testid = 'info-button']",
     "help": "//*[contains(@class, 'node-help-content')]//*[contains(@class, 'markdown-content')]",
     # 1.27 shows errors in a dialog; 1.49 in a note over the canvas that leads to a panel with more behind an icon
@@ -73,13 +74,26 @@ if (!window.watched) {
 window.watched = {progress: [], previews: [], shown: {}, titles: [], end: null};
 """
 
+STILL = """
+const ds = window.comfyAPI.app.app.canvas.ds, view = () => [ds.scale, ...ds.offset].join();
+for (let before = view(), same = 0; same < 6; before = view()) {
+    await new Promise(done => setTimeout(done, 100));
+    same = view() == before ? same + 1 : 0;
+}
+"""
+
 GEOMETRY = """
 const [id, part, name] = arguments;
 const app = window.comfyAPI.app.app, canvas = app.canvas, node = app.graph.getNodeById(id);
-canvas.ds.scale = 1;
-canvas.centerOnNode(node);
-canvas.draw(true, true);
-await new Promise(done => setTimeout(done, 100));
+const view = () => [canvas.ds.scale, ...canvas.ds.offset].join();
+for (let tries = 0; tries < 20; tries++) {  // the front end may still be moving its view
+    canvas.ds.scale = 1;
+    canvas.centerOnNode(node);
+    canvas.draw(true, true);
+    const before = view();
+    await new Promise(done => setTimeout(done, 150));
+    if (view() == before) break;
+}
 let at;
 if (part == 'title') at = [node.pos[0] + node.size[0] / 2, node.pos[1] - 12];
 if (part == 'input') at = node.getInputPos(node.inputs.findIndex(slot => slot.name == name));
@@ -175,7 +189,7 @@ class FrontEnd:
         self.page.click(WHERE["category"].format(PACK))
         self.page.click(WHERE["card"].format(name))
         self.page.wait_for(f"{APP}.graph.nodes.length && !{APP}.graph.nodes.some(node => node.old)", seconds=20)
-        time.sleep(0.5)  # a dialog about what is missing comes after the nodes
+        self.page.run(STILL)  # the view is fitted, and a dialog about what is missing comes, after the nodes
 
     def drag_from_library(self, title: str) -> int:
         """Find a node in the node library, drag it into the middle of the canvas, and return its id."""
@@ -228,6 +242,15 @@ class FrontEnd:
     def where(self, node: int, part: str, name: str = "") -> tuple[float, float]:
         """Bring a node into the middle; the place of its title, or of an input, output or widget of that name."""
         return tuple(self.page.run(GEOMETRY, node, part, name))
+
+    def out_of_view(self, node: int) -> bool:
+        """Whether a part of a node's width lies outside of the canvas."""
+        return self.app(
+            "const [id] = arguments, canvas = app.canvas, node = app.graph.getNodeById(id);"
+            "const [left] = canvas.ds.convertOffsetToCanvas(node.pos);"
+            "return left < 0 || left + node.size[0] * canvas.ds.scale > canvas.canvas.getBoundingClientRect().width",
+            node,
+        )
 
     def set_widget(self, node: int, name: str, value) -> None:
         """Set a widget by mouse and keyboard: a text, a number (both typed), or a choice (from its menu)."""
@@ -286,8 +309,8 @@ class FrontEnd:
         return self.page.run("return window.watched")
 
     def fit_view(self) -> None:
-        """Bring the whole graph into view, by the key for it."""
-        self.page.type(".")
+        """Bring the whole graph into view, by the button for it below the canvas."""
+        self.page.click(WHERE["fit_view"])
 
     def shown_videos(self) -> list[dict]:
         """The saved videos that are shown and can be played: width, height, seconds and file name."""
@@ -299,7 +322,11 @@ class FrontEnd:
         )
 
     def wait_for_video(self, seconds: float = 20, other_than: Sequence[dict] = ()) -> dict:
-        """Wait until a saved video is shown, one that was not shown before; see `shown_videos`."""
+        """Wait until a saved video is shown, one that was not shown before; see `shown_videos`.
+
+        Raises:
+            TimeoutError: there is none, or it is out of view.
+        """
         names = {video["name"] for video in other_than}
         deadline = time.monotonic() + seconds
         while True:
