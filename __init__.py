@@ -9,10 +9,11 @@ WEB_DIRECTORY = "./web"
 async def comfy_entrypoint():
     from comfy_api.latest import ComfyExtension
 
+    from .nodes.compose import CompositeSource
     from .nodes.conditioning import ControlConditioning, ImageConditioning, InpaintConditioning
     from .nodes.latents import EmptyLatent, VAEDecode, VAEEncode
     from .nodes.loaders import LoraLoader, ModelLoader, TextEncoderLoader, VAELoader
-    from .nodes.masks import MaskResize3D, StartEndImage
+    from .nodes.masks import MaskAdjust, MaskResize3D, StartEndImage
     from .nodes.positions import PositionInterpolation
     from .nodes.resolution import Resolution
     from .nodes.sampling import Sampler, Scheduler
@@ -36,6 +37,8 @@ async def comfy_entrypoint():
         Sampler,
         Scheduler,
         VAEDecode,
+        MaskAdjust,
+        CompositeSource,
     ]
 
     class CogVideoXFunExtension(ComfyExtension):

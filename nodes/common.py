@@ -25,17 +25,19 @@ DENOISE_TOOLTIP = (
 MASK_TOOLTIP = "1 (white) = generate, 0 (black) = keep."
 
 
-def schema(*, search_aliases: tuple[str, ...] = (), **fields) -> io.Schema:
+def schema(*, search_aliases: tuple[str, ...] = (), shows_picture: bool = False, **fields) -> io.Schema:
     """The definition of a node.
 
     Args:
         search_aliases: what else people type to find the node. Hosts whose Schema has no such field, as 0.3.64, search
             by name and id alone.
+        shows_picture: a picture appears under the node though it ends no graph. Newer hosts must be told, to show it
+            again when the node's result comes from their cache; 0.3.64 does so by itself.
         fields: those of the host's Schema.
     """
-    if "search_aliases" in io.Schema.__dataclass_fields__:
-        fields["search_aliases"] = list(search_aliases)
-    return io.Schema(**fields)
+    newer = {"search_aliases": list(search_aliases), "has_intermediate_output": shows_picture}
+    known = io.Schema.__dataclass_fields__
+    return io.Schema(**fields, **{name: value for name, value in newer.items() if name in known})
 
 
 def size_inputs() -> list:

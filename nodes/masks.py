@@ -1,21 +1,49 @@
-"""Start and end images to a video and its mask; masks to the latent's size."""
+"""Start and end images to a video and its mask; masks adjusted, and brought to the latent's size."""
 
-from comfy_api.latest import io
+import logging
 
+from comfy_api.latest import io, ui
+
+from ..sampling.mask_edit import adjust_mask
 from ..sampling.masks import build_start_end, mask_to_latent
+from ..sampling.sheets import mask_sheet, video_sheet
 from . import common
 from .latents import fit_length, latent_shape
+
+log = logging.getLogger(__name__)
+
+
+def preview(sheet) -> ui.PreviewImage | None:
+    """A picture under the node; a full disk costs the picture and not the run."""
+    try:
+        return ui.PreviewImage(sheet)
+    except OSError as error:
+        log.warning("no preview of the mask: %s", error)
+        return None
 
 
 class StartEndImage(io.ComfyNode):
     @classmethod
     def define_schema(cls):
-        return io.Schema(
+        return common.schema(
             node_id="CogVideoXFunStartEndImage",
             display_name="Start/End Image Mask Builder",
             category=f"{common.CATEGORY}/mask",
+            shows_picture=True,
+            search_aliases=(
+                "i2v",
+                "img2vid",
+                "image to video",
+                "first last frame",
+                "flf2v",
+                "start image",
+                "end image",
+                "CogVideoXFunInpaintSampler",
+                "CogVideoImageEncodeFunInP",
+            ),  # fmt: skip
             description="Make a video that begins and ends with given images, and the mask of what is to be generated "
-            "between them. Without images everything is generated.",
+            "between them. Without images everything is generated. The picture below shows both: what is striped is "
+            "generated.",
             inputs=[
                 *common.size_inputs(),
                 common.length_input(),
@@ -45,18 +73,21 @@ class StartEndImage(io.ComfyNode):
         cls, width=720, height=480, length=49, fit="crop", start_image=None, end_image=None, model=None
     ) -> io.NodeOutput:
         length = fit_length(length, model)
-        return io.NodeOutput(*build_start_end(width, height, length, start_image, end_image, fit))
+        video, mask = build_start_end(width, height, length, start_image, end_image, fit)
+        return io.NodeOutput(video, mask, ui=preview(video_sheet(video, mask)))
 
 
 class MaskResize3D(io.ComfyNode):
     @classmethod
     def define_schema(cls):
-        return io.Schema(
+        return common.schema(
             node_id="CogVideoXFunMaskResize3D",
             display_name="Mask Resize 3D",
             category=f"{common.CATEGORY}/mask",
+            shows_picture=True,
+            search_aliases=("latent mask", "resize mask", "inpaint mask", "video mask"),
             description="Bring a mask over a video to a latent's frames, height and width: the first alone, then "
-            "the others together.",
+            "the others together. The picture below shows the latent's frames: white is generated, black is kept.",
             inputs=[
                 io.Mask.Input(
                     "mask", tooltip=f"{common.MASK_TOOLTIP} One frame, or as many as the video. Any height and width."
@@ -74,4 +105,49 @@ class MaskResize3D(io.ComfyNode):
 
     @classmethod
     def execute(cls, mask, latent, soft=False) -> io.NodeOutput:
-        return io.NodeOutput(mask_to_latent(mask, *latent_shape(latent)[2:], soft=soft))
+        resized = mask_to_latent(mask, *latent_shape(latent)[2:], soft=soft)
+        return io.NodeOutput(resized, ui=preview(mask_sheet(resized)))
+
+
+class MaskAdjust(io.ComfyNode):
+    @classmethod
+    def define_schema(cls):
+        return common.schema(
+            node_id="CogVideoXFunMaskAdjust",
+            display_name="Adjust Mask",
+            category=f"{common.CATEGORY}/mask",
+            shows_picture=True,
+            search_aliases=("grow mask", "expand mask", "shrink mask", "blur mask", "feather mask", "invert mask"),
+            description="Invert, then grow, then blur a mask, each frame on its own.",
+            inputs=[
+                io.Mask.Input("mask", tooltip=common.MASK_TOOLTIP),
+                io.Int.Input(
+                    "grow",
+                    default=0,
+                    min=-512,
+                    max=512,
+                    tooltip="Pixels by which what is generated grows in every direction, by a square; negative "
+                    "shrinks it. A region that covers its object with 16 pixels to spare leaves no seam of it.",
+                ),
+                io.Float.Input(
+                    "blur",
+                    default=0.0,
+                    min=0.0,
+                    max=128.0,
+                    step=0.5,
+                    tooltip="Sigma of a Gaussian blur in pixels, 0 = none. VAE Encode and Mask Resize 3D cut at 0.5 "
+                    "unless soft is on; Composite with Source blends by it.",
+                ),
+                io.Boolean.Input(
+                    "invert",
+                    default=False,
+                    tooltip="Turn the mask round first: for masks that are white where the picture is kept.",
+                ),
+            ],
+            outputs=[io.Mask.Output(display_name="mask", tooltip=common.MASK_TOOLTIP)],
+        )
+
+    @classmethod
+    def execute(cls, mask, grow=0, blur=0.0, invert=False) -> io.NodeOutput:
+        adjusted = adjust_mask(mask, grow, blur, invert)
+        return io.NodeOutput(adjusted, ui=preview(mask_sheet(adjusted)))

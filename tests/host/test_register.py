@@ -51,6 +51,8 @@ NODES = {
     ),
     "Scheduler": (["model", "steps", "spacing", "denoise"], ["SIGMAS"]),
     "VAEDecode": (["vae", "latent", "tile_size", "overlap"], ["IMAGE"]),
+    "MaskAdjust": (["mask", "grow", "blur", "invert"], ["MASK"]),
+    "CompositeSource": (["video", "source", "match_colors", "paste_known", "mask?"], ["IMAGE"]),
 }
 DEFAULTS = {
     "width": (720, 16, 2048, 16),
@@ -75,6 +77,9 @@ DEFAULTS = {
     "riflex_k": (0, 0, 8, None),
     "context_length": (49, 1, 1001, 4),
     "context_overlap": (16, 0, 1000, 4),
+    "grow": (0, -512, 512, None),
+    "blur": (0.0, 0.0, 128.0, 0.5),
+    "match_colors": (1.0, 0.0, 1.0, 0.05),
 }
 
 

@@ -1,0 +1,107 @@
+"""A generated video and the one that it was made from: colours matched, and what was to be kept pasted back."""
+
+import dataclasses
+from collections.abc import Iterator
+
+import torch
+
+from .libraries import import_kornia
+from .masks import check_image, fit_mask
+
+FRAMES_AT_ONCE = 8
+CONTRAST_LIMITS = (0.5, 2.0)  # a flat region says little of the contrast of the whole
+
+
+@dataclasses.dataclass(frozen=True)
+class Colors:
+    """Mean and standard deviation of L, a and b, [3] each, float64."""
+
+    mean: torch.Tensor
+    deviation: torch.Tensor
+
+
+def composite(
+    video: torch.Tensor,
+    source: torch.Tensor,
+    mask: torch.Tensor | None = None,
+    match_colors: float = 1.0,
+    paste_known: bool = True,
+) -> torch.Tensor:
+    """Give a generated video the colours of its source, and the source's own pixels where they were to be kept.
+
+    Args:
+        video: F H W 3, 0..1.
+        source: as many frames or more (the rest is left out), of the same size, 0..1.
+        mask: F H W, 1 = generated; values between blend. None: nothing is pasted, and colours are compared over all.
+        match_colors: 0 leaves them, 1 matches mean and contrast of L, a and b over the whole video (Reinhard et al.
+            2001), measured where the source was kept.
+        paste_known: take the source's pixels where the mask is 0, to the bit.
+
+    Returns:
+        F H W 3, 0..1.
+
+    Raises:
+        ValueError: fewer frames or another size, or a match_colors outside 0..1.
+    """
+    if not 0 <= match_colors <= 1:
+        raise ValueError(f"match_colors is {match_colors}, expected 0 (leave the colours) to 1 (match them)")
+    check_image(video, "video")
+    check_image(source, "source")
+    length, height, width = video.shape[:3]
+    if source.shape[1:3] != (height, width):
+        raise ValueError(
+            f"the source is {source.shape[2]} x {source.shape[1]}, but the video {width} x {height}: give the source "
+            "as it went into VAE Encode, at the video's size"
+        )
+    if len(source) < length:
+        raise ValueError(
+            f"the source has {len(source)} frames, but the video {length}: give the one that the video was made from"
+        )
+    source = source[:length].to(video)
+    if mask is not None:
+        mask = fit_mask(mask, length, height, width, soft=True).clamp(0, 1).to(video)
+    result = recolored(video, source, mask, match_colors) if match_colors else video.clone()
+    if mask is not None and paste_known:
+        for part in parts(length):
+            share = mask[part, ..., None]
+            result[part] = torch.where(share == 0, source[part], torch.lerp(source[part], result[part], share))
+    return result
+
+
+def parts(length: int) -> Iterator[slice]:
+    for start in range(0, length, FRAMES_AT_ONCE):
+        yield slice(start, start + FRAMES_AT_ONCE)
+
+
+def recolored(video, source, mask, strength: float) -> torch.Tensor:
+    """``video`` with the colours of ``source``, in part where ``strength`` is below 1."""
+    lab_to_rgb = import_kornia().color.lab_to_rgb
+    kept = None if mask is None or (mask >= 1).all() else 1 - mask
+    ours, theirs = measure(video, kept), measure(source, kept)
+    contrast = (theirs.deviation / ours.deviation.clamp(min=1e-6)).clamp(*CONTRAST_LIMITS)
+    contrast = torch.where(ours.deviation < 1e-3, 1.0, contrast)  # nothing to stretch
+    result = torch.empty_like(video)
+    for part in parts(len(video)):
+        lab = to_lab(video[part])
+        matched = (lab - ours.mean.to(lab)) * contrast.to(lab) + theirs.mean.to(lab)
+        rgb = lab_to_rgb(matched.movedim(-1, 1)).movedim(1, -1)  # B C H W, as kornia has it
+        result[part] = torch.lerp(video[part], rgb.to(video), strength)
+    return result
+
+
+def to_lab(video: torch.Tensor) -> torch.Tensor:
+    """F H W 3 of RGB, 0..1 -> F H W 3 of L (0..100), a and b, float32."""
+    return import_kornia().color.rgb_to_lab(video.float().clamp(0, 1).movedim(-1, 1)).movedim(1, -1)
+
+
+def measure(video: torch.Tensor, weight: torch.Tensor | None) -> Colors:
+    """The colours of a whole video, each pixel counted by F H W ``weight``."""
+    count, total, square = 0.0, torch.zeros(3, dtype=torch.float64), torch.zeros(3, dtype=torch.float64)
+    for part in parts(len(video)):
+        lab = to_lab(video[part]).cpu().double()
+        share = torch.ones(lab.shape[:3], dtype=torch.float64) if weight is None else weight[part].cpu().double()
+        count += float(share.sum())
+        total += (lab * share[..., None]).sum(dim=(0, 1, 2))
+        square += (lab.square() * share[..., None]).sum(dim=(0, 1, 2))
+    mean = total / count
+    return Colors(mean, (square / count - mean.square()).clamp(min=0).sqrt())

@@ -1,0 +1,88 @@
+"""Colours matched to the source, and the source pasted back, on a real photograph."""
+
+import pytest
+import torch
+from cogvideox_fun.demo.media import photographs
+from cogvideox_fun.sampling.composite import composite
+from cogvideox_fun.sampling.masks import resize_image
+
+
+@pytest.fixture(scope="module")
+def source():
+    """Eleven frames of a photograph that moves, 64 x 96."""
+    image = resize_image(photographs()[0], 128, 64)[0]
+    return torch.stack([image[:, i : i + 96] for i in range(11)])
+
+
+@pytest.fixture
+def mask():
+    mask = torch.zeros(11, 64, 96)
+    mask[:, 16:48, 32:64] = 1
+    return mask
+
+
+def cast(video: torch.Tensor) -> torch.Tensor:
+    """Warmer, darker and flatter."""
+    return (video * torch.tensor([0.8, 0.7, 0.6]) + 0.1).clamp(0, 1)
+
+
+def test_a_colour_cast_is_removed(source):
+    """To a third of it; what is left is in the shape of the curve, which mean and contrast can't undo."""
+    off = (cast(source) - source).abs().mean()
+    left = (composite(cast(source), source) - source).abs().mean()
+    assert off > 0.07 and left < off / 3
+    half = (composite(cast(source), source, match_colors=0.5) - source).abs().mean()
+    assert 0.4 * off < half < 0.6 * off
+
+
+def test_a_video_with_the_sources_colours_stays(source):
+    assert (composite(source, source) - source).abs().max() < 1e-3
+    assert torch.equal(composite(cast(source), source, match_colors=0.0), cast(source))
+
+
+def test_the_known_part_comes_back_to_the_bit(source, mask):
+    video = torch.rand(11, 64, 96, 3, generator=torch.Generator().manual_seed(0))
+    for match in (0.0, 1.0):
+        result = composite(video, source, mask, match)
+        assert torch.equal(result[mask == 0], source[mask == 0])
+        assert not torch.equal(result[mask == 1], source[mask == 1])
+    assert torch.equal(composite(video, source, mask, 0.0)[mask == 1], video[mask == 1])
+    assert torch.equal(composite(video, source, mask, 0.0, paste_known=False), video)
+
+
+def test_a_feathered_mask_blends(source):
+    half = torch.full((1, 64, 96), 0.25)
+    result = composite(torch.ones_like(source), source, half, match_colors=0.0)
+    torch.testing.assert_close(result, 0.25 + 0.75 * source)
+
+
+def test_colours_are_measured_where_the_source_was_kept(source, mask):
+    """What is new may have colours of its own: a red square in a cast video comes out as red, without the cast."""
+    video = source.clone()
+    video[mask == 1] = torch.tensor([0.9, 0.1, 0.1])
+    result = composite(cast(video), source, mask)
+    assert (result - video).abs().mean() < (cast(video) - video).abs().mean() / 4
+
+
+def test_a_flat_region_does_not_blow_up_the_contrast(source, mask):
+    """The kept part is one grey, which says nothing of the contrast."""
+    grey = torch.full_like(source, 0.5)
+    video = source * mask[..., None] + 0.5 * (1 - mask[..., None])
+    assert (composite(video, grey, mask, paste_known=False) - video).abs().max() < 1e-3
+
+
+def test_all_generated_measures_over_all(source):
+    ones = torch.ones(1, 64, 96)
+    torch.testing.assert_close(composite(cast(source), source, ones), composite(cast(source), source))
+
+
+def test_lengths_and_sizes(source, mask):
+    """A source longer than the video is cut, as VAE Encode cut it; anything else is an error with both numbers."""
+    video = cast(source[:9])
+    torch.testing.assert_close(composite(video, source), composite(video, source[:9]))
+    with pytest.raises(ValueError, match="source has 5 frames, but the video 9"):
+        composite(video, source[:5])
+    with pytest.raises(ValueError, match="source is 96 x 32, but the video 96 x 64"):
+        composite(video, source[:, :32])
+    with pytest.raises(ValueError, match="match_colors is 1.5"):
+        composite(video, source, match_colors=1.5)
