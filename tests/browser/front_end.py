@@ -243,6 +243,16 @@ class FrontEnd:
         """Bring a node into the middle; the place of its title, or of an input, output or widget of that name."""
         return tuple(self.page.run(GEOMETRY, node, part, name))
 
+    def label(self, node: int, name: str) -> str:
+        """What a widget is called in the language of the page."""
+        return self.app(
+            "const [id, name] = arguments;"
+            "const widget = app.graph.getNodeById(id).widgets.find(one => one.name == name);"
+            "return widget.label ?? widget.name",
+            node,
+            name,
+        )
+
     def out_of_view(self, node: int) -> bool:
         """Whether a part of a node's width lies outside of the canvas."""
         return self.app(

@@ -8,10 +8,11 @@ import time
 import pytest
 from cogvideox_fun.demo import comfy, media
 from front_end import FrontEnd
+from PIL import Image
 from webdriver import browse, find_browser
 
 NANO = "try_it_without_a_download"
-WORKFLOWS = comfy.ROOT / "workflows"
+WORKFLOWS, PICTURES = comfy.ROOT / "workflows", comfy.ROOT / "docs" / "pictures"
 NAMES = sorted(path.stem for path in WORKFLOWS.glob("*.json"))
 SAMPLER, BUILDER = "CogVideoXFunSampler", "CogVideoXFunStartEndImage"
 
@@ -88,6 +89,14 @@ def test_the_video_is_shown_and_is_the_saved_one(first_run, base):
     saved = media.read_video(path)
     assert len(saved) == 17 and saved.std() > 0.05
     assert video["seconds"] == pytest.approx(17 / 8, abs=0.1)
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_every_template_has_its_pictures(name):
+    """What screenshots.py makes: a square for the template browser, and the graph for the README."""
+    with Image.open(WORKFLOWS / f"{name}.jpg") as small, Image.open(PICTURES / f"{name}.jpg") as large:
+        assert small.size == (512, 512) and large.width == 1600
+    assert (PICTURES / f"{name}.jpg").stat().st_size <= 150_000
 
 
 @pytest.mark.parametrize("name", NAMES)
@@ -168,3 +177,37 @@ def test_the_help_page_opens(front):
     page = front.open_help(front.node(SAMPLER))
     assert "Samples a video with the authors' DDIM" in page
     assert "dynamic_cfg" in page
+
+
+@pytest.fixture
+def chinese(server):
+    """A window of a user who has chosen Simplified Chinese."""
+    server.post("/settings/Comfy.TutorialCompleted", True)
+    server.post("/settings/Comfy.Locale", "zh")
+    try:
+        with browse(find_browser(), comfy.free_port()) as page:
+            front = FrontEnd(page, server.url)
+            front.open()
+            front.close_dialogs()
+            yield front
+    finally:
+        server.post("/settings/Comfy.Locale", "en")
+
+
+def is_chinese(text: str) -> bool:
+    return any("\u4e00" <= letter <= "\u9fff" for letter in text)
+
+
+def test_the_nodes_are_chinese_for_who_reads_chinese(chinese):
+    """Titles, the names of inputs, and the help page."""
+    wanted = json.loads((comfy.ROOT / "locales" / "zh" / "nodeDefs.json").read_text(encoding="utf-8"))
+    chinese.open_templates()
+    chinese.open_template(NANO)
+    ours = {node["type"]: node["title"] for node in chinese.nodes().values() if node["type"] in wanted}
+    assert {SAMPLER, BUILDER, "CogVideoXFunModelLoader"} <= ours.keys()
+    assert ours == {kind: wanted[kind]["display_name"] for kind in ours}
+    assert all(map(is_chinese, ours.values()))
+    sampler = chinese.node(SAMPLER)
+    assert chinese.label(sampler, "steps") == wanted[SAMPLER]["inputs"]["steps"]["name"]
+    page = chinese.open_help(sampler)
+    assert is_chinese(page) and "dynamic_cfg" in page
