@@ -1,0 +1,185 @@
+"""The help pages and the translations against the schemas that a host hands out."""
+
+import json
+import re
+import urllib.error
+import urllib.request
+from decimal import Decimal
+
+import pack
+import pytest
+
+DOCS = pack.ROOT / "web" / "docs"
+HEADINGS = {"en": ("Inputs", "Outputs"), "zh": ("输入", "输出")}
+SOCKETS = {"en": ("required", "optional"), "zh": ("必需", "可选")}
+SWITCH = {"en": ("off", "on"), "zh": ("关", "开")}
+FILES = {"en": "the first one found", "zh": "找到的第一个"}
+UNITS = {
+    "pixels": ("width", "height", "tile_size", "overlap", "base_resolution"),
+    "frames": ("length", "context_length", "context_overlap"),
+}
+CHINESE_UNITS = {"pixels": "像素", "frames": "帧"}
+BRANDS = {"CLIP", "VAE", "CFG", "Sigmas"}  # are not translated
+CHINESE = re.compile(r"[\u4e00-\u9fff]")
+NUMBER = re.compile(r"-?\d+(?:\.\d+)?")
+
+
+@pytest.fixture(scope="module")
+def info(lab):
+    return {name: node for name, node in lab.server.get("/object_info").items() if name.startswith("CogVideoXFun")}
+
+
+@pytest.fixture(scope="module")
+def translated(lab):
+    return lab.server.get("/i18n")["zh"]["nodeDefs"]
+
+
+def inputs_of(node: dict) -> dict[str, tuple]:
+    """name -> (kind, options, optional); the choices of a combo in the options, whichever way the host spells them."""
+    found = {}
+    for group in ("required", "optional"):
+        for name, (kind, *rest) in node["input"].get(group, {}).items():
+            options = rest[0] if rest else {}
+            if isinstance(kind, list):
+                kind, options = "COMBO", {**options, "options": kind}
+            found[name] = kind, options, group == "optional"
+    return found
+
+
+def served(lab, path: str) -> str:
+    with urllib.request.urlopen(f"{lab.server.url}/extensions/cogvideox-fun/docs/{path}", timeout=30) as answer:
+        return answer.read().decode("utf-8")
+
+
+def help_of(lab, node_id: str, language: str) -> str:
+    """As the front end asks for it: the language's page first, then the page without a language."""
+    try:
+        return served(lab, f"{node_id}/{language}.md")
+    except urllib.error.HTTPError:
+        return served(lab, f"{node_id}.md")
+
+
+def entries(text: str, heading: str) -> dict[str, str]:
+    """What stands in the brackets behind each name of a section's list."""
+    section = re.search(rf"^## {heading}\n(.*?)(?=^## |\Z)", text, re.MULTILINE | re.DOTALL)[1]
+    return dict(re.findall(r"^- \*\*([^*]+)\*\*\s*[(（]([^)）]*)[)）]", section, re.MULTILINE))
+
+
+def check_input(name: str, stated: str, kind: str, options: dict, optional: bool, language: str) -> None:
+    where = f"{name} ({stated})"
+    if kind in ("INT", "FLOAT"):
+        expected = [options[key] for key in ("default", "min", "max")]
+        expected += [options["step"]] if options.get("step") not in (None, 1) else []
+        assert stated.startswith(kind), where
+        assert [Decimal(n) for n in NUMBER.findall(stated)] == [Decimal(str(n)) for n in expected], where
+        for unit, names in UNITS.items():
+            if name in names:
+                assert (unit if language == "en" else CHINESE_UNITS[unit]) in stated, f"{where}: no unit"
+    elif kind == "BOOLEAN":
+        assert re.split(r"[,，]\s*", stated)[1] == SWITCH[language][options["default"]], where
+    elif kind == "COMBO":
+        listed = re.findall(r"`([^`]+)`", stated)
+        if options.get("default") is None:
+            assert FILES[language] in stated, where
+        else:
+            assert listed[0] == options["default"], where
+            assert len(options["options"]) > 12 or set(listed) == set(options["options"]), where
+    else:
+        assert kind in stated and SOCKETS[language][optional] in stated, where
+
+
+@pytest.mark.parametrize("language", HEADINGS)
+def test_pages_name_every_input_and_output_with_range_and_default(lab, info, language):
+    assert len(info) >= 17
+    problems = []
+    for node_id, node in info.items():
+        text = help_of(lab, node_id, language)
+        stated, made = (entries(text, heading) for heading in HEADINGS[language])
+        inputs = inputs_of(node)
+        if list(stated) != list(inputs):
+            problems.append(f"{node_id}: the page has {list(stated)}, the schema {list(inputs)}")
+            continue
+        outputs = dict(zip(node["output_name"], node["output"], strict=True))
+        if list(made) != list(outputs) or not all(kind in made[name] for name, kind in outputs.items()):
+            problems.append(f"{node_id}: the page has {made}, the schema {outputs}")
+        for name, (kind, options, optional) in inputs.items():
+            try:
+                check_input(name, stated[name], kind, options, optional, language)
+            except AssertionError as error:
+                problems.append(f"{node_id}: {str(error).splitlines()[0]}")
+    assert not problems, "\n".join(problems)
+
+
+def test_pages_are_titled_as_the_nodes_are(lab, info):
+    titles = {node_id: help_of(lab, node_id, "en").splitlines()[0] for node_id in info}
+    assert titles == {node_id: f"# {node['display_name']}" for node_id, node in info.items()}
+
+
+def test_the_host_serves_the_pages_and_the_pictures(lab, info):
+    for node_id in info:
+        assert served(lab, f"{node_id}.md") == (DOCS / f"{node_id}.md").read_text(encoding="utf-8")
+        assert served(lab, f"{node_id}/zh.md") == (DOCS / node_id / "zh.md").read_text(encoding="utf-8")
+    url = f"{lab.server.url}/extensions/cogvideox-fun/docs/mask.png"
+    with urllib.request.urlopen(url, timeout=30) as answer:
+        assert answer.headers["Content-Type"] == "image/png"
+        assert answer.read() == (DOCS / "mask.png").read_bytes()
+
+
+def test_the_host_hands_out_the_translations(translated, info):
+    own = json.loads((pack.ROOT / "locales" / "zh" / "nodeDefs.json").read_text(encoding="utf-8"))
+    assert {name: node for name, node in translated.items() if name.startswith("CogVideoXFun")} == own
+    assert set(own) == set(info)
+
+
+def english_of(node: dict) -> dict:
+    """What the schema says, in the shape of a translation."""
+    outputs = zip(node["output_name"], node["output_tooltips"], strict=True)
+    return {
+        "display_name": node["display_name"],
+        "description": node["description"],
+        "inputs": {name: {"name": name, "tooltip": o["tooltip"]} for name, (_, o, _) in inputs_of(node).items()},
+        "outputs": {str(i): {"name": name, "tooltip": tooltip} for i, (name, tooltip) in enumerate(outputs)},
+    }
+
+
+def pairs(english, chinese, path: str):
+    """(where, English, Chinese) of every string; asserts that neither has an entry that the other lacks."""
+    if isinstance(english, str):
+        yield path, english, chinese
+        return
+    assert list(chinese) == list(english), f"{path}: {list(chinese)}, expected {list(english)}"
+    for key, value in english.items():
+        yield from pairs(value, chinese[key], f"{path}.{key}")
+
+
+def test_every_node_input_and_output_is_translated(translated, info):
+    problems = []
+    for node_id, node in info.items():
+        for path, english, chinese in pairs(english_of(node), translated[node_id], node_id):
+            if not CHINESE.search(chinese) and not (path.endswith(".name") and chinese in BRANDS):
+                problems.append(f"{path}: {chinese} is not Chinese")
+            if not path.endswith("name") and set(NUMBER.findall(english)) != set(NUMBER.findall(chinese)):
+                problems.append(f"{path}: other numbers than in {english}")
+    assert not problems, "\n".join(problems)
+
+
+def test_aliases_are_found_where_the_host_knows_them(info):
+    """Hosts from 0.4 or so search by them; on an older one the field is absent and nothing breaks."""
+    aliases = {node_id: node.get("search_aliases") for node_id, node in info.items()}
+    if not any(aliases.values()):
+        assert not any("search_aliases" in node for node in info.values())
+        return
+    assert all(aliases.values()), [node_id for node_id, names in aliases.items() if not names]
+    for node_id, names in aliases.items():
+        assert len(names) == len(set(names)) and info[node_id]["display_name"] not in names
+    finds = {
+        "i2v": "InpaintConditioning",
+        "inpaint": "InpaintConditioning",
+        "controlnet": "ControlConditioning",
+        "first last frame": "StartEndImage",
+        "LoadCogVideoXFunModel": "ModelLoader",
+        "CogVideoSampler": "Sampler",
+        "riflex": "PositionInterpolation",
+    }
+    for typed, name in finds.items():
+        assert typed in aliases[f"CogVideoXFun{name}"], typed

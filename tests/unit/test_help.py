@@ -1,0 +1,157 @@
+"""The help pages and the translations, as far as they can be checked without a host: see tests/host/test_help.py."""
+
+import ast
+import json
+import re
+from difflib import SequenceMatcher
+
+import pack
+import pytest
+
+DOCS = pack.ROOT / "web" / "docs"
+SOURCES = [path for layer in ("nodes", "model_loading", "sampling") for path in (pack.ROOT / layer).glob("*.py")]
+IDS = sorted(re.findall(r'node_id="(\w+)"', "".join(p.read_text() for p in (pack.ROOT / "nodes").glob("*.py"))))
+SECTIONS = {
+    "en": ["Inputs", "Outputs", "Example", "Errors and warnings"],
+    "zh": ["输入", "输出", "示例", "错误与警告"],
+}
+HOSTS_OWN = ("clip input is invalid", "'NoneType' object has no attribute")  # messages of the host's nodes
+THEIRS = {  # ids of the authors' nodes and of the wrapper's that begin as ours do
+    "CogVideoXFunT2VSampler",
+    "CogVideoXFunInpaintSampler",
+    "CogVideoXFunV2VSampler",
+    "CogVideoXFunResizeToClosestBucket",
+}
+CHINESE = re.compile(r"[\u4e00-\u9fff]")
+
+
+def page(node_id: str, language: str) -> str:
+    path = DOCS / f"{node_id}.md" if language == "en" else DOCS / node_id / f"{language}.md"
+    return path.read_text(encoding="utf-8")
+
+
+def section(text: str, title: str) -> str:
+    found = re.search(rf"^## {title}\n(.*?)(?=^## |\Z)", text, re.MULTILINE | re.DOTALL)
+    assert found, f"no section {title}"
+    return found[1]
+
+
+def quotes(text: str) -> list[str]:
+    """The messages that a section quotes: code with a space in it."""
+    return [" ".join(quote.split()) for quote in re.findall(r"`([^`]+)`", text) if " " in quote.strip()]
+
+
+def pages():
+    return [pytest.param(node_id, language, id=f"{node_id}-{language}") for node_id in IDS for language in SECTIONS]
+
+
+def words(text: str) -> list[str]:
+    return re.findall(r"[A-Za-z_']+", re.sub(r"%[sd]", "", text))
+
+
+@pytest.fixture(scope="module")
+def messages() -> list[list[str]]:
+    """The words of every string of the sources, without what is filled in."""
+    found = []
+    for path in SOURCES:
+        for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+            if isinstance(node, ast.JoinedStr):
+                found.append(" ".join(v.value for v in node.values if isinstance(v, ast.Constant)))
+            elif isinstance(node, ast.Constant) and isinstance(node.value, str):
+                found.append(node.value)
+    return [words(text) for text in found]
+
+
+@pytest.fixture(scope="module")
+def templates() -> dict[str, set[str]]:
+    """The nodes of every template."""
+    paths = (pack.ROOT / "workflows").glob("*.json")
+    return {path.stem: {node["type"] for node in json.loads(path.read_text())["nodes"]} for path in paths}
+
+
+def test_every_node_has_its_pages_and_no_page_is_left_over():
+    assert len(IDS) == len(set(IDS)) >= 17
+    assert {path.stem for path in DOCS.glob("*.md")} == set(IDS)
+    assert {path.parent.name for path in DOCS.glob("*/zh.md")} == set(IDS)
+    assert {path.suffix for path in DOCS.rglob("*") if path.is_file()} <= {".md", ".png"}
+
+
+@pytest.mark.parametrize("node_id, language", pages())
+def test_the_sections_of_a_page(node_id, language):
+    text = page(node_id, language)
+    titles = re.findall(r"^## (.+)$", text, re.MULTILINE)
+    assert [title for title in titles if title in SECTIONS[language]] == SECTIONS[language]
+    assert text.startswith("# ") and text.endswith("\n") and len(text.split("## ")[0].splitlines()[2]) > 15
+    assert text.count("```") % 2 == 0
+    assert len(CHINESE.findall(text)) > 150 if language == "zh" else not CHINESE.search(text)
+
+
+@pytest.mark.parametrize("node_id, language", pages())
+def test_pictures_exist_and_masks_have_one(node_id, language):
+    """The front end resolves them against docs/ whatever the language, so a page below refers to them likewise."""
+    pictures = re.findall(r"!\[[^]]+\]\(([^)]+)\)", page(node_id, language))
+    for picture in pictures:
+        assert re.fullmatch(r"[\w-]+\.png", picture) and (DOCS / picture).stat().st_size < 60_000, picture
+    has_mask = "(MASK" in page(node_id, "en")
+    assert ("mask.png" in pictures) == has_mask
+
+
+@pytest.mark.parametrize("node_id, language", pages())
+def test_the_example_names_a_template_that_has_the_node(node_id, language, templates):
+    example = section(page(node_id, language), SECTIONS[language][2])
+    named = {name for name in re.findall(r"`(\w+)`", example) if name in templates}
+    using = {name for name, nodes in templates.items() if node_id in nodes}
+    assert named <= using or not using, f"{named - using} do not have the node"
+    assert named & using or not using, f"name one of {using}"
+    assert "```" in example
+
+
+@pytest.mark.parametrize("node_id", IDS)
+def test_messages_are_those_of_the_code(node_id, messages):
+    """All words of a quoted message stand in one string in its order, but for five at most that are filled in."""
+    for quote in quotes(section(page(node_id, "en"), "Errors and warnings")):
+        if any(own in quote for own in HOSTS_OWN):
+            continue
+        quoted = words(quote)
+        candidates = [message for message in messages if len(set(quoted) - set(message)) <= 5]
+        shared = max(
+            (sum(b.size for b in SequenceMatcher(None, quoted, m, False).get_matching_blocks()) for m in candidates),
+            default=0,
+        )
+        assert shared >= max(len(quoted) - 5, 0.6 * len(quoted), 1), f"no message says {quote}"
+
+
+@pytest.mark.parametrize("node_id", IDS)
+def test_both_languages_quote_the_same_messages(node_id):
+    english, chinese = (quotes(section(page(node_id, lang), SECTIONS[lang][3])) for lang in ("en", "zh"))
+    assert english == chinese and english
+
+
+def test_the_translations_hold_every_node_and_nothing_that_the_front_end_would_read_as_syntax():
+    """Messages of vue-i18n: braces interpolate, @ links, | separates plurals."""
+    text = (pack.ROOT / "locales" / "zh" / "nodeDefs.json").read_text(encoding="utf-8")
+    translated = json.loads(text)
+    assert set(translated) == set(IDS)
+
+    def strings(value):
+        if isinstance(value, str):
+            yield value
+        else:
+            for inner in value.values():
+                yield from strings(inner)
+
+    assert not [string for string in strings(translated) if set(string) & set("{}@|")]
+
+
+@pytest.mark.parametrize("node_id", IDS)
+def test_a_page_is_titled_as_the_node_is(node_id):
+    translated = json.loads((pack.ROOT / "locales" / "zh" / "nodeDefs.json").read_text(encoding="utf-8"))
+    assert page(node_id, "zh").splitlines()[0] == f"# {translated[node_id]['display_name']}"
+
+
+def test_the_migration_guide_names_nodes_that_exist():
+    text = (pack.ROOT / "docs" / "migrating.md").read_text(encoding="utf-8")
+    named = set(re.findall(r"\bCogVideoXFun\w+", text))
+    assert not THEIRS & set(IDS)
+    assert named - THEIRS <= set(IDS), named - THEIRS - set(IDS)
+    assert len(named - THEIRS) >= 15 and THEIRS <= named
