@@ -153,6 +153,13 @@ class FrontEnd:
         )
         return [re.sub(r"\s+", " ", text).strip() for text in found]
 
+    def wait_for_messages(self, seconds: float = 15) -> list[str]:
+        """Wait until there is a message; all of them, or none if none came."""
+        deadline = time.monotonic() + seconds
+        while not (found := self.messages()) and time.monotonic() < deadline:
+            time.sleep(0.3)
+        return found
+
     def text(self) -> str:
         """Everything that can be read in the page, without repeated blanks."""
         return re.sub(r"\s+", " ", self.page.run("return document.body.innerText"))

@@ -50,6 +50,14 @@ def saved(prompt: dict) -> dict:
     return unfold(prompt, key)
 
 
+def first(node: dict, kind: str) -> dict | None:
+    """The first node of a type in an unfolded graph."""
+    if node["class_type"] == kind:
+        return node
+    links = (value[1] for value in node["inputs"].values() if isinstance(value, tuple))
+    return next(filter(None, (first(link, kind) for link in links)), None)
+
+
 def test_the_host_lists_and_serves_them(listed, server):
     assert sorted(listed) == sorted(TITLES)
     for title, key in listed.items():
@@ -74,10 +82,7 @@ def test_it_is_the_template_folded_up(listed, front, blueprint):
     front.connect(node, "VIDEO", front.node("SaveVideo"), "video")
     wanted = saved(api_form(blueprint.workflow))
     if blueprint.title == REGION:  # plays at the rate of its video
-        create = wanted["inputs"]["video"][1]["inputs"]
-        scaled = create["images"][1]["inputs"]["latent"][1]["inputs"]["latent"][1]["inputs"]["masked_latent"][1]
-        source = scaled["inputs"]["video"][1]["inputs"]["image"][1]["inputs"]["image"]
-        create["fps"] = (2, source[1])
+        wanted["inputs"]["video"][1]["inputs"]["fps"] = (2, first(wanted, "GetVideoComponents"))
     assert saved(front.queued()) == wanted
 
 

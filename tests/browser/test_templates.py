@@ -40,10 +40,7 @@ def first_run(server, base) -> FirstRun:
         begin = time.monotonic()
         front.open()
         loaded = time.monotonic() - begin
-        time.sleep(1)
-        messages = front.messages()
-        if not messages:
-            front.open_templates()
+        messages = front.wait_for_messages()  # the template browser opens by itself
         front.open_template(NANO)
         messages += front.messages()
         front.run()
