@@ -59,11 +59,11 @@ def composite(
         )
     source = source[:length].to(video)
     if mask is not None:
-        mask = fit_mask(mask, length, height, width, soft=True).clamp(0, 1).to(video)
+        mask = fit_mask(mask, length, height, width, soft=True)
     result = recolored(video, source, mask, match_colors) if match_colors else video.clone()
     if mask is not None and paste_known:
         for part in parts(length):
-            share = mask[part, ..., None]
+            share = mask[part, ..., None].clamp(0, 1).to(video)
             result[part] = torch.where(share == 0, source[part], torch.lerp(source[part], result[part], share))
     return result
 
@@ -76,8 +76,9 @@ def parts(length: int) -> Iterator[slice]:
 def recolored(video, source, mask, strength: float) -> torch.Tensor:
     """``video`` with the colours of ``source``, in part where ``strength`` is below 1."""
     lab_to_rgb = import_kornia().color.lab_to_rgb
-    kept = None if mask is None or (mask >= 1).all() else 1 - mask
-    ours, theirs = measure(video, kept), measure(source, kept)
+    if mask is not None and all(bool((frame >= 1).all()) for frame in mask):
+        mask = None  # nothing was kept
+    ours, theirs = measure(video, mask), measure(source, mask)
     contrast = (theirs.deviation / ours.deviation.clamp(min=1e-6)).clamp(*CONTRAST_LIMITS)
     contrast = torch.where(ours.deviation < 1e-3, 1.0, contrast)  # nothing to stretch
     result = torch.empty_like(video)
@@ -94,12 +95,14 @@ def to_lab(video: torch.Tensor) -> torch.Tensor:
     return import_kornia().color.rgb_to_lab(video.float().clamp(0, 1).movedim(-1, 1)).movedim(1, -1)
 
 
-def measure(video: torch.Tensor, weight: torch.Tensor | None) -> Colors:
-    """The colours of a whole video, each pixel counted by F H W ``weight``."""
+def measure(video: torch.Tensor, mask: torch.Tensor | None) -> Colors:
+    """The colours of a whole video, each pixel counted as far as an F H W ``mask`` keeps it."""
     count, total, square = 0.0, torch.zeros(3, dtype=torch.float64), torch.zeros(3, dtype=torch.float64)
     for part in parts(len(video)):
         lab = to_lab(video[part]).cpu().double()
-        share = torch.ones(lab.shape[:3], dtype=torch.float64) if weight is None else weight[part].cpu().double()
+        share = torch.ones(lab.shape[:3], dtype=torch.float64)
+        if mask is not None:
+            share -= mask[part].cpu().double().clamp(0, 1)
         count += float(share.sum())
         total += (lab * share[..., None]).sum(dim=(0, 1, 2))
         square += (lab.square() * share[..., None]).sum(dim=(0, 1, 2))

@@ -27,6 +27,11 @@ def resize_mask_3d(mask: torch.Tensor, latent_t: int, latent_h: int, latent_w: i
     return torch.cat([first, rest], dim=2)
 
 
+def finite(frames: torch.Tensor) -> bool:
+    """Whether all values are, frame by frame: asked at once, a whole video would be copied for it."""
+    return all(bool(torch.isfinite(frame).all()) for frame in frames)
+
+
 def as_frames(mask: torch.Tensor) -> torch.Tensor:
     """A mask as the host hands it out (H W, F H W, F 1 H W) as float32 F H W."""
     if mask.ndim == 4 and mask.shape[1] == 1:
@@ -37,7 +42,7 @@ def as_frames(mask: torch.Tensor) -> torch.Tensor:
         raise ValueError(
             f"the mask has the shape {list(mask.shape)}, expected [frames, height, width]: connect a MASK"
         )
-    if not torch.isfinite(mask).all():
+    if not finite(mask):
         raise ValueError("the mask holds NaN or infinity, expected values from 0 (keep) to 1 (generate)")
     return mask.float()
 
@@ -101,7 +106,7 @@ def check_image(image: torch.Tensor, name: str) -> None:
             4: "drop its alpha channel first, for example with Split Image with Alpha",
         }.get(channels, "give an RGB image")
         raise ValueError(f"{name} has {channels} channels, expected 3 (RGB): {remedy}")
-    if not torch.isfinite(image).all():
+    if not finite(image):
         raise ValueError(f"{name} holds NaN or infinity, expected values from 0 to 1")
 
 

@@ -5,6 +5,7 @@ import torch
 from cogvideox_fun.demo.media import photographs
 from cogvideox_fun.sampling.composite import composite
 from cogvideox_fun.sampling.masks import resize_image
+from torch.utils._python_dispatch import TorchDispatchMode
 
 
 @pytest.fixture(scope="module")
@@ -71,9 +72,41 @@ def test_a_flat_region_does_not_blow_up_the_contrast(source, mask):
     assert (composite(video, grey, mask, paste_known=False) - video).abs().max() < 1e-3
 
 
+@pytest.mark.parametrize("factor, change", [(0.01, 2.0), (0.8, 1.25), (4.0, 0.5)])
+def test_the_contrast_changes_by_two_at_most(source, factor, change):
+    """A faint video is not stretched into noise, nor a strong one made flat."""
+    grey = 0.5 + 0.2 * (source - 0.5).mean(dim=-1, keepdim=True).expand(-1, -1, -1, 3)
+    video = grey.mean() + factor * (grey - grey.mean())
+    result = composite(video, grey)
+    assert abs(result.std() / video.std() / change - 1) < 0.05
+
+
 def test_all_generated_measures_over_all(source):
     ones = torch.ones(1, 64, 96)
     torch.testing.assert_close(composite(cast(source), source, ones), composite(cast(source), source))
+
+
+class Storages(TorchDispatchMode):
+    """Those of ``least`` bytes or more that operations make."""
+
+    def __init__(self, least: int):
+        super().__init__()
+        self.least, self.found = least, {}
+
+    def __torch_dispatch__(self, function, types, args=(), kwargs=None):
+        result = function(*args, **(kwargs or {}))
+        if isinstance(result, torch.Tensor) and result.untyped_storage().nbytes() >= self.least:
+            self.found[result.untyped_storage().data_ptr()] = result
+        return result
+
+
+def test_a_long_video_takes_no_memory_but_the_results(source, mask):
+    """With one mask over 110 frames: no copy of them beside the result, not even a mask for each."""
+    video = source.repeat(10, 1, 1, 1)
+    given = {tensor.untyped_storage().data_ptr() for tensor in (video, mask)}
+    with Storages(least=video.nbytes // 3) as storages:
+        result = composite(video, video, mask[:1])
+    assert set(storages.found) - given == {result.untyped_storage().data_ptr()}
 
 
 def test_lengths_and_sizes(source, mask):
