@@ -15,13 +15,14 @@ SOCKETS = {"en": ("required", "optional"), "zh": ("必需", "可选")}
 SWITCH = {"en": ("off", "on"), "zh": ("关", "开")}
 FILES = {"en": "the first one found", "zh": "找到的第一个"}
 UNITS = {
-    "pixels": ("width", "height", "tile_size", "overlap", "base_resolution"),
+    "pixels": ("width", "height", "tile_size", "overlap", "base_resolution", "grow", "blur"),
     "frames": ("length", "context_length", "context_overlap"),
 }
 CHINESE_UNITS = {"pixels": "像素", "frames": "帧"}
 BRANDS = {"CLIP", "VAE", "CFG", "Sigmas"}  # are not translated
 CHINESE = re.compile(r"[\u4e00-\u9fff]")
 NUMBER = re.compile(r"-?\d+(?:\.\d+)?")
+ALONE = re.compile(r"(?<![A-Za-z\d.])-?\d+(?:\.\d+)?(?![A-Za-z\d])")  # no part of a name, as in 3D, 5B, V1.5 or fp16
 
 
 @pytest.fixture(scope="module")
@@ -90,7 +91,7 @@ def check_input(name: str, stated: str, kind: str, options: dict, optional: bool
 
 @pytest.mark.parametrize("language", HEADINGS)
 def test_pages_name_every_input_and_output_with_range_and_default(lab, info, language):
-    assert len(info) >= 17
+    assert len(info) >= 19
     problems = []
     for node_id, node in info.items():
         text = help_of(lab, node_id, language)
@@ -158,7 +159,7 @@ def test_every_node_input_and_output_is_translated(translated, info):
         for path, english, chinese in pairs(english_of(node), translated[node_id], node_id):
             if not CHINESE.search(chinese) and not (path.endswith(".name") and chinese in BRANDS):
                 problems.append(f"{path}: {chinese} is not Chinese")
-            if not path.endswith("name") and set(NUMBER.findall(english)) != set(NUMBER.findall(chinese)):
+            if not path.endswith("name") and set(ALONE.findall(english)) != set(ALONE.findall(chinese)):
                 problems.append(f"{path}: other numbers than in {english}")
     assert not problems, "\n".join(problems)
 
