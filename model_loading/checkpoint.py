@@ -7,6 +7,7 @@ single safetensors file. What it is comes from its configuration and its shapes,
 import contextlib
 import dataclasses
 import json
+import math
 import os
 from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
@@ -15,21 +16,24 @@ import torch
 
 from ..sampling.preview import PUBLISHED, PreviewFactors
 from ..sampling.schedule import NoiseSchedule
-from .config import CheckpointError, TransformerConfig, detect, hub_name
+from .config import CheckpointError, TransformerConfig, detect, hub_name, readable
 from .vae import VAEConfig
-from .weights import Weights, header_names, open_weights, read_json
+from .weights import MAX_HEADER, Weights, header_names, open_weights, read_json
 
 MODEL_FOLDERS = ("CogVideoX_Fun", "Fun_Models", "VideoX_Fun", "CogVideo")
 HUB_EXAMPLE = "alibaba-pai/CogVideoX-Fun-V1.1-2b-InP"
 SAVED_CONFIG = "cogvideox_fun_config"  # a uint8 tensor of JSON that ModelSave carries
 SAVED_PREFIX = "model.diffusion_model."  # of ComfyUI's ModelSave
 MAX_DEPTH = 3  # folders below a models folder in which a model is looked for
+SCALES = 1e-4, 1e4  # between which a VAE's scaling factor lies; the published ones are 0.7 and 1.15
+MAX_SCHEDULE = 1e6  # of every number of a noise schedule; the published ones reach 1000
+MAX_VAE_LAYERS = 16  # a block; the published VAE has 3
 
 
 def is_hub_folder(path: Path) -> bool:
     """Whether a folder is a CogVideoX model in hub layout, by its transformer's configuration or weights."""
     config = path / "transformer" / "config.json"
-    if not config.is_file():
+    if not os.path.isfile(config):  # which is False, not an error, where it may not be read
         return False
     try:
         class_name = read_json(config).get("_class_name")
@@ -50,17 +54,24 @@ def is_vae_file(path: Path) -> bool:
     return header_names(path, "decoder.mid_block.resnets.0.norm1.conv_y.conv.weight")
 
 
-def hub_folders(root: Path, depth: int = MAX_DEPTH) -> Iterator[Path]:
-    """Folders in hub layout below ``root``, symbolic links followed."""
+def hub_folders(root: Path, depth: int = MAX_DEPTH, above: tuple[str, ...] = ()) -> Iterator[Path]:
+    """Folders in hub layout below ``root``, symbolic links followed, but not back into a folder that holds them.
+
+    Args:
+        above: the real paths of the folders that ``root`` was reached through.
+    """
+    above = (*above, os.path.realpath(root))
     try:
-        children = sorted(child for child in root.iterdir() if child.is_dir())
+        children = sorted(root.iterdir())
     except OSError:
         return
     for child in children:
+        if not os.path.isdir(child):  # which is False, not an error, where it may not be read
+            continue
         if is_hub_folder(child):
             yield child
-        elif depth > 1:
-            yield from hub_folders(child, depth - 1)
+        elif depth > 1 and os.path.realpath(child) not in above:
+            yield from hub_folders(child, depth - 1, above)
 
 
 def find_models(hub_roots: Iterable[Path], files: Mapping[str, Path]) -> dict[str, Path]:
@@ -125,12 +136,29 @@ def decode_config(tensor: torch.Tensor, name: str) -> dict:
         config = json.loads(bytes(tensor.flatten().to(torch.uint8).tolist()))
         if not isinstance(config["transformer"], dict) or not isinstance(config["scheduler"], dict):
             raise ValueError("no transformer or scheduler")
-        config["scale_factor"] = float(config["scale_factor"])
-        config["image_scale"] = float(config.get("image_scale", config["scale_factor"]))
+        config["scale_factor"] = check_scale(config["scale_factor"])
+        config["image_scale"] = check_scale(config.get("image_scale", config["scale_factor"]))
         config["preview"] = PreviewFactors.from_config(config) or PUBLISHED
-    except (ValueError, KeyError, TypeError) as error:
+    except (ValueError, KeyError, TypeError, OverflowError, RecursionError) as error:
         raise CheckpointError(f"{name}: the saved configuration can't be read ({error!r})") from error
     return config
+
+
+def check_scale(value: float) -> float:
+    """What latents are multiplied by, as a float. Raises a ValueError unless it is a number that can be."""
+    if type(value) not in (int, float) or not SCALES[0] <= value <= SCALES[1]:
+        raise ValueError(f"a scaling factor is {value!r}, expected a number from {SCALES[0]} to {SCALES[1]}")
+    return float(value)
+
+
+def check_schedule(schedule: NoiseSchedule) -> NoiseSchedule:
+    """Raise a ValueError unless a schedule's noise grows from step to step."""
+    numbers = [value for value in dataclasses.astuple(schedule) if type(value) in (int, float)]
+    if all(abs(value) <= MAX_SCHEDULE for value in numbers) and 0 <= schedule.steps_offset < schedule.num_timesteps:
+        alphas = schedule.alphas_cumprod()
+        if torch.isfinite(alphas).all() and alphas[0] > 0 and (alphas.diff() <= 0).all():
+            return schedule
+    raise ValueError(f"no noise schedule can be made of {schedule}")
 
 
 def tokenizer_beside(text_encoder: Path) -> Path | None:
@@ -141,17 +169,20 @@ def tokenizer_beside(text_encoder: Path) -> Path | None:
 
 def _open_folder(folder: Path) -> Checkpoint:
     weights = open_weights(folder / "transformer").without_prefix(SAVED_PREFIX).renamed(hub_name)
-    config = detect(weights.shapes, read_json(folder / "transformer" / "config.json"))
+    with naming(folder / "transformer") as part:
+        config = detect(weights.shapes, read_json(part / "config.json"))
     schedule = config.default_schedule
-    if (folder / "scheduler" / "scheduler_config.json").is_file():
-        schedule = NoiseSchedule.from_config(read_json(folder / "scheduler" / "scheduler_config.json"), schedule)
+    with naming(folder / "scheduler" / "scheduler_config.json") as file:
+        if file.is_file():
+            schedule = check_schedule(NoiseSchedule.from_config(read_json(file), schedule))
     scale_factor, image_scale, preview = config.default_scale_factor, config.default_image_scale, PUBLISHED
-    has_vae = (folder / "vae" / "config.json").is_file()
-    if has_vae:
-        values = read_json(folder / "vae" / "config.json")
-        vae = VAEConfig.from_dict(values)
-        scale_factor, image_scale = vae.scaling_factor, vae.image_scale
-        preview = PreviewFactors.from_config(values) or PUBLISHED
+    with naming(folder / "vae" / "config.json") as file:
+        has_vae = file.is_file()
+        if has_vae:
+            values = read_json(file)
+            vae = VAEConfig.from_dict(values)
+            scale_factor, image_scale = check_scale(vae.scaling_factor), check_scale(vae.image_scale)
+            preview = PreviewFactors.from_config(values) or PUBLISHED
     has_text = (folder / "text_encoder" / "config.json").is_file()
     return Checkpoint(
         folder,
@@ -170,6 +201,8 @@ def _open_folder(folder: Path) -> Checkpoint:
 def _open_file(path: Path) -> Checkpoint:
     weights = open_weights(path)
     saved = next((key for key in weights if key.endswith(SAVED_CONFIG)), None)
+    if saved and math.prod(weights.tensors[saved].shape) > MAX_HEADER:
+        raise CheckpointError(f"{path}: the saved configuration is {weights.tensors[saved].shape} long, which none is")
     written = decode_config(weights[saved], str(path)) if saved else None
     weights = weights.without_prefix(SAVED_PREFIX).renamed(hub_name)
     weights.tensors.pop(SAVED_CONFIG, None)
@@ -178,7 +211,7 @@ def _open_file(path: Path) -> Checkpoint:
         scales = config.default_scale_factor, config.default_image_scale
         return Checkpoint(path, config, weights, config.default_schedule, *scales)
     try:
-        schedule = NoiseSchedule(**written["scheduler"])
+        schedule = check_schedule(NoiseSchedule(**written["scheduler"]))
     except (TypeError, ValueError) as error:
         raise CheckpointError(f"{path}: the saved configuration can't be read ({error})") from error
     scales = written["scale_factor"], written["image_scale"]
@@ -186,15 +219,15 @@ def _open_file(path: Path) -> Checkpoint:
 
 
 @contextlib.contextmanager
-def naming(path: Path) -> Iterator[None]:
-    """Turn errors about a configuration or weights into CheckpointErrors that name the file or folder."""
+def naming(path: Path) -> Iterator[Path]:
+    """Turn errors about a configuration or weights into CheckpointErrors that name the file or folder, ``path``."""
     try:
-        yield
-    except CheckpointError as error:
-        if str(path) in str(error):
+        yield path
+    except RecursionError as error:
+        raise CheckpointError(f"{path} is nested too deeply: download it again") from error
+    except (ValueError, OverflowError) as error:
+        if isinstance(error, CheckpointError) and readable(str(path)) in str(error):
             raise
-        raise CheckpointError(f"{path}: {error}") from error
-    except ValueError as error:
         raise CheckpointError(f"{path}: {error}") from error
 
 
@@ -217,22 +250,44 @@ def load_vae_config(path: Path, weights: Weights) -> VAEConfig:
     Raises:
         CheckpointError: no CogVideoX VAE.
     """
+    written = None
     if path.is_dir() and (path / "config.json").is_file():
-        with naming(path):
-            return VAEConfig.from_dict(read_json(path / "config.json"))
+        with naming(path / "config.json") as file:
+            written = VAEConfig.from_dict(read_json(file))
     try:
+        shapes = {
+            name: weights.tensors[f"{name}.conv.weight"].shape for name in ("encoder.conv_in", "decoder.conv_in")
+        }
+        shapes["decoder.conv_out"] = weights.tensors["decoder.conv_out.conv.weight"].shape
         widths = tuple(
             weights.tensors[f"encoder.down_blocks.{i}.resnets.0.conv1.conv.weight"].shape[0] for i in range(4)
         )
-        latent_channels = weights.tensors["decoder.conv_in.conv.weight"].shape[1]
-        layers = 1 + max(int(k.split(".")[4]) for k in weights if k.startswith("encoder.down_blocks.0.resnets."))
-    except (KeyError, ValueError, IndexError) as error:
+        latent_channels = shapes["decoder.conv_in"][1]
+        layers = len({k.split(".")[4] for k in weights if k.startswith("encoder.down_blocks.0.resnets.")})
+        shaped = VAEConfig(
+            shapes["encoder.conv_in"][1], shapes["decoder.conv_out"][0], widths, latent_channels, layers
+        )
+    except (KeyError, IndexError) as error:
         raise CheckpointError(f"{path} is no CogVideoX VAE: {error} is missing") from error
-    config = VAEConfig(block_out_channels=widths, latent_channels=latent_channels, layers_per_block=layers)
+    if not all(widths) or not latent_channels or layers > MAX_VAE_LAYERS:
+        raise CheckpointError(
+            f"{path} is no CogVideoX VAE: {list(widths)} channels, {latent_channels} of the latent, {layers} layers"
+        )
+    config = written or shaped
+    for name in ("in_channels", "out_channels", "block_out_channels", "latent_channels", "layers_per_block"):
+        if getattr(config, name) != getattr(shaped, name):
+            raise CheckpointError(
+                f"{path}: the configuration says {name} = {getattr(config, name)!r}, but the weights' shapes say "
+                f"{getattr(shaped, name)!r}: the configuration belongs to another model"
+            )
     if any(width % config.norm_num_groups for width in widths):
         raise CheckpointError(
-            f"{path}: the VAE is {list(widths)} channels wide, which a file without configuration can't be: load its "
-            "folder with config.json"
+            f"{path}: the VAE is {list(widths)} channels wide, "
+            + (
+                f"which {config.norm_num_groups} groups of its configuration do not divide"
+                if written
+                else "which a file without configuration can't be: load its folder with config.json"
+            )
         )
     return config
 

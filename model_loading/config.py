@@ -1,25 +1,50 @@
 """What a transformer is: its configuration, and the table of variants that shapes alone can tell apart."""
 
 import dataclasses
+import math
 import re
+import reprlib
 import typing
+import unicodedata
 from collections.abc import Mapping
 
 from ..sampling.geometry import frames_to_latent_t
 from ..sampling.schedule import NoiseSchedule
 
 TEXT_TOKENS = 226
+LONGEST_MESSAGE = 2000  # characters
+LARGEST_SAMPLE = 1024  # latents, or frames: what a trained grid can have at most
+BLOCK = re.compile(r"transformer_blocks\.(\d{1,3})\.", re.ASCII)
+
+
+def readable(message: str) -> str:
+    """A message that may quote what a file holds, fit for a log: no control characters, and its middle left out where
+    it is very long."""
+    if len(message) > LONGEST_MESSAGE:
+        message = f"{message[: LONGEST_MESSAGE - 500]} ... {message[-400:]}"
+    return "".join(ascii(c)[1:-1] if unicodedata.category(c)[0] == "C" else c for c in message)
 
 
 class CheckpointError(ValueError):
     """A file or folder that is no model of this pack; the message names the file, what is wrong and the remedy."""
 
+    def __init__(self, message: str):
+        super().__init__(readable(message))
+
+
+def is_finite(value: float) -> bool:
+    """Whether a number is one that a float can hold: JSON's may have hundreds of digits, or be Infinity."""
+    try:
+        return math.isfinite(value)
+    except OverflowError:
+        return False
+
 
 def read_fields(cls, values: Mapping, what: str) -> dict:
-    """The values of a dataclass's fields that a configuration has.
+    """The values of a dataclass's fields that a configuration has. All numbers in it count or scale something.
 
     Raises:
-        CheckpointError: a value of the wrong type.
+        CheckpointError: a value of the wrong type, or a number that is not finite and above 0.
     """
     known = {}
     for field in dataclasses.fields(cls):
@@ -30,7 +55,13 @@ def read_fields(cls, values: Mapping, what: str) -> dict:
         if float in allowed:
             allowed = (*allowed, int)
         if type(value) not in allowed:
-            raise CheckpointError(f"{field.name} is {value!r} in the {what}'s configuration, expected {field.type}")
+            raise CheckpointError(
+                f"{field.name} is {reprlib.repr(value)} in the {what}'s configuration, expected {field.type}"
+            )
+        if type(value) in (int, float) and not (value > 0 and is_finite(value)):
+            raise CheckpointError(
+                f"{field.name} is {reprlib.repr(value)} in the {what}'s configuration, expected a number above 0"
+            )
         known[field.name] = value
     return known
 
@@ -84,7 +115,7 @@ class TransformerConfig:
         for name, expected in fixed.items():
             if values.get(name, expected) != expected:
                 raise CheckpointError(
-                    f"{name} is {values[name]!r} in the transformer's configuration, expected {expected!r}"
+                    f"{name} is {reprlib.repr(values[name])} in the transformer's configuration, expected {expected!r}"
                 )
         config = cls(**read_fields(cls, values, "transformer"))
         if config.conditioning is None:
@@ -99,6 +130,13 @@ class TransformerConfig:
             )
         if config.patch_size_t not in (None, 2):
             raise CheckpointError(f"patch_size_t is {config.patch_size_t}, expected none or 2")
+        for name in ("sample_frames", "sample_height", "sample_width"):
+            value, least = getattr(config, name), 1 if name == "sample_frames" else 2
+            if not least <= value <= LARGEST_SAMPLE:
+                raise CheckpointError(
+                    f"{name} is {reprlib.repr(value)} in the transformer's configuration, expected {least} to "
+                    f"{LARGEST_SAMPLE}"
+                )
         return config
 
     @property
@@ -199,20 +237,45 @@ def shape_fields(shapes: Mapping[str, tuple[int, ...]]) -> dict:
     if missing:
         found = ", ".join(sorted(shapes)[:3]) or "no tensors"
         raise CheckpointError(f"this is not a CogVideoX transformer: {missing[0]} is missing (it holds {found} ...)")
-    proj = shapes["patch_embed.proj.weight"]
+    proj = _matrix(shapes, "patch_embed.proj.weight", (2, 4))
     patch_t = 2 if len(proj) == 2 else None
-    dim = proj[0]
-    blocks = {int(name.split(".")[1]) for name in shapes if name.startswith("transformer_blocks.")}
-    ofs = shapes.get("ofs_embedding.linear_1.weight")
+    ofs = "ofs_embedding.linear_1.weight"
     return {
-        "num_attention_heads": dim // 64,
-        "num_layers": max(blocks) + 1,
+        "num_attention_heads": proj[0] // 64,
+        "num_layers": _count_blocks(shapes),
         "in_channels": proj[1] if patch_t is None else proj[1] // 8,
         "patch_size_t": patch_t,
-        "time_embed_dim": shapes["time_embedding.linear_1.weight"][0],
-        "text_embed_dim": shapes["patch_embed.text_proj.weight"][1],
-        "ofs_embed_dim": None if ofs is None else ofs[0],
+        "time_embed_dim": _matrix(shapes, "time_embedding.linear_1.weight")[0],
+        "text_embed_dim": _matrix(shapes, "patch_embed.text_proj.weight")[1],
+        "ofs_embed_dim": _matrix(shapes, ofs)[0] if ofs in shapes else None,
     }
+
+
+def _matrix(shapes: Mapping[str, tuple[int, ...]], name: str, dimensions: tuple[int, ...] = (2,)) -> tuple[int, ...]:
+    shape = shapes[name]
+    if len(shape) not in dimensions or not all(shape):
+        raise CheckpointError(
+            f"this is not a CogVideoX transformer: {name} has the shape {list(shape)}, expected "
+            f"{' or '.join(map(str, dimensions))} dimensions, none of them empty"
+        )
+    return shape
+
+
+def _count_blocks(shapes: Mapping[str, tuple[int, ...]]) -> int:
+    """How many blocks there are, numbered from 0 without a gap: a model is built of as many."""
+    blocks = set()
+    for name in shapes:
+        if name.startswith("transformer_blocks."):
+            match = BLOCK.match(name)
+            if match is None:
+                raise CheckpointError(f"this is not a CogVideoX transformer: {name} is in no block from 0 to 999")
+            blocks.add(int(match[1]))
+    gaps = sorted(set(range(len(blocks))) - blocks)
+    if gaps:
+        raise CheckpointError(
+            f"block {gaps[0]} of the transformer is missing, though it has a block {max(blocks)}: download it again"
+        )
+    return len(blocks)
 
 
 def detect(shapes: Mapping[str, tuple[int, ...]], config: Mapping | None) -> TransformerConfig:

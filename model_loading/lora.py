@@ -13,6 +13,7 @@ from pathlib import Path
 
 import torch
 
+from .config import is_finite, readable
 from .weights import open_weights
 
 PREFIXES = (
@@ -46,6 +47,9 @@ PEFT_METADATA = "lora_adapter_metadata"  # JSON that diffusers writes, with the 
 
 class LoraError(ValueError):
     """A LoRA that does not fit; the message says to which model it belongs, where that can be told."""
+
+    def __init__(self, message: str):
+        super().__init__(readable(message))
 
 
 @dataclasses.dataclass(frozen=True)
@@ -82,9 +86,10 @@ def split_key(key: str, names: Mapping[str, str]) -> tuple[str, str] | None:
             continue
         ends = [match.start() for match in re.finditer(r"[._]", rest)]
         for end in reversed(ends):  # the longest name first: to_out_0 before to_out
-            suffix = host_suffix(rest[end + 1 :])
-            if suffix is not None and rest[:end] in names:
-                return names[rest[:end]], suffix
+            layer = names.get(rest[:end])
+            suffix = host_suffix(rest[end + 1 :]) if layer else None
+            if suffix is not None:
+                return layer, suffix
     return None
 
 
@@ -137,6 +142,11 @@ def check_size(path: Path, layer: str, parts: Mapping[tuple[str, str], torch.Ten
     if up is None or down is None:
         lacking = "lora_up" if up is None else "lora_down"
         raise LoraError(f"{path}: {layer} has no {lacking}: the file is incomplete, download it again")
+    if not up.ndim > 1 < down.ndim or not up.numel() or not down.numel() or up[0].numel() != len(down):
+        raise LoraError(
+            f"{path}: {layer} has lora_up of {list(up.shape)} and lora_down of {list(down.shape)}, which do not fit "
+            "together: download it again"
+        )
     given = len(up), down[0].numel()
     expected = shape[0], math.prod(shape[1:])
     if given != expected:
@@ -158,13 +168,13 @@ def metadata_alphas(metadata: Mapping[str, str], layers: list[str]) -> dict[str,
     try:
         peft = json.loads(metadata.get(PEFT_METADATA, "{}"))
         general = peft.get("transformer.lora_alpha", peft.get("lora_alpha"))
-        patterns = peft.get("transformer.alpha_pattern", peft.get("alpha_pattern")) or {}
-    except (ValueError, AttributeError):
+        patterns = (peft.get("transformer.alpha_pattern", peft.get("alpha_pattern")) or {}).items()
+    except (ValueError, AttributeError, RecursionError):
         return {}
     alphas = {}
     for layer in layers:
-        special = [alpha for pattern, alpha in patterns.items() if layer == pattern or layer.endswith(f".{pattern}")]
+        special = [alpha for pattern, alpha in patterns if layer == pattern or layer.endswith(f".{pattern}")]
         alpha = special[0] if special else general
-        if isinstance(alpha, int | float):
+        if isinstance(alpha, int | float) and is_finite(alpha):
             alphas[layer] = float(alpha)
     return alphas

@@ -1,7 +1,10 @@
 """Weight files: headers, shards, and tensors mapped from disk when they are asked for. No host, no model."""
 
+import contextlib
 import dataclasses
 import json
+import math
+import os
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from pathlib import Path
 
@@ -11,7 +14,14 @@ from . import gguf_files
 from .config import CheckpointError
 
 LFS_POINTER = b"version https://git-lfs"
-MAX_HEADER = 100_000_000  # bytes, safetensors' own limit
+# Bytes of a header or a configuration. The largest of a CogVideoX repository is below 1 MB, and as Python's objects
+# JSON can take 25 times as much; safetensors itself allows 100 MB.
+MAX_HEADER = 5_000_000
+MAX_DIMENSIONS = 8
+MAX_ELEMENTS = 2**48  # of a tensor, its empty dimensions not counted
+MAX_NAME = 1000  # characters of a tensor's name
+PICKLES = (".bin", ".ckpt", ".pkl", ".pt", ".pth")
+PICKLE_STARTS = (b"PK\x03\x04", b"\x80\x02", b"\x80\x03", b"\x80\x04", b"\x80\x05")  # as torch.save writes them
 
 DTYPES = {
     "F64": torch.float64,
@@ -63,6 +73,11 @@ def read_json(path: Path) -> dict:
         CheckpointError: unreadable, no JSON, or no object.
     """
     try:
+        size = path.stat().st_size
+        if not path.is_file():
+            raise ValueError("it is no file")
+        if size > MAX_HEADER:
+            raise ValueError(f"it is {size} bytes long, expected at most {MAX_HEADER}")
         value = json.loads(path.read_text(encoding="utf-8"))
     except (OSError, ValueError, RecursionError) as error:
         raise CheckpointError(f"{path} can't be read as JSON ({error}): download it again") from error
@@ -71,36 +86,12 @@ def read_json(path: Path) -> dict:
     return value
 
 
-def _tensor_info(path: Path, key: str, entry, payload: int) -> TensorInfo:
-    try:
-        begin, end = (int(n) for n in entry["data_offsets"])
-        shape = tuple(int(n) for n in entry["shape"])
-        dtype = DTYPES[entry["dtype"]]
-    except (KeyError, TypeError, ValueError) as error:
-        raise CheckpointError(
-            f"{path}: the header's entry for {key} is broken ({error!r}): download it again"
-        ) from error
-    if not 0 <= begin <= end:
-        raise CheckpointError(
-            f"{path}: the header's entry for {key} is broken (offsets {begin}, {end}): download it again"
-        )
-    if end > payload:
-        raise CheckpointError(
-            f"{path} is truncated: {key} ends at byte {end} of the data, but the file has {payload}: download it again"
-        )
-    return TensorInfo(path, shape, dtype, key)
-
-
-def read_header(path: Path) -> tuple[dict[str, TensorInfo], dict]:
-    """The tensors and the metadata of a safetensors file, from its header alone.
-
-    Raises:
-        CheckpointError: no safetensors file, empty, or shorter than its header says.
-    """
-    path = Path(path)
+def _read_head(path: Path) -> tuple[bytes, int]:
+    """The header of a safetensors file, and the bytes of data behind it."""
     if path.suffix != ".safetensors":
         raise CheckpointError(
-            f"{path} is no safetensors file: pickles (.pt, .bin, .ckpt) can run code and are not read"
+            f"{path} is no safetensors file: pickles ({', '.join(PICKLES)}) can run code and are not read; take a "
+            ".safetensors file"
         )
     try:
         size = path.stat().st_size
@@ -111,23 +102,100 @@ def read_header(path: Path) -> tuple[dict[str, TensorInfo], dict]:
                 raise CheckpointError(
                     f"{path} is a Git LFS pointer, not the file itself: git lfs pull, or download it"
                 )
-            if size < 8 or length > min(MAX_HEADER, size - 8):
+            if size < 8 or length > size - 8:
+                if start.startswith(PICKLE_STARTS):
+                    raise CheckpointError(
+                        f"{path} is no safetensors file but a pickle under its name, which can run code and is not "
+                        "read: take a real .safetensors file"
+                    )
                 raise CheckpointError(
                     f"{path} is truncated or no safetensors file: its header should be {length} bytes long, "
                     f"but the file has {size}: download it again"
                 )
-            header = json.loads(file.read(length))
+            if length > MAX_HEADER:
+                raise CheckpointError(
+                    f"{path}: its header is {length} bytes long, expected at most {MAX_HEADER}: no CogVideoX model "
+                    "has one as long"
+                )
+            return file.read(length), size - 8 - length
     except OSError as error:
         raise CheckpointError(f"{path} can't be read ({error}): check that it is there and may be read") from error
+
+
+def _unique(pairs: list[tuple[str, object]]) -> dict:
+    """A JSON object's pairs as a dict; two readers of a file could take two values of one name for the true one."""
+    found = dict(pairs)
+    if len(found) < len(pairs):
+        raise ValueError("it holds a name twice")
+    return found
+
+
+def _no_constant(name: str):
+    raise ValueError(f"it holds {name}")
+
+
+def _tensor_info(path: Path, key: str, entry) -> tuple[TensorInfo, int, int]:
+    """What a header's entry says: the tensor, and where its bytes begin and end."""
+    try:
+        begin, end = entry["data_offsets"]
+        shape, dtype = tuple(entry["shape"]), DTYPES[entry["dtype"]]
+        if any(type(n) is not int or n < 0 for n in (begin, end, *shape)):
+            raise ValueError(f"offsets {begin}, {end} and shape {list(shape)}, expected whole numbers from 0")
+        if len(key) > MAX_NAME or len(shape) > MAX_DIMENSIONS or math.prod(n or 1 for n in shape) > MAX_ELEMENTS:
+            raise ValueError(f"a name of {len(key)} characters, the shape {list(shape)}: no model has one like it")
+        size = math.prod(shape) * dtype.itemsize
+        if end - begin != size:
+            raise ValueError(f"offsets {begin}, {end}, but the shape {list(shape)} takes {size} bytes")
+    except (KeyError, TypeError, ValueError, RecursionError) as error:
+        raise CheckpointError(
+            f"{path}: the header's entry for {key} is broken ({error!r}): download it again"
+        ) from error
+    return TensorInfo(path, shape, dtype, key), begin, end
+
+
+def _check_layout(path: Path, places: Iterable[tuple[int, int, str]], payload: int) -> None:
+    """Raise a CheckpointError unless the tensors, (begin, end, name), fill the file's data without gap or overlap."""
+    expected = 0
+    for begin, end, key in sorted(places):
+        if end > payload:
+            raise CheckpointError(
+                f"{path} is truncated: {key} ends at byte {end} of {payload} in the file: download it again"
+            )
+        if begin != expected:
+            raise CheckpointError(
+                f"{path}: the header's entry for {key} is broken (it begins at byte {begin}, expected {expected}): "
+                "download it again"
+            )
+        expected = end
+    if expected != payload:
+        raise CheckpointError(
+            f"{path} has {payload} bytes of data, but its header names {expected} of them: download it again"
+        )
+
+
+def read_header(path: Path) -> tuple[dict[str, TensorInfo], dict[str, str]]:
+    """The tensors and the metadata of a safetensors file, from its header alone.
+
+    What is accepted is what safetensors reads: every tensor as large as its shape, none over another, no gap.
+
+    Raises:
+        CheckpointError: no safetensors file, empty, shorter than its header says, or a header that no model has.
+    """
+    path = Path(path)
+    head, payload = _read_head(path)
+    try:
+        header = json.loads(head.decode("utf-8"), object_pairs_hook=_unique, parse_constant=_no_constant)
     except (ValueError, RecursionError) as error:
-        if isinstance(error, CheckpointError):
-            raise
         raise CheckpointError(f"{path}: the header is no JSON ({error}): download it again") from error
-    if not isinstance(header, dict):
+    if not isinstance(header, dict) or not head.startswith(b"{"):
         raise CheckpointError(f"{path}: the header is no JSON object: download it again")
-    metadata = header.pop("__metadata__", None) or {}
-    payload = size - 8 - length
-    return {key: _tensor_info(path, key, entry, payload) for key, entry in header.items()}, metadata
+    metadata = header.pop("__metadata__", None)
+    metadata = {} if metadata is None else metadata
+    if not isinstance(metadata, dict) or not all(isinstance(value, str) for value in metadata.values()):
+        raise CheckpointError(f"{path}: the header's __metadata__ is broken, expected texts: download it again")
+    found = [_tensor_info(path, key, entry) for key, entry in header.items()]
+    _check_layout(path, ((begin, end, info.key) for info, begin, end in found), payload)
+    return {info.key: info for info, _, _ in found}, metadata
 
 
 def read_gguf_header(path: Path) -> dict[str, TensorInfo]:
@@ -136,19 +204,17 @@ def read_gguf_header(path: Path) -> dict[str, TensorInfo]:
     Raises:
         CheckpointError: no gguf library, or a broken file.
     """
-    reader = gguf_files.open_reader(path)
-    found = {}
-    for tensor in reader.tensors:
-        shape, dtype = gguf_files.tensor_shape(reader, tensor), gguf_files.stored_dtype(tensor)
-        found[tensor.name] = TensorInfo(path, shape, dtype, tensor.name, int(tensor.tensor_type))
-    return found
+    return {
+        name: TensorInfo(path, shape, dtype, name, ggml_type)
+        for name, shape, dtype, ggml_type in gguf_files.describe(path)
+    }
 
 
 def header_names(path: Path, key: str) -> bool:
     """Whether a file's header names a tensor, without parsing it: for folders full of other models."""
     if path.suffix == ".gguf":
         return gguf_files.names_tensor(path, key)
-    if path.suffix != ".safetensors":
+    if path.suffix != ".safetensors" or not os.path.isfile(path):
         return False
     try:
         with path.open("rb") as file:
@@ -156,6 +222,17 @@ def header_names(path: Path, key: str) -> bool:
             return length <= MAX_HEADER and f'{key}"'.encode() in file.read(length)
     except OSError:
         return False
+
+
+@contextlib.contextmanager
+def _reading(path: Path) -> Iterator[None]:
+    """Name the file in what goes wrong while tensors are read, after its header was found to be right."""
+    from safetensors import SafetensorError
+
+    try:
+        yield
+    except (OSError, SafetensorError) as error:
+        raise CheckpointError(f"{path} can't be read ({error}): load it anew, or download it again") from error
 
 
 class Weights(Mapping):
@@ -189,7 +266,7 @@ class Weights(Mapping):
                 by_key = {self.tensors[name].key: name for name in names}
                 yield from ((by_key[key], tensor) for key, tensor in gguf_files.read_tensors(path, by_key))
                 continue
-            with safe_open(str(path), framework="pt") as file:
+            with _reading(path), safe_open(str(path), framework="pt") as file:
                 for name in names:
                     yield name, file.get_tensor(self.tensors[name].key)
 
@@ -285,27 +362,38 @@ def open_weights(path: Path) -> Weights:
     if path.is_file():
         tensors, metadata = read_header(path)
         return Weights(tensors, metadata, str(path))
+    if path.suffix in (".safetensors", ".gguf", *PICKLES) and not path.exists():
+        raise CheckpointError(f"{path} is not there: refresh, or download it")
     index = sorted(path.glob("*.safetensors.index.json"))
-    if not index:
-        files = sorted(path.glob("*.safetensors"))
-        if not files:
-            pickles = sorted(p.name for p in path.glob("*.bin"))
-            hint = f" (only {pickles[0]}, a pickle, which is not read)" if pickles else ""
-            raise CheckpointError(f"{path} holds no .safetensors file{hint}: download one that does")
-    else:
-        weight_map = read_json(index[0]).get("weight_map")
-        if not isinstance(weight_map, dict) or not weight_map:
-            raise CheckpointError(f"{index[0]} has no weight_map: download it again")
-        files = []
-        for name in sorted(set(map(str, weight_map.values()))):
-            if Path(name).name != name:
-                raise CheckpointError(f"{index[0]} names the shard {name!r} outside its folder")
-            if not (path / name).is_file():
-                raise CheckpointError(f"{path} lacks the shard {name} that {index[0].name} names: download it")
-            files.append(path / name)
+    files = _indexed(path, index[0]) if index else sorted(path.glob("*.safetensors"))
+    if not files:
+        pickles = sorted(file.name for file in path.glob("*") if file.suffix in PICKLES)
+        hint = f" (only {pickles[0]}, a pickle, which is not read)" if pickles else ""
+        raise CheckpointError(f"{path} holds no .safetensors file{hint}: download one that does")
     tensors, metadata = {}, {}
     for file in files:
         found, file_metadata = read_header(file)
         tensors.update(found)
         metadata.update(file_metadata)
     return Weights(tensors, metadata, str(path))
+
+
+def _indexed(folder: Path, index: Path) -> list[Path]:
+    """The shards that an index names, all of them in its folder."""
+    weight_map = read_json(index).get("weight_map")
+    if not isinstance(weight_map, dict) or not weight_map:
+        raise CheckpointError(f"{index} has no weight_map: download it again")
+    if not all(isinstance(name, str) for name in weight_map.values()):
+        raise CheckpointError(f"{index} names a shard by no text: download it again")
+    names = sorted(set(weight_map.values()))
+    for name in names:
+        if Path(name).name != name or "\\" in name or ":" in name:
+            raise CheckpointError(f"{index} names the shard {name!r} outside its folder")
+        if Path(name).suffix != ".safetensors":
+            raise CheckpointError(
+                f"{index} names the shard {name!r}, which is no safetensors file: pickles can run code and are not "
+                "read; download a repository with .safetensors shards"
+            )
+        if not os.path.isfile(folder / name):
+            raise CheckpointError(f"{folder} lacks the shard {name} that {index.name} names: download it")
+    return [folder / name for name in names]
