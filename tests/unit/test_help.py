@@ -11,6 +11,7 @@ import pytest
 
 DOCS = pack.ROOT / "web" / "docs"
 SOURCES = [path for layer in ("nodes", "model_loading", "sampling") for path in (pack.ROOT / layer).glob("*.py")]
+SOURCE = "".join(path.read_text(encoding="utf-8") for path in SOURCES)
 IDS = sorted(re.findall(r'node_id="(\w+)"', "".join(p.read_text() for p in (pack.ROOT / "nodes").glob("*.py"))))
 SECTIONS = {
     "en": ["Inputs", "Outputs", "Example", "Errors and warnings"],
@@ -141,7 +142,10 @@ def test_pictures_exist_and_masks_have_one(node_id, language):
 @pytest.mark.parametrize("node_id, language", pages())
 def test_the_example_names_a_template_that_has_the_node(node_id, language, templates):
     example = section(page(node_id, language), SECTIONS[language][2])
-    named = {name for name in re.findall(r"`(\w+)`", example) if name in templates}
+    quoted = set(re.findall(r"`(\w+)`", example))
+    unknown = {name for name in quoted - set(templates) if "_" in name and f'"{name}"' not in SOURCE}
+    assert not unknown, "neither a template nor an input"
+    named = quoted & set(templates)
     using = {name for name, nodes in templates.items() if node_id in nodes}
     assert named <= using or not using, f"{named - using} do not have the node"
     assert named & using or not using, f"name one of {using}"
