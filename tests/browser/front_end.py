@@ -4,6 +4,7 @@ Where the front ends of the supported hosts differ (1.27 of ComfyUI 0.3.64, 1.49
 both; the comments there say which part is whose.
 """
 
+import contextlib
 import re
 import time
 from collections.abc import Sequence
@@ -354,24 +355,19 @@ class FrontEnd:
                 raise TimeoutError(f"after {seconds} seconds no new video is shown: {self.messages()}")
             time.sleep(0.3)
 
-    def wait_for_text(self, words: str, seconds: float = 20) -> str:
-        """Wait until words can be read in the page; all that can be read then."""
+    def read_error(self, words: str, seconds: float = 30) -> str:
+        """Open the notice of an error and its details until words can be read; all that can be read then."""
+        self.page.find(WHERE["error"])
         deadline = time.monotonic() + seconds
         while words not in (text := self.text()):
             if time.monotonic() > deadline:
                 raise TimeoutError(f"after {seconds} seconds {words!r} can't be read in the page: {self.messages()}")
+            for further in ("error_panel", "error_more"):
+                if self.page.find_all(WHERE[further]):
+                    with contextlib.suppress(TimeoutError, RuntimeError):  # it may have gone in between
+                        self.page.click(WHERE[further], seconds=2)
             time.sleep(0.3)
         return text
-
-    def read_error(self, words: str) -> str:
-        """Wait for the front end's notice of an error, open its details, and return all that can be read then."""
-        self.page.find(WHERE["error"])
-        if self.page.find_all(WHERE["error_panel"]):
-            self.page.click(WHERE["error_panel"])
-            time.sleep(0.5)
-            if words not in self.text():
-                self.page.click(WHERE["error_more"])
-        return self.wait_for_text(words)
 
     def open_help(self, node: int) -> str:
         """Select a node, press the info button above it, and return the text of the help page."""
