@@ -10,6 +10,11 @@ from ..sampling.recipes import run_recipe
 from ..sampling.schedule import NoiseSchedule, add_noise, cogvideox_ddim, dynamic_guidance, is_new
 from .host_model import TIMESTEP, model_of
 
+NOT_FINITE = (
+    "the sampled latent holds NaN or infinity: if weight_dtype is fp16, set it to bf16; otherwise check the LoRAs and "
+    "the model's file"
+)
+
 
 def run_sigmas(model, steps: int, spacing: str = "auto", denoise: float = 1.0) -> torch.Tensor:
     """The sigmas of a run, descending, with the final 0; empty at denoise 0.
@@ -104,6 +109,26 @@ class Recipe(OnTimesteps):
             self.name, self.schedule, predict, noise, latent, self.seed,
             self.steps, self.spacing, self.denoise, callback,
         )  # fmt: skip
+
+
+def checked(callback):
+    """A callback of the host's samplers, (step, denoised, x, total), that first looks for NaN and infinity.
+
+    What it looks at is the denoised latent, which is the model's answer in every sampler. A sampler that asks twice a
+    step, such as heun, shows what its second answer brought at the next step.
+
+    Raises:
+        ValueError: from the callback, at the first step that holds either; the message counts from 1.
+    """
+
+    def on_step(step: int, denoised: torch.Tensor, x: torch.Tensor, total: int) -> None:
+        # one number a step; a sum can overflow where every value is finite
+        if not (torch.isfinite(denoised.sum()) or torch.isfinite(denoised).all()):
+            of = f" of {total}" if step < total else ""  # dpm_adaptive takes as many as it likes
+            raise ValueError(f"step {step + 1}{of}: {NOT_FINITE}")
+        callback(step, denoised, x, total)
+
+    return on_step
 
 
 def at_timestep(extra_args: dict, timestep: float) -> dict:

@@ -1,6 +1,7 @@
 """Model files to MODEL, CLIP and VAE."""
 
 import logging
+from pathlib import Path
 
 import folder_paths
 from comfy_api.latest import io
@@ -13,6 +14,21 @@ from ..model_loading.host_vae import load_vae
 from . import common
 
 log = logging.getLogger(__name__)
+
+LISTED = 20  # names of LoRAs in a message
+
+
+def check(found: dict[str, Path], name: str | None, what: str, kind: str) -> bool | str:
+    """Whether a name is listed, else what to say; see `common.choose`. The host gives None for a name that comes from
+    another node, which `execute` checks."""
+    return True if name is None or name in found else common.missing(found, name, what, kind)
+
+
+def fingerprint(found: dict[str, Path], name: str | None) -> str:
+    """Changes when what a name stands for is replaced; for a name from another node, when anything listed is."""
+    return (
+        common.fingerprint(found.get(name)) if name is not None else ";".join(map(common.fingerprint, found.values()))
+    )
 
 
 class ModelLoader(io.ComfyNode):
@@ -58,12 +74,11 @@ class ModelLoader(io.ComfyNode):
 
     @classmethod
     def validate_inputs(cls, model):
-        found = common.find_models()
-        return True if model in found else common.missing(found, model, "model", "diffusion_models")
+        return check(common.find_models(), model, "model", "diffusion_models")
 
     @classmethod
     def fingerprint_inputs(cls, model="", **_inputs):
-        return common.fingerprint(common.find_models().get(model))
+        return fingerprint(common.find_models(), model)
 
     @classmethod
     def execute(cls, model="", weight_dtype="default") -> io.NodeOutput:
@@ -108,12 +123,14 @@ class TextEncoderLoader(io.ComfyNode):
 
     @classmethod
     def validate_inputs(cls, text_encoder):
-        found = cls.found()
-        return True if text_encoder in found else common.missing(found, text_encoder, "text encoder", "text_encoders")
+        return check(cls.found(), text_encoder, "text encoder", "text_encoders")
 
     @classmethod
     def fingerprint_inputs(cls, text_encoder="", **_inputs):
-        return common.fingerprint(cls.found().get(text_encoder))
+        found = cls.found()
+        path = found.get(text_encoder)
+        tokenizer = checkpoint.tokenizer_beside(path) if path is not None and path.is_dir() else None
+        return fingerprint(found, text_encoder) + (common.fingerprint(tokenizer) if tokenizer else "")
 
     @classmethod
     def execute(cls, text_encoder="") -> io.NodeOutput:
@@ -146,12 +163,11 @@ class VAELoader(io.ComfyNode):
 
     @classmethod
     def validate_inputs(cls, vae_name):
-        found = cls.found()
-        return True if vae_name in found else common.missing(found, vae_name, "VAE", "vae")
+        return check(cls.found(), vae_name, "VAE", "vae")
 
     @classmethod
     def fingerprint_inputs(cls, vae_name="", **_inputs):
-        return common.fingerprint(cls.found().get(vae_name))
+        return fingerprint(cls.found(), vae_name)
 
     @classmethod
     def execute(cls, vae_name="") -> io.NodeOutput:
@@ -194,9 +210,22 @@ class LoraLoader(io.ComfyNode):
             outputs=[io.Model.Output(display_name="model", tooltip="For the sampler.")],
         )
 
+    @staticmethod
+    def missing(files, name):
+        """What to say of a LoRA that is not found."""
+        listed = ", ".join(list(files)[:LISTED]) + (f" and {len(files) - LISTED} more" if len(files) > LISTED else "")
+        problem = f"the LoRA {name} is not among those found ({listed})" if files else "no LoRA found"
+        folders = ", ".join(folder_paths.get_folder_paths("loras"))
+        return f"{problem}: put a safetensors file into {folders}, then refresh"
+
+    @classmethod
+    def validate_inputs(cls, lora_name):
+        files = common.single_files("loras")
+        return True if lora_name is None or lora_name in files else cls.missing(files, lora_name)
+
     @classmethod
     def fingerprint_inputs(cls, lora_name="", **_inputs):
-        return common.fingerprint(common.single_files("loras").get(lora_name))
+        return fingerprint(common.single_files("loras"), lora_name)
 
     @classmethod
     def execute(cls, model, lora_name="", strength=1.0) -> io.NodeOutput:
@@ -204,9 +233,5 @@ class LoraLoader(io.ComfyNode):
         if not lora_name and files:
             lora_name = next(iter(files))
         if lora_name not in files:
-            folders = ", ".join(folder_paths.get_folder_paths("loras"))
-            problem = (
-                f"the LoRA {lora_name} is not among those found ({', '.join(files)})" if files else "no LoRA found"
-            )
-            raise ValueError(f"{problem}: put a safetensors file into {folders}, then refresh")
+            raise ValueError(cls.missing(files, lora_name))
         return io.NodeOutput(add_lora(model, files[lora_name], strength))

@@ -8,7 +8,7 @@ import torch
 from comfy_api.latest import io
 
 from ..model_loading.host_model import model_of
-from ..model_loading.host_sampling import CogVideoXDDIM, Recipe, run_sigmas, with_dynamic_guidance
+from ..model_loading.host_sampling import NOT_FINITE, CogVideoXDDIM, Recipe, checked, run_sigmas, with_dynamic_guidance
 from ..sampling.recipes import RECIPES
 from . import common
 
@@ -109,6 +109,8 @@ class Sampler(io.ComfyNode):
         if dynamic_cfg and cfg > 1:
             model = with_dynamic_guidance(model, steps)
         samples = comfy.sample.fix_empty_latent_channels(model, latent["samples"])
+        if not torch.isfinite(samples).all():
+            raise ValueError("the given latent holds NaN or infinity: check the node that made it")
         if len(sigmas) == 0:  # denoise 0: as KSampler, nothing is done
             return io.NodeOutput({**latent, "samples": samples})
         noise = comfy.sample.prepare_noise(samples, seed, latent.get("batch_index"))
@@ -122,15 +124,12 @@ class Sampler(io.ComfyNode):
             negative,
             samples,
             noise_mask=latent.get("noise_mask"),
-            callback=latent_preview.prepare_callback(model, len(sigmas) - 1),
+            callback=checked(latent_preview.prepare_callback(model, len(sigmas) - 1)),
             disable_pbar=not comfy.utils.PROGRESS_BAR_ENABLED,
             seed=seed,
         )
         if not torch.isfinite(samples).all():
-            raise ValueError(
-                "the sampled latent holds NaN or infinity: if weight_dtype is fp16, set it to bf16; otherwise check "
-                "the LoRAs and the model's file"
-            )
+            raise ValueError(NOT_FINITE)
         return io.NodeOutput({**latent, "samples": samples})
 
 

@@ -5,6 +5,7 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from .memory import ProbeLoading, ProbePartialLoad
+from .stress import AnyType, ProbeFail, ProbeOutOfMemory, ProbePause, ProbeText, ProbeTrim
 
 
 def read(path: str, key: str) -> torch.Tensor:
@@ -63,11 +64,6 @@ class ProbeNoise(_Load):
 
     def load(self, path, key):
         return (FixedNoise(read(path, key)),)
-
-
-class AnyType(str):
-    def __ne__(self, _other):
-        return False
 
 
 class ProbeSave:
@@ -325,5 +321,10 @@ NODE_CLASS_MAPPINGS = {
         ProbeForeignModel,
         ProbePartialLoad,
         ProbeLoading,
+        ProbeFail,
+        ProbeOutOfMemory,
+        ProbePause,
+        ProbeText,
+        ProbeTrim,
     )
 }
