@@ -25,7 +25,8 @@ def measured_apart() -> dict | None:
     host = find_host()
     if host is None:
         return None
-    answer = subprocess.run([str(host.python), str(RUN), "host", str(host.path)], capture_output=True, text=True)
+    command = [str(host.python), str(RUN), "host", str(host.path)]
+    answer = subprocess.run(command, capture_output=True, text=True, timeout=900)
     if answer.returncode:
         raise RuntimeError(f"measuring in {host.path} failed:\n{answer.stderr[-2000:]}")
     return json.loads(answer.stdout.splitlines()[-1])

@@ -23,12 +23,13 @@ class LiveBytes(TorchDispatchMode):
         self._known: dict[int, weakref.ref] = {}
 
     def __torch_dispatch__(self, function, types, args=(), kwargs=None):
+        kwargs = kwargs or {}
         for tensor in tensors_of((args, kwargs)):
             storage = tensor.untyped_storage()
             self._known.setdefault(storage._cdata, weakref.ref(storage))
-        if function is torch.ops.aten._to_copy.default and leaves(args[0], kwargs or {}):
-            return torch.empty(args[0].shape, dtype=(kwargs or {}).get("dtype") or args[0].dtype, device="cpu")
-        result = function(*args, **(kwargs or {}))
+        if function is torch.ops.aten._to_copy.default and leaves(args[0], kwargs):
+            return torch.empty(args[0].shape, dtype=kwargs.get("dtype") or args[0].dtype, device="cpu")
+        result = function(*args, **kwargs)
         for tensor in tensors_of(result):
             self._count(tensor.untyped_storage())
         return result

@@ -104,7 +104,8 @@ def trace_diffusers_decode(latent: tuple[int, int, int]) -> LiveBytes:
 
 
 def resident_share(name: str) -> float:
-    """The weights that a call needs on the card, over all: those of the modulation are computed where they lie."""
+    """The weights that a call needs on the card, over all, by their number: those of the modulation are computed where
+    they lie, unless they are cast, quantised or patched. What a host really leaves off is in tests/host."""
     with torch.device("meta"):
         model = CogVideoXTransformer(CONFIGS[name])
     whole = sum(parameter.numel() for parameter in model.parameters())

@@ -66,12 +66,17 @@ class HostTransformer(CogVideoXTransformer):
         super().__init__(config, operations, host_attention, check_interrupt, device=device, dtype=dtype)
 
     def home(self, linear, vec):
-        """Where the weights lie, unless they must be cast or patched for the call: that is quicker on the card.
+        """Where the weights lie, unless they must be cast, unpacked or patched for the call, quicker on the card.
 
-        A dynamic patcher's layers (``_v``) can't run on the CPU: there the host leaves their patches out.
+        A dynamic patcher's layers (``_v``) can't run on the CPU: there the host leaves their patches out. Nor can one
+        whose forward a bypass LoRA has taken over, with its own weights on the card.
         """
-        as_they_are = linear.weight.dtype == vec.dtype and not getattr(linear, "weight_function", None)
-        return linear.weight.device if as_they_are and not hasattr(linear, "_v") else vec.device
+        weight = linear.weight
+        packed = type(weight.data) is not torch.Tensor  # a quantised one says the dtype that it unpacks to
+        changed = any(getattr(linear, f"{name}_function", None) for name in ("weight", "bias"))
+        taken = hasattr(linear, "_v") or "forward" in vars(linear)
+        here = weight.dtype == vec.dtype and not (packed or changed or taken)
+        return weight.device if here else vec.device
 
     def forward(self, x, timestep, context, transformer_options=None, **conds):
         options = transformer_options or {}

@@ -25,12 +25,12 @@ class CogVideoXFunPatcher(comfy.model_patcher.ModelPatcher):
     def _load_list(self, *args, **kwargs):
         last = set(self.model.diffusion_model.modulations())
         found = super()._load_list(*args, **kwargs)
-        return [Last(entry) if any(part in last for part in modules(entry)) else entry for entry in found]
+        return [Last(entry) if layer_of(entry) in last else entry for entry in found]
 
 
-def modules(entry: tuple) -> list[torch.nn.Module]:
-    """The layer in an entry, whose place differs between host versions."""
-    return [part for part in entry if isinstance(part, torch.nn.Module)]
+def layer_of(entry: tuple) -> torch.nn.Module:
+    """The layer of an entry, whose place in it differs between host versions."""
+    return next(part for part in entry if isinstance(part, torch.nn.Module))
 
 
 def patcher_class(load_device: torch.device, disable_dynamic: bool) -> type:

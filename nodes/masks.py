@@ -1,7 +1,9 @@
 """Start and end images to a video and its mask; masks adjusted, and brought to the latent's size."""
 
 import logging
+from collections.abc import Callable
 
+import torch
 from comfy_api.latest import io, ui
 
 from ..sampling.mask_edit import adjust_mask
@@ -13,11 +15,11 @@ from .latents import fit_length, latent_shape
 log = logging.getLogger(__name__)
 
 
-def preview(sheet) -> ui.PreviewImage | None:
-    """A picture under the node; a full disk costs the picture and not the run."""
+def preview(make_sheet: Callable[[], torch.Tensor]) -> ui.PreviewImage | None:
+    """A picture under the node; what goes wrong with it costs the picture and not the run."""
     try:
-        return ui.PreviewImage(sheet)
-    except OSError as error:
+        return ui.PreviewImage(make_sheet())
+    except (OSError, RuntimeError) as error:
         log.warning("no preview of the mask: %s", error)
         return None
 
@@ -40,7 +42,7 @@ class StartEndImage(io.ComfyNode):
                 "end image",
                 "CogVideoXFunInpaintSampler",
                 "CogVideoImageEncodeFunInP",
-            ),  # fmt: skip
+            ),
             description="Make a video that begins and ends with given images, and the mask of what is to be generated "
             "between them. Without images everything is generated. The picture below shows both: what is striped is "
             "generated.",
@@ -74,7 +76,7 @@ class StartEndImage(io.ComfyNode):
     ) -> io.NodeOutput:
         length = fit_length(length, model)
         video, mask = build_start_end(width, height, length, start_image, end_image, fit)
-        return io.NodeOutput(video, mask, ui=preview(video_sheet(video, mask)))
+        return io.NodeOutput(video, mask, ui=preview(lambda: video_sheet(video, mask)))
 
 
 class MaskResize3D(io.ComfyNode):
@@ -106,7 +108,7 @@ class MaskResize3D(io.ComfyNode):
     @classmethod
     def execute(cls, mask, latent, soft=False) -> io.NodeOutput:
         resized = mask_to_latent(mask, *latent_shape(latent)[2:], soft=soft)
-        return io.NodeOutput(resized, ui=preview(mask_sheet(resized)))
+        return io.NodeOutput(resized, ui=preview(lambda: mask_sheet(resized)))
 
 
 class MaskAdjust(io.ComfyNode):
@@ -136,7 +138,8 @@ class MaskAdjust(io.ComfyNode):
                     max=128.0,
                     step=0.5,
                     tooltip="Sigma of a Gaussian blur in pixels, 0 = none. VAE Encode and Mask Resize 3D cut at 0.5 "
-                    "unless soft is on; Composite with Source blends by it.",
+                    "unless soft is on; Composite with Source blends by it: grow by three times as much there, so "
+                    "that the blend falls outside the region.",
                 ),
                 io.Boolean.Input(
                     "invert",
@@ -150,4 +153,4 @@ class MaskAdjust(io.ComfyNode):
     @classmethod
     def execute(cls, mask, grow=0, blur=0.0, invert=False) -> io.NodeOutput:
         adjusted = adjust_mask(mask, grow, blur, invert)
-        return io.NodeOutput(adjusted, ui=preview(mask_sheet(adjusted)))
+        return io.NodeOutput(adjusted, ui=preview(lambda: mask_sheet(adjusted)))

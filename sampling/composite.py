@@ -1,14 +1,18 @@
 """A generated video and the one that it was made from: colours matched, and what was to be kept pasted back."""
 
 import dataclasses
+import logging
 from collections.abc import Iterator
 
 import torch
 
 from .libraries import import_kornia
-from .masks import check_image, fit_mask
+from .masks import as_frames, check_image, fit_mask
+
+log = logging.getLogger(__name__)
 
 FRAMES_AT_ONCE = 8
+LEAST_KEPT = 0.01  # of the pixels: of fewer, colours say nothing about the whole
 CONTRAST_LIMITS = (0.5, 2.0)  # a flat region says little of the contrast of the whole
 
 
@@ -32,13 +36,14 @@ def composite(
     Args:
         video: F H W 3, 0..1.
         source: as many frames or more (the rest is left out), of the same size, 0..1.
-        mask: F H W, 1 = generated; values between blend. None: nothing is pasted, and colours are compared over all.
+        mask: F H W, 1 = generated; values between blend. As long as the source it is cut as that is. None: nothing is
+            pasted, and colours are compared over all.
         match_colors: 0 leaves them, 1 matches mean and contrast of L, a and b over the whole video (Reinhard et al.
             2001), measured where the source was kept.
         paste_known: take the source's pixels where the mask is 0, to the bit.
 
     Returns:
-        F H W 3, 0..1.
+        F H W 3, 0..1 as the inputs.
 
     Raises:
         ValueError: fewer frames or another size, or a match_colors outside 0..1.
@@ -57,9 +62,10 @@ def composite(
         raise ValueError(
             f"the source has {len(source)} frames, but the video {length}: give the one that the video was made from"
         )
-    source = source[:length].to(video)
     if mask is not None:
-        mask = fit_mask(mask, length, height, width, soft=True)
+        mask = as_frames(mask)
+        mask = fit_mask(mask[:length] if len(mask) == len(source) else mask, length, height, width, soft=True)
+    source = source[:length].to(video)
     result = recolored(video, source, mask, match_colors) if match_colors else video.clone()
     if mask is not None and paste_known:
         for part in parts(length):
@@ -76,8 +82,12 @@ def parts(length: int) -> Iterator[slice]:
 def recolored(video, source, mask, strength: float) -> torch.Tensor:
     """``video`` with the colours of ``source``, in part where ``strength`` is below 1."""
     lab_to_rgb = import_kornia().color.lab_to_rgb
-    if mask is not None and all(bool((frame >= 1).all()) for frame in mask):
-        mask = None  # nothing was kept
+    kept = 1.0 if mask is None else sum(float((1 - frame).clamp(0, 1).mean()) for frame in mask) / len(mask)
+    if not kept:
+        mask = None
+    elif kept < LEAST_KEPT:
+        log.warning("only %.1f %% of the source was kept: too little to match colours by, they stay", 100 * kept)
+        return video.clone()
     ours, theirs = measure(video, mask), measure(source, mask)
     contrast = (theirs.deviation / ours.deviation.clamp(min=1e-6)).clamp(*CONTRAST_LIMITS)
     contrast = torch.where(ours.deviation < 1e-3, 1.0, contrast)  # nothing to stretch

@@ -31,8 +31,8 @@ def video_sheet(video: torch.Tensor, mask: torch.Tensor) -> torch.Tensor:
     """
     frames = chosen(len(video))
     height, width = cell_size(*video.shape[1:3])
-    small = F.interpolate(video[frames].movedim(-1, 1).float(), (height, width), mode="area")
-    unknown = F.interpolate(mask[frames, None].float(), (height, width), mode="area") >= THRESHOLD
+    small = F.interpolate(video[frames].cpu().movedim(-1, 1).float(), (height, width), mode="area")
+    unknown = F.interpolate(mask[frames, None].cpu().float(), (height, width), mode="area") >= THRESHOLD
     rows, columns = torch.arange(height)[:, None], torch.arange(width)[None]
     stripes = ((rows + columns) // STRIPE % 2).float() * 0.25 + 0.35
     small = torch.where(unknown, stripes, small)

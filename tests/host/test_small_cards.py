@@ -32,6 +32,7 @@ def test_the_modulation_leaves_the_card_first(lab, variant):
     assert modulations < set(found["half"]["left"])
     assert found["of the patch"] > 1e-2
     assert set(found["at home"]) == modulations - {found["patched"]} and not found["to be cast"]
+    assert found["bypassed"] == "meta"
     assert max(found["short"]["difference"], found["half"]["difference"], found["afterwards"]) <= 1e-5
 
 

@@ -4,6 +4,7 @@ import pytest
 import torch
 from cogvideox_fun.demo.media import photographs
 from cogvideox_fun.sampling.composite import composite
+from cogvideox_fun.sampling.mask_edit import adjust_mask
 from cogvideox_fun.sampling.masks import resize_image
 from torch.utils._python_dispatch import TorchDispatchMode
 
@@ -81,6 +82,33 @@ def test_the_contrast_changes_by_two_at_most(source, factor, change):
     assert abs(result.std() / video.std() / change - 1) < 0.05
 
 
+def test_one_measure_for_the_whole_video(source):
+    """Frames of different brightness: what is the same colour in two of them stays so, in whatever order they come."""
+    video = cast(source) * torch.linspace(0.5, 1, 11)[:, None, None, None]
+    video[:, :8, :8] = torch.tensor([0.3, 0.4, 0.5])
+    result = composite(video, source)
+    assert (result[:, :8, :8] - result[0, 0, 0]).abs().max() < 1e-5
+    order = torch.arange(10, -1, -1)
+    torch.testing.assert_close(composite(video[order], source[order]), result[order], atol=1e-4, rtol=0)
+
+
+def test_too_little_was_kept_to_match_colours_by(source, mask, caplog):
+    ones = torch.ones(11, 64, 96)
+    ones[:, 0, 0] = 0
+    result = composite(cast(source), source, ones)
+    assert torch.equal(result[ones == 1], cast(source)[ones == 1]) and "only 0.0 % of the source" in caplog.text
+
+
+def test_a_soft_edge_outside_the_region_lets_nothing_old_through(source):
+    """Grown by three sigma, as the template does it: inside the region the result alone."""
+    mask = torch.zeros(1, 64, 96)
+    mask[:, 24:40, 40:56] = 1
+    result = composite(torch.ones_like(source), torch.zeros_like(source), adjust_mask(mask, 12, 4.0), match_colors=0.0)
+    assert result[:, 24:40, 40:56].min() > 0.99 and result[:, :, :16].max() == 0
+    plain = composite(torch.ones_like(source), torch.zeros_like(source), adjust_mask(mask, 0, 4.0), match_colors=0.0)
+    assert plain[:, 24:40, 40:56].min() < 0.6
+
+
 def test_all_generated_measures_over_all(source):
     ones = torch.ones(1, 64, 96)
     torch.testing.assert_close(composite(cast(source), source, ones), composite(cast(source), source))
@@ -113,6 +141,11 @@ def test_lengths_and_sizes(source, mask):
     """A source longer than the video is cut, as VAE Encode cut it; anything else is an error with both numbers."""
     video = cast(source[:9])
     torch.testing.assert_close(composite(video, source), composite(video, source[:9]))
+    still = torch.cat([mask, mask[:9]])  # as long as a source of twenty frames
+    longer = torch.cat([source, source[:9]])
+    torch.testing.assert_close(composite(video, longer, still), composite(video, source, mask))
+    with pytest.raises(ValueError, match="mask has 20 frames but the video has 9"):
+        composite(video, source, still)
     with pytest.raises(ValueError, match="source has 5 frames, but the video 9"):
         composite(video, source[:5])
     with pytest.raises(ValueError, match="source is 96 x 32, but the video 96 x 64"):

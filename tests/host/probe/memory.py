@@ -12,6 +12,16 @@ def anonymous_bytes() -> int:
     return next(int(line.split()[1]) * 1024 for line in lines if line.startswith("RssAnon"))
 
 
+def bypassed_home(transformer, row: torch.Tensor) -> str:
+    """Where a modulation linear goes whose forward something else has taken over, as the host's bypass LoRAs do."""
+    linear = next(iter(transformer.modulations()))
+    linear.forward = linear.forward
+    try:
+        return transformer.home(linear, row).type
+    finally:
+        del linear.forward
+
+
 class ProbePartialLoad:
     """What the host leaves off the card when a model is too large for it, and how far the result is off for it.
 
@@ -60,6 +70,7 @@ class ProbePartialLoad:
         card = {dtype: torch.empty(1, device="meta", dtype=dtype) for dtype in (torch.float32, torch.bfloat16)}
         for what, row in (("at home", card[torch.float32]), ("to be cast", card[torch.bfloat16])):
             found[what] = [names[m] for m in transformer.modulations() if transformer.home(m, row) == device]
+        found["bypassed"] = bypassed_home(transformer, card[torch.float32])
         model.unpatch_model(device)
         found["afterwards"] = float((run() - plain).abs().max())
         Path(path).write_text(json.dumps(found), encoding="utf-8")
