@@ -15,7 +15,16 @@ from .checkpoint import naming
 from .config import TEXT_TOKENS, CheckpointError
 from .host_model import accepts
 from .host_quantized import read_quantization
-from .text_encoder import END, PAD, FolderTokenizer, fit_tokens, host_t5_config, prompt_length, t5_weights
+from .text_encoder import (
+    END,
+    PAD,
+    FolderTokenizer,
+    check_t5_config,
+    fit_tokens,
+    host_t5_config,
+    prompt_length,
+    t5_weights,
+)
 from .weights import is_quantization, open_weights, read_json
 
 log = logging.getLogger(__name__)
@@ -137,12 +146,11 @@ def load_clip(path: str | Path, tokenizer: str | Path | None = None, disable_dyn
     weights = t5_weights(open_weights(path))
     with naming(path):
         config = host_t5_config(read_json(path / "config.json")) if path.is_dir() else dict(T5_XXL)
-    shape = weights.tensors["shared.weight"].shape
-    if shape != (config["vocab_size"], config["d_model"]):
-        raise CheckpointError(
-            f"{path}: shared.weight has the shape {list(shape)}, expected {[config['vocab_size'], config['d_model']]}"
-            + ("" if path.is_dir() else " (T5-XXL): other T5s need their folder with config.json")
-        )
+        try:
+            check_t5_config(config, weights)
+        except CheckpointError as error:
+            why = "" if path.is_dir() else " (T5-XXL): other T5s need their folder with config.json"
+            raise CheckpointError(f"{error}{why}") from error
     weights.check_finite()
     state, model_options = quantization(weights.load(), weights.metadata)
     model_options["dtype"] = weights.tensors["encoder.final_layer_norm.weight"].dtype

@@ -5,10 +5,12 @@ id 0, truncated with its end token kept, no attention mask, as the authors do.
 """
 
 import logging
+import reprlib
 from pathlib import Path
 
 import torch
 
+from .checkpoint import naming
 from .config import TEXT_TOKENS, CheckpointError
 from .weights import Weights, header_names, open_weights, read_json
 
@@ -105,24 +107,56 @@ def host_t5_config(config: dict) -> dict:
     for name, expected in fixed.items():
         if config.get(name, expected) != expected:
             raise CheckpointError(
-                f"{name} is {config[name]!r} in the text encoder's configuration, expected {expected!r}"
+                f"{name} is {reprlib.repr(config[name])} in the text encoder's configuration, expected {expected!r}"
             )
-    projection = config.get("feed_forward_proj", "relu")
+    projection = str(config.get("feed_forward_proj", "relu"))
     gated, activation = projection.startswith("gated-"), projection.removeprefix("gated-")
-    activation = config.get("dense_act_fn", activation)
+    activation = str(config.get("dense_act_fn", activation))
     activations = {"gelu_new": "gelu_pytorch_tanh", "gelu": "gelu_pytorch_tanh", "relu": "relu"}
     if activation not in activations:
-        raise CheckpointError(f"the text encoder's activation is {activation!r}, expected one of {list(activations)}")
+        raise CheckpointError(
+            f"the text encoder's activation is {reprlib.repr(activation)}, expected one of {list(activations)}"
+        )
     names = ("d_model", "d_kv", "d_ff", "num_heads", "num_layers", "vocab_size")
-    missing = [name for name in names if not isinstance(config.get(name), int)]
-    if missing:
-        raise CheckpointError(f"the text encoder's configuration lacks {missing[0]}: download it again")
+    for name in names:
+        if config.get(name) is None:
+            raise CheckpointError(f"the text encoder's configuration lacks {name}: download it again")
+        if type(config[name]) is not int or config[name] < 1:
+            raise CheckpointError(
+                f"{name} is {reprlib.repr(config[name])} in the text encoder's configuration, expected a whole number "
+                "from 1"
+            )
     return {
         **{name: config[name] for name in names},
         "dense_act_fn": activations[activation],
         "is_gated_act": config.get("is_gated_act", gated),
         "model_type": "t5",
     }
+
+
+def check_t5_config(config: dict, weights: Weights) -> None:
+    """Raise a CheckpointError unless a T5 of this configuration has the weights' sizes, before one is made of it.
+
+    Args:
+        config: in the host's terms.
+        weights: from `t5_weights`.
+    """
+    width, inner = config["d_model"], config["num_heads"] * config["d_kv"]
+    expected = {
+        "shared.weight": (config["vocab_size"], width),
+        "encoder.block.0.layer.0.SelfAttention.q.weight": (inner, width),
+        "encoder.block.0.layer.0.SelfAttention.relative_attention_bias.weight": (32, config["num_heads"]),
+        "encoder.block.0.layer.1.DenseReluDense.wo.weight": (width, config["d_ff"]),
+    }
+    for name, shape in expected.items():
+        found = weights.tensors[name].shape if name in weights.tensors else None
+        if found is not None and found != shape:
+            raise CheckpointError(f"{name} has the shape {list(found)}, expected {list(shape)}")
+    blocks = {name.split(".")[2] for name in weights.tensors if name.startswith("encoder.block.")}
+    if len(blocks) != config["num_layers"]:
+        raise CheckpointError(
+            f"the text encoder has {len(blocks)} blocks, but {config['num_layers']} are expected: download it again"
+        )
 
 
 def t5_weights(weights: Weights) -> Weights:
@@ -153,9 +187,11 @@ class TextEncoder:
     def __init__(self, folder: Path, tokenizer: Path, dtype: torch.dtype = torch.float32):
         import transformers
 
-        config = transformers.T5Config.from_dict(read_json(Path(folder) / "config.json"))
-        self.model = transformers.T5EncoderModel(config).eval().to(dtype)
-        state = t5_weights(open_weights(folder)).load()
+        values, weights = read_json(Path(folder) / "config.json"), t5_weights(open_weights(folder))
+        with naming(Path(folder)):
+            check_t5_config(host_t5_config(values), weights)
+        self.model = transformers.T5EncoderModel(transformers.T5Config.from_dict(values)).eval().to(dtype)
+        state = weights.load()
         missing, _ = self.model.load_state_dict(state, strict=False)
         missing = [key for key in missing if key != "encoder.embed_tokens.weight"]  # tied to shared.weight
         if missing:
