@@ -129,7 +129,10 @@ def change_header(rng: random.Random, header: dict) -> bytes:
     entries = [entry for key, entry in header.items() if key != "__metadata__"]
     for _ in range(rng.choice((1, 1, 1, 2, 4))):
         key = rng.choice([key for key in header if key != "__metadata__"])
-        match rng.randrange(8):
+        match rng.randrange(9):
+            case 8:  # two tensors under each other's names
+                other = rng.choice([key for key in header if key != "__metadata__"])
+                header[key], header[other] = header[other], header[key]
             case 0:
                 header[rng.choice(KEYS)] = header.pop(key)
             case 1:

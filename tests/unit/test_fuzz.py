@@ -114,6 +114,8 @@ class Cases:
     def load(self, opened, every: int = 8) -> None:
         """What follows opening: the tensors are what the header said, and now and then the whole model is made."""
         assert math.isfinite(opened.schedule.sigmas().sum()) and json.dumps(opened.saved_config)
+        numbers = [v for v in vars(opened.config).values() if type(v) in (int, float)]
+        assert all(0 < v < math.inf for v in numbers), opened.config
         loaded = opened.weights.load()
         assert {key: tuple(value.shape) for key, value in loaded.items()} == opened.weights.shapes
         self.loads += 1
@@ -195,7 +197,8 @@ class Cases:
 
     def index(self, rng):
         folder = self.folder / "sharded" / "transformer"
-        shards = ("a.safetensors", "b.safetensors", "a.bin", "..", "/etc/passwd", "x" * 300, "a:b", *NASTY)
+        long = "x" * 300 + ".safetensors"
+        shards = ("a.safetensors", "b.safetensors", "a.bin", "..", "/etc/passwd", long, "a:b", *NASTY)
         weight_map = {key: "a.safetensors" for key in self.parameters}
         if rng.random() < 0.7:
             weight_map = change_values(rng, weight_map)

@@ -2,6 +2,7 @@
 
 import ast
 import json
+import math
 import os
 import re
 import subprocess
@@ -14,6 +15,8 @@ import pytest
 import torch
 from cogvideox_fun.model_loading import checkpoint, gguf_files
 from cogvideox_fun.model_loading.checkpoint import CheckpointError
+from cogvideox_fun.model_loading.config import TransformerConfig, detect
+from cogvideox_fun.model_loading.lora import LoraError, read_lora
 from cogvideox_fun.model_loading.weights import MAX_HEADER, open_weights, read_header, read_json
 from safetensors.torch import save_file
 
@@ -283,3 +286,103 @@ class TestSizes:
             file.truncate(len(head) + length)
         with pytest.raises(CheckpointError, match=f"at most {gguf_files.MAX_ENTRIES}"):
             open_weights(path)
+
+
+def header_file(path: Path, header: dict, payload: int) -> Path:
+    data = json.dumps(header).encode()
+    with path.open("wb") as file:
+        file.write(len(data).to_bytes(8, "little") + data)
+        file.truncate(8 + len(data) + payload)
+    return path
+
+
+def entry(begin: int, end: int, *shape, dtype: str = "F32") -> dict:
+    return {"dtype": dtype, "shape": shape, "data_offsets": [begin, end]}
+
+
+class TestHeaders:
+    """What safetensors would not read, or reads otherwise, is refused before a model is laid out for it."""
+
+    @pytest.mark.parametrize(
+        "header, words",
+        [
+            ({"a": entry(0, 8, 2), "b": entry(0, 8, 2)}, "for b is broken .it begins at byte 0, expected 8"),
+            ({"a": entry(0, 4, 1), "b": entry(8, 16, 2)}, "for b is broken .it begins at byte 8, expected 4"),
+            ({"a": entry(0, 8, 2)}, "has 16 bytes of data, but its header names 8"),
+            ({"a": entry(0, 16, 5)}, "offsets 0, 16, but the shape .5. takes 20 bytes"),
+            ({"a": entry(0, 16, -2, -2)}, "expected whole numbers from 0"),
+            ({"a": entry(0, 16, 4.0)}, "expected whole numbers from 0"),
+            ({"a": entry(0, 16, True, 4)}, "expected whole numbers from 0"),
+            ({"a": entry(0, 16, *[1] * 20, 4)}, "no model has one like it"),
+            ({"a": entry(0, 0, 0, 2**60), "b": entry(0, 16, 4)}, "no model has one like it"),
+            ({"x" * 1001: entry(0, 16, 4)}, "a name of 1001 characters"),
+            ({"a": entry(0, 16, 4), "__metadata__": {"a": 1}}, "__metadata__ is broken"),
+            ({"a": entry(0, 16, 4), "__metadata__": [["a", "b"]]}, "__metadata__ is broken"),
+        ],
+    )
+    def test_layout(self, tmp_path, header, words):
+        with pytest.raises(CheckpointError, match=words):
+            read_header(header_file(tmp_path / "x.safetensors", header, 16))
+        assert read_header(header_file(tmp_path / "x.safetensors", {"a": entry(0, 16, 4)}, 16))[0]["a"].shape == (4,)
+
+    def test_a_name_twice(self, tmp_path):
+        data = f'{{"a": {json.dumps(entry(0, 4, 1))}, "a": {json.dumps(entry(0, 4, 4, dtype="U8"))}}}'.encode()
+        (tmp_path / "x.safetensors").write_bytes(len(data).to_bytes(8, "little") + data + bytes(4))
+        with pytest.raises(CheckpointError, match="a name twice"):
+            read_header(tmp_path / "x.safetensors")
+
+    @pytest.mark.parametrize(
+        "name, words",
+        [
+            ("transformer_blocks.31.x", "block 30 of the transformer is missing, though it has a block 31"),
+            ("transformer_blocks.999999999.x", "999999999.x is in no block from 0 to 999"),
+            ("transformer_blocks.-1.x", "is in no block"),
+        ],
+    )
+    def test_blocks(self, name, words):
+        dim = 30 * 64
+        shapes = {
+            "patch_embed.proj.weight": (dim, 33, 2, 2),
+            "patch_embed.text_proj.weight": (dim, 4096),
+            "time_embedding.linear_1.weight": (512, dim),
+            "proj_out.weight": (64, dim),
+            **{f"transformer_blocks.{i}.attn1.to_q.weight": (dim, dim) for i in range(30)},
+            "transformer_blocks.0.norm1.linear.weight": (6 * dim, 512),
+        }
+        assert detect(shapes, None).num_layers == 30
+        with pytest.raises(CheckpointError, match=words):
+            detect({**shapes, name: (1,)}, None)
+        for broken in ("patch_embed.proj.weight", "patch_embed.text_proj.weight", "time_embedding.linear_1.weight"):
+            for shape in ((), (dim,), (0, 0)):
+                with pytest.raises(CheckpointError, match=f"{broken} has the shape"):
+                    detect({**shapes, broken: shape}, None)
+
+    @pytest.mark.parametrize("value", [math.inf, math.nan, 0, -1, 10**400])
+    def test_numbers_of_a_configuration(self, value):
+        for name in ("norm_eps", "spatial_interpolation_scale", "temporal_interpolation_scale"):
+            with pytest.raises(CheckpointError, match=f"{name} is .* expected a number above 0"):
+                TransformerConfig.from_dict({name: value})
+
+    def test_messages_are_short_and_printable(self):
+        message = str(CheckpointError("/m: " + "x" * 10_000 + " \x1b[31m\n\ud800\u202e: download it again"))
+        assert len(message) < 2100 and message.startswith("/m: x") and message.endswith(": download it again")
+        assert "\\x1b[31m\\n\\ud800\\u202e" in message and message.isprintable()
+        assert str(CheckpointError("/模型/é: x")) == "/模型/é: x"
+
+    @pytest.mark.parametrize(
+        "up, down", [((), (4, 8)), ((8, 4), ()), ((8, 0), (0, 8)), ((8, 3), (4, 8)), ((8,), (4, 8)), ((8, 4), (32,))]
+    )
+    def test_a_lora_whose_pair_does_not_fit_together(self, tmp_path, up, down):
+        path = tmp_path / "lora.safetensors"
+        save_file({"proj_out.lora_A.weight": torch.ones(down), "proj_out.lora_B.weight": torch.ones(up)}, path)
+        with pytest.raises(LoraError, match="which do not fit together"):
+            read_lora(path, {"proj_out.weight": (8, 8)})
+
+    def test_a_lora_with_names_of_many_parts_is_read_in_time(self, tmp_path):
+        path = tmp_path / "lora.safetensors"
+        names = [f"{i}_" + "a_" * 490 for i in range(3000)]
+        header_file(path, {name: entry(0, 0, 0) for name in names}, 0)
+        began = time.process_time()
+        with pytest.raises(LoraError, match="none of its 3000 keys"):
+            read_lora(path, {"proj_out.weight": (8, 8)})
+        assert time.process_time() - began < 5
