@@ -38,6 +38,7 @@ METHODS = {  # of any object, whatever it is called here
 ALLOWED = {  # why: see the function
     ("host_gguf.py", "import importlib"),  # a module of ComfyUI-GGUF beside one that the host has already imported
     ("host_gguf.py", "import_module"),
+    ("host_model.py", "vars"),  # whether a layer's forward was replaced, by its name
 }
 
 
