@@ -7,7 +7,7 @@ TORCH ?= torch==2.13.0
 BIN := $(VENV)/bin
 READY := $(VENV)/.ready
 
-.PHONY: demo test evaluate bench lint format api clean
+.PHONY: demo test evaluate bench lint format api blueprints pictures clean
 
 $(READY): requirements.txt tests/requirements.txt training/requirements.txt Makefile
 	$(PYTHON) -m venv $(VENV)
@@ -40,6 +40,14 @@ format: $(READY)
 # Convert the workflows to the API form that the host tests post, with the host's own front end in headless Chromium.
 api: $(READY)
 	$(BIN)/python tests/browser/export_api.py
+
+# Fold workflows up into the blueprints of subgraphs/.
+blueprints: $(READY)
+	$(BIN)/python tests/browser/make_blueprints.py
+
+# Picture the workflows' graphs, and what the nano model makes of them, in the host's own front end.
+pictures: $(READY)
+	$(BIN)/python tests/browser/screenshots.py
 
 clean:
 	rm -rf $(VENV) demo_output evaluation_output bench_output
