@@ -278,12 +278,14 @@ class FrontEnd:
             node,
             name,
         )
-        self.page.mouse(self.where(node, "widget", name))
         if kind == "combo":
+            self.page.mouse(self.where(node, "widget", name))
             self.page.click(WHERE["menu_entry"].format(value))
         else:
-            if kind != "text":
-                self.page.find(WHERE["prompt"])
+            if kind == "text":
+                self.page.mouse(self.where(node, "widget", name))
+            else:
+                self.open_prompt(node, name)
             self.page.type("a", held=KEYS["control"])
             self.page.type(str(value) or "\ue003")  # backspace empties a selected text
             if kind != "text":
@@ -291,6 +293,17 @@ class FrontEnd:
         shown = self.nodes()[node]["widgets"][name]
         if shown != value:
             raise RuntimeError(f"widget {name} shows {shown!r} after {value!r} was put in")
+
+    def open_prompt(self, node: int, name: str) -> None:
+        """Click a number until its prompt opens: a page that is still moving the graph takes the click for a drag."""
+        for last in (False, False, True):
+            self.page.mouse(self.where(node, "widget", name))
+            try:
+                self.page.find(WHERE["prompt"], 7)
+                return
+            except TimeoutError:
+                if last:
+                    raise
 
     def connect(self, source: int, output: str, target: int, name: str) -> None:
         """Put two nodes beside each other, away from the others, and drag a link from one to the other."""

@@ -122,7 +122,7 @@ def test_what_a_single_file_is_comes_from_its_shapes(heads, patch_t, channels, e
         "time_embedding.linear_1.weight": (512, dim),
         "transformer_blocks.0.attn1.to_q.weight": (dim, dim),
         "transformer_blocks.0.norm1.linear.weight": (6 * dim, 512),
-        "transformer_blocks.41.attn1.to_q.weight": (dim, dim),
+        **{f"transformer_blocks.{n}.attn1.to_q.weight": (dim, dim) for n in range(1, 42)},
         "proj_out.weight": (64 * (patch_t or 1), dim),
         **extra,
     }

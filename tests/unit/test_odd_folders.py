@@ -144,6 +144,9 @@ def test_a_run_opens_no_connection_starts_no_program_and_writes_nothing(tmp_path
     home.mkdir()
     environment = {**os.environ, "HOME": str(home), "PYTHONDONTWRITEBYTECODE": "1", "OMP_NUM_THREADS": "1"}
     environment["TMPDIR"] = str(tmp_path)
+    environment.pop(
+        "TORCHINDUCTOR_CACHE_DIR", None
+    )  # a test of torch.compile leaves it, and importing makes the folder
     result = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, env=environment)
     assert result.returncode == 0, result.stderr[-3000:]
     shape, finite, events, control = json.loads(result.stdout.splitlines()[-1])

@@ -21,7 +21,17 @@ set_hypothesis_home_dir(os.path.join(tempfile.gettempdir(), "hypothesis"))  # no
 tried = settings(
     derandomize=True, database=None, deadline=None, max_examples=100, suppress_health_check=list(HealthCheck)
 )
-logging.getLogger("cogvideox_fun").setLevel(logging.ERROR)
+
+
+@pytest.fixture(autouse=True, scope="module")
+def quiet():
+    """Thousands of roundings are logged otherwise; the tests of other files read the log."""
+    log = logging.getLogger("cogvideox_fun")
+    level = log.level
+    log.setLevel(logging.ERROR)
+    yield
+    log.setLevel(level)
+
 
 lengths = some.integers(1, 2000)
 sides = some.integers(1, 40)
