@@ -26,9 +26,9 @@ ROUNDS = 3
 RUN = Path(__file__).resolve().parent / "run.py"
 
 
-def anonymous_bytes() -> int:
-    """RssAnon of this process."""
-    lines = Path("/proc/self/status").read_text().splitlines()
+def anonymous_bytes(process: int | str = "self") -> int:
+    """RssAnon of a process, by its id."""
+    lines = Path(f"/proc/{process}/status").read_text().splitlines()
     return next(int(line.split()[1]) * 1024 for line in lines if line.startswith("RssAnon"))
 
 

@@ -7,6 +7,7 @@ import torch
 from ..model_loading.config import TransformerConfig
 from ..model_loading.transformer import CogVideoXTransformer
 from .live_bytes import trace
+from .peers import shared_options
 from .timed import TIMED, by_turns, random_, timed_inputs
 from .traced import CONFIGS, META, SIZES, call_inputs
 
@@ -18,13 +19,7 @@ def native_transformer(config: TransformerConfig, **where) -> torch.nn.Module:
     from comfy.ldm.cogvideo.model import CogVideoXTransformer3DModel
 
     return CogVideoXTransformer3DModel(
-        num_attention_heads=config.num_attention_heads,
-        num_layers=config.num_layers,
-        in_channels=config.in_channels,
-        text_embed_dim=config.text_embed_dim,
-        use_rotary_positional_embeddings=config.use_rotary_positional_embeddings,
-        operations=comfy.ops.disable_weight_init,
-        **where,
+        **shared_options(config), operations=comfy.ops.disable_weight_init, **where
     ).requires_grad_(False)
 
 

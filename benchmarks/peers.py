@@ -4,18 +4,18 @@ from ..model_loading.config import TransformerConfig
 from ..model_loading.vae import VAEConfig
 
 
+def shared_options(config: TransformerConfig) -> dict:
+    """What diffusers' and ComfyUI's transformers are both asked for, by the same names as ours."""
+    names = ("num_attention_heads", "num_layers", "in_channels", "text_embed_dim", "use_rotary_positional_embeddings")
+    return {name: getattr(config, name) for name in names}
+
+
 def diffusers_transformer(config: TransformerConfig, latent_h: int, latent_w: int):
     """diffusers' transformer of a configuration, for latents of one size."""
     from diffusers import CogVideoXTransformer3DModel
 
     return CogVideoXTransformer3DModel(
-        num_attention_heads=config.num_attention_heads,
-        num_layers=config.num_layers,
-        in_channels=config.in_channels,
-        text_embed_dim=config.text_embed_dim,
-        use_rotary_positional_embeddings=config.use_rotary_positional_embeddings,
-        sample_height=latent_h,
-        sample_width=latent_w,
+        **shared_options(config), sample_height=latent_h, sample_width=latent_w
     ).requires_grad_(False)
 
 

@@ -10,6 +10,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from cogvideox_fun.benchmarks.loading import anonymous_bytes
 from cogvideox_fun.demo import comfy
 from cogvideox_fun.model_loading.checkpoint import open_checkpoint
 from graph import ENCODE, Failed, Graph, Lab
@@ -141,8 +142,7 @@ def held_tensors(lab) -> int:
 def held_bytes(lab) -> int:
     """RssAnon of the host once it has dropped the last run's results."""
     held_tensors(lab)
-    lines = Path(f"/proc/{lab.server.process.pid}/status").read_text().splitlines()
-    return next(int(line.split()[1]) * 1024 for line in lines if line.startswith("RssAnon"))
+    return anonymous_bytes(lab.server.process.pid)
 
 
 STAGES = {  # stage -> what is paused, one of its modules, at which call, and in how many calls that stage ends
