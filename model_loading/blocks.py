@@ -13,11 +13,6 @@ from torch import nn
 from ..sampling import positions
 from .config import TransformerConfig
 
-# What is computed at once, for small peaks: the rotation takes four times the bytes of what it turns, and the
-# feed-forward four. Slices of this size still fill a card.
-HEADS_AT_ONCE = 6
-TOKENS_AT_ONCE = 4096
-
 
 def sdpa(q, k, v, heads: int, transformer_options: dict | None = None) -> torch.Tensor:
     """Attention without a host. q, k, v: B heads N d -> B N (heads d)."""
@@ -34,34 +29,40 @@ def timestep_embedding(timestep: torch.Tensor, dim: int) -> torch.Tensor:
     return torch.cat([angles.cos(), angles.sin()], dim=-1)
 
 
-def rotate(x: torch.Tensor, rope: torch.Tensor, start: int) -> torch.Tensor:
-    """Turn pairs of channels of the tokens from ``start`` on by their position; in place where no gradient is needed.
+def rotate(x: torch.Tensor, rope: torch.Tensor) -> torch.Tensor:
+    """Rotate pairs of channels by the positions of their tokens, in float32; in place where `may_overwrite`.
 
-    x: B heads N d; rope: (N - start) d/2 complex64.
+    Real arithmetic, since inductor, MPS and DirectML have no complex numbers.
+
+    Args:
+        x: B heads N d.
+        rope: 1 1 N d/2 2 2 float32, a rotation matrix for each pair, see `rotation_matrices`.
     """
-    if x.requires_grad:
-        return torch.cat([x[:, :, :start], turned(x[:, :, start:], rope)], dim=2)
-    if x.dtype == torch.float32:
-        as_pairs(x[:, :, start:]).mul_(rope)
-        return x
-    for part in x[:, :, start:].split(HEADS_AT_ONCE, dim=1):
-        part.copy_(turned(part, rope))
+    even, odd = x.unflatten(-1, (-1, 2)).unbind(-1)
+    if not may_overwrite(x):
+        first = rope[..., 0, 0] * even + rope[..., 0, 1] * odd
+        second = rope[..., 1, 0] * even + rope[..., 1, 1] * odd
+        return torch.stack([first, second], dim=-1).flatten(-2).to(x.dtype)
+    from_odd, from_even = rope[..., 0, 1] * odd, rope[..., 1, 0] * even
+    torch.addcmul(from_odd, even, rope[..., 0, 0], out=even)
+    torch.addcmul(from_even, odd, rope[..., 1, 1], out=odd)
     return x
 
 
-def as_pairs(x: torch.Tensor) -> torch.Tensor:
-    """Pairs of channels as complex numbers, a view: ... d float32 -> ... d/2 complex64."""
-    return torch.view_as_complex(x.unflatten(-1, (-1, 2)))
+def rotation_matrices(rotations: torch.Tensor, text_tokens: int = 0) -> torch.Tensor:
+    """[N, d/2] unit complex numbers -> 1 1 (text_tokens + N) d/2 2 2 float32, the identity for text tokens.
+
+    The layout of ComfyUI's own models and of its fused kernel.
+    """
+    rotations = F.pad(rotations, (0, 0, text_tokens, 0), value=1)
+    cos, sin = rotations.real, rotations.imag
+    return torch.stack([cos, -sin, sin, cos], dim=-1).unflatten(-1, (2, 2))[None, None]
 
 
-def turned(x: torch.Tensor, rope: torch.Tensor) -> torch.Tensor:
-    """x: B heads N d, rope: N d/2 complex64; pairs of channels as complex numbers, multiplied in float32."""
-    return torch.view_as_real(as_pairs(x.float()) * rope).flatten(-2).to(x.dtype)
-
-
-def needs_grad(*tensors: torch.Tensor) -> bool:
-    """Whether an operation in place would destroy what a gradient needs."""
-    return any(tensor.requires_grad for tensor in tensors)
+def may_overwrite(*tensors: torch.Tensor) -> bool:
+    """Whether to compute in place: not where a gradient needs the old value, nor under torch.compile, which fuses
+    better what is out of place."""
+    return not (torch.compiler.is_compiling() or any(tensor.requires_grad for tensor in tensors))
 
 
 class PatchEmbed(nn.Module):
@@ -119,19 +120,20 @@ class LayerNormZero(nn.Module):
         shift, scale, gate, text_shift, text_scale, text_gate = modulation[:, None].chunk(6, dim=-1)
         x = self.norm(x)
         text, image = x[:, :text_tokens], x[:, text_tokens:]
-        if needs_grad(x, shift):
-            x = torch.cat([text * (1 + text_scale) + text_shift, image * (1 + scale) + shift], dim=1)
+        parts = (text_shift, text, 1 + text_scale), (shift, image, 1 + scale)
+        if may_overwrite(x, shift):
+            for part in parts:
+                torch.addcmul(*part, out=part[1])
         else:
-            text.mul_(1 + text_scale).add_(text_shift)
-            image.mul_(1 + scale).add_(shift)
+            x = torch.cat([torch.addcmul(*part) for part in parts], dim=1)
         return x, (text_gate, gate)
 
 
 class Attention(nn.Module):
-    def __init__(self, config: TransformerConfig, operations, attention, **factory):
+    def __init__(self, config: TransformerConfig, operations, attention, rotate, **factory):
         super().__init__()
         self.heads = config.num_attention_heads
-        self.attention = attention
+        self.attention, self.rotate = attention, rotate
         dim, head_dim, bias = config.dim, config.attention_head_dim, config.attention_bias
         self.to_q = operations.Linear(dim, dim, bias=bias, **factory)
         self.to_k = operations.Linear(dim, dim, bias=bias, **factory)
@@ -140,21 +142,24 @@ class Attention(nn.Module):
         self.norm_k = operations.LayerNorm(head_dim, eps=1e-6, **factory)
         self.to_out = nn.ModuleList([operations.Linear(dim, dim, **factory)])
 
-    def project(self, x: torch.Tensor, rope: torch.Tensor | None, text_tokens: int) -> tuple[torch.Tensor, ...]:
+    def project(self, x: torch.Tensor) -> tuple[torch.Tensor, ...]:
         """q, k and v of B N C tokens, B heads N d."""
         q = self.norm_q(self.to_q(x).unflatten(-1, (self.heads, -1))).transpose(1, 2)
         k = self.norm_k(self.to_k(x).unflatten(-1, (self.heads, -1))).transpose(1, 2)
         v = self.to_v(x).unflatten(-1, (self.heads, -1)).transpose(1, 2)
-        if rope is not None:
-            q, k = rotate(q, rope, text_tokens), rotate(k, rope, text_tokens)
         return q, k, v
 
-    def forward(self, q, k, v, text_tokens: int, transformer_options: dict) -> torch.Tensor:
-        """Attend, B heads N d -> B N C."""
-        out = self.attention(q, k, v, self.heads, transformer_options=transformer_options)
-        img_slice = [text_tokens, q.shape[2]]
-        for patch in transformer_options.get("patches", {}).get("attn1_output_patch", ()):
-            out = patch(out, {**transformer_options, "img_slice": img_slice})
+    def forward(self, q, k, v, rope: torch.Tensor | None, options: dict) -> torch.Tensor:
+        """Attend with the patches of transformer_options, B heads N d -> B N C."""
+        patches = options.get("patches", {})
+        for patch in patches.get("attn1_patch", ()):
+            out = patch(q, k, v, pe=rope, attn_mask=None, extra_options=options)
+            q, k, v, rope = (out.get(name, kept) for name, kept in (("q", q), ("k", k), ("v", v), ("pe", rope)))
+        if rope is not None:
+            q, k = self.rotate(q, rope), self.rotate(k, rope)
+        out = self.attention(q, k, v, self.heads, transformer_options=options)
+        for patch in patches.get("attn1_output_patch", ()):
+            out = patch(out, options)
         return out
 
 
@@ -167,37 +172,41 @@ class FeedForward(nn.Module):
         first.proj = operations.Linear(dim, 4 * dim, **factory)
         self.net = nn.ModuleList([first, nn.Identity(), operations.Linear(4 * dim, dim, **factory)])
 
-    def forward(self, x: torch.Tensor) -> torch.Tensor:
-        x = self.net[0].proj(x)
-        if needs_grad(x):
-            x = F.gelu(x, approximate="tanh")
+    def expand(self, x: torch.Tensor) -> torch.Tensor:
+        """B N C -> B N 4C. Apart from `contract`, so that the caller can free ``x`` between them."""
+        return self.net[0].proj(x)
+
+    def contract(self, hidden: torch.Tensor) -> torch.Tensor:
+        """GELU and the linear back, B N 4C -> B N C; ``hidden`` is overwritten where `may_overwrite`."""
+        if may_overwrite(hidden):
+            torch.ops.aten.gelu_(hidden, approximate="tanh")
         else:
-            torch.ops.aten.gelu_(x, approximate="tanh")
-        return self.net[2](x)
+            hidden = F.gelu(hidden, approximate="tanh")
+        return self.net[2](hidden)
 
 
 def gated_add_(x: torch.Tensor, update: torch.Tensor, gates: tuple, text_tokens: int) -> torch.Tensor:
     """x += gate * update for text and video tokens, in place where no gradient needs the old value."""
     text_gate, gate = gates
     text, image = slice(0, text_tokens), slice(text_tokens, None)
-    if needs_grad(x, update):
-        parts = (x[:, text], update[:, text], text_gate), (x[:, image], update[:, image], gate)
+    parts = (x[:, text], update[:, text], text_gate), (x[:, image], update[:, image], gate)
+    if not may_overwrite(x, update):
         return torch.cat([torch.addcmul(*part) for part in parts], dim=1)
-    x[:, text].addcmul_(update[:, text], text_gate)
-    x[:, image].addcmul_(update[:, image], gate)
+    for target, *factors in parts:
+        target.addcmul_(*factors)
     return x
 
 
 class Block(nn.Module):
     """Attention, then feed-forward, each on normed tokens and added back through a gate.
 
-    The stream ``x`` is the caller's own to overwrite: without gradients it is updated in place, slice by slice.
+    The stream ``x`` is the caller's own to overwrite: where `may_overwrite`, it is updated in place.
     """
 
-    def __init__(self, config: TransformerConfig, operations, attention, **factory):
+    def __init__(self, config: TransformerConfig, operations, attention, rotate, **factory):
         super().__init__()
         self.norm1 = LayerNormZero(config, operations, **factory)
-        self.attn1 = Attention(config, operations, attention, **factory)
+        self.attn1 = Attention(config, operations, attention, rotate, **factory)
         self.norm2 = LayerNormZero(config, operations, **factory)
         self.ff = FeedForward(config.dim, operations, **factory)
 
@@ -206,25 +215,24 @@ class Block(nn.Module):
         """The linears that make shift, scale and gate of the timestep: 14 % of a 5B's weights, 21 % of a 2B's."""
         return self.norm1.linear, self.norm2.linear
 
-    def forward(self, x, modulation: tuple, rope, text_tokens: int, transformer_options: dict) -> torch.Tensor:
-        """x: B N C; modulation: B 6C for each norm."""
+    @property
+    def streamed(self) -> tuple[nn.Module, ...]:
+        """What the tokens run through: all but the modulations."""
+        return self.norm1.norm, self.attn1, self.norm2.norm, self.ff
+
+    def forward(self, x, modulation: tuple, rope, text_tokens: int, options: dict) -> torch.Tensor:
+        """x: B N C; modulation: B 6C for each norm; options: the transformer_options."""
         normed, gates = self.norm1(x, modulation[0], text_tokens)
-        q, k, v = self.attn1.project(normed, rope, text_tokens)
+        q, k, v = self.attn1.project(normed)
         del normed  # each copy of the stream counts where memory is short
-        attended = self.attn1(q, k, v, text_tokens, transformer_options)
+        attended = self.attn1(q, k, v, rope, options)
         del q, k, v
         x = gated_add_(x, self.attn1.to_out[0](attended), gates, text_tokens)
         del attended
         normed, gates = self.norm2(x, modulation[1], text_tokens)
-        return self.feed_forward(x, normed, gates, text_tokens)
-
-    def feed_forward(self, x, normed, gates: tuple, text_tokens: int) -> torch.Tensor:
-        if torch.is_grad_enabled():
-            return gated_add_(x, self.ff(normed), gates, text_tokens)
-        for start in range(0, x.shape[1], TOKENS_AT_ONCE):
-            part = slice(start, start + TOKENS_AT_ONCE)
-            gated_add_(x[:, part], self.ff(normed[:, part]), gates, max(text_tokens - start, 0))
-        return x
+        hidden = self.ff.expand(normed)
+        del normed
+        return gated_add_(x, self.ff.contract(hidden), gates, text_tokens)
 
 
 class NormOut(nn.Module):

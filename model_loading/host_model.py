@@ -24,9 +24,19 @@ from ..sampling.inpaint import inpaint_latents
 from ..sampling.masks import THRESHOLD, mask_to_latent
 from ..sampling.positions import PositionOptions
 from ..sampling.preview import PreviewFactors
+from .blocks import may_overwrite, rotate
 from .checkpoint import SAVED_CONFIG, Checkpoint, encode_config
 from .memory import transformer_bytes
 from .transformer import POSITIONS, CogVideoXTransformer
+
+try:  # newer hosts: kernels of comfy-kitchen, and weights that are uploaded ahead of their block
+    import comfy.quant_ops as quant_ops
+except ImportError:
+    quant_ops = None
+try:
+    import comfy.model_prefetch as model_prefetch
+except ImportError:
+    model_prefetch = None
 
 log = logging.getLogger(__name__)
 
@@ -59,11 +69,38 @@ def host_attention(q, k, v, heads: int, transformer_options: dict | None = None)
     return optimized_attention(q, k, v, heads, skip_reshape=True, transformer_options=transformer_options)
 
 
+def host_rotation():
+    """`blocks.rotate`, by a fused kernel of comfy-kitchen's for the GPU where this ComfyUI has one."""
+    kitchen = getattr(quant_ops, "ck", None)
+    backends = kitchen.list_backends() if hasattr(kitchen, "apply_rope1_") else {}
+    if not any(
+        name != "eager" and not backend["disabled"] and "apply_rope1_" in backend["capabilities"]
+        for name, backend in backends.items()
+    ):
+        return rotate
+
+    def fused(x: torch.Tensor, rope: torch.Tensor) -> torch.Tensor:
+        return kitchen.apply_rope1_(x, rope) if x.is_cuda and may_overwrite(x) else rotate(x, rope)
+
+    return fused
+
+
 class HostTransformer(CogVideoXTransformer):
     """The transformer with the host's operations, attention, interruption and DIFFUSION_MODEL wrappers."""
 
     def __init__(self, config, device=None, dtype=None, operations=None):
-        super().__init__(config, operations, host_attention, check_interrupt, device=device, dtype=dtype)
+        super().__init__(
+            config, operations, host_attention, host_rotation(), check_interrupt, device=device, dtype=dtype
+        )
+
+    def weight_fetcher(self, device, options):
+        """ComfyUI's queue that uploads the next block while one runs, where its dynamic VRAM is in use."""
+        if model_prefetch is None or not options.get("prefetch_dynamic_vbars"):
+            return super().weight_fetcher(device, options)
+        # the modulations were uploaded already: they run once a call, before the blocks
+        streamed = [torch.nn.ModuleList(block.streamed) for block in self.transformer_blocks]
+        queue = model_prefetch.make_prefetch_queue(streamed, device, options)
+        return lambda block: model_prefetch.prefetch_queue_pop(queue, device, block)
 
     def home(self, linear, vec):
         """Where the weights lie, unless they must be cast, unpacked or patched for the call, quicker on the card.

@@ -7,7 +7,6 @@ import math
 from collections.abc import Sequence
 
 from ..sampling.geometry import SPATIAL_COMPRESSION, TEMPORAL_COMPRESSION, legal_length
-from .blocks import TOKENS_AT_ONCE
 from .config import TransformerConfig
 from .vae import DECODE_LATENTS, VAEConfig, encode_chunks
 
@@ -17,8 +16,8 @@ SPARE = 1.1  # declared over traced
 def transformer_bytes(config: TransformerConfig, shape: Sequence[int], element: int) -> float:
     """One call of the transformer.
 
-    In copies of the token stream: 5.6 where attention has its tokens, normed ones, q, k, v and the part that is being
-    turned; 3 in the feed-forward, and 4 of its slice. An additive table stays beside them in float32.
+    Six copies of the token stream: in the feed-forward the stream, its update, and four in between. An additive table
+    stays beside them in float32.
 
     Args:
         shape: of the sampled latent, B C T h w.
@@ -26,8 +25,7 @@ def transformer_bytes(config: TransformerConfig, shape: Sequence[int], element: 
     """
     patch = config.patch_size**2 * (config.patch_size_t or 1)
     tokens = math.prod(shape[2:]) / patch + config.max_text_seq_length
-    batch = shape[0] * tokens
-    copies = max(5.6 * batch, 3 * batch + 4 * min(tokens, TOKENS_AT_ONCE) * shape[0])
+    copies = 6 * shape[0] * tokens
     table = 0 if config.use_rotary_positional_embeddings else 4 * tokens
     return SPARE * config.dim * (copies * element + table)
 

@@ -12,7 +12,17 @@ from torch import nn
 from ..sampling import positions
 from ..sampling.geometry import check_latent_t
 from ..sampling.positions import PositionOptions
-from .blocks import Block, NormOut, PatchEmbed, TimeEmbedding, sdpa, timestep_embedding
+from .blocks import (
+    Block,
+    NormOut,
+    PatchEmbed,
+    TimeEmbedding,
+    may_overwrite,
+    rotate,
+    rotation_matrices,
+    sdpa,
+    timestep_embedding,
+)
 from .config import TransformerConfig
 
 OFS = 2.0  # what CogVideoX 1.5 image to video is always given as its offset (diffusers' pipeline)
@@ -26,6 +36,7 @@ class CogVideoXTransformer(nn.Module):
         config: what to build.
         operations: a namespace with Linear, Conv2d and LayerNorm.
         attention: (q, k, v, heads, transformer_options=) -> B N C, see `sdpa`.
+        rotate: (q or k, rope) -> the same rotated by position, see `blocks.rotate`.
         tick: called with (done, total) before each block, to report progress or to interrupt.
         position_mode: how positions are made unless the options of a call say otherwise, see
             `sampling.positions.PositionOptions`.
@@ -37,6 +48,7 @@ class CogVideoXTransformer(nn.Module):
         # how to build
         operations=nn,
         attention=sdpa,
+        rotate=rotate,
         tick=None,
         position_mode="fun",
         # where
@@ -54,7 +66,7 @@ class CogVideoXTransformer(nn.Module):
         if config.ofs_embed_dim:
             self.ofs_embedding = TimeEmbedding(config.ofs_embed_dim, config.ofs_embed_dim, operations, **factory)
         self.transformer_blocks = nn.ModuleList(
-            Block(config, operations, attention, **factory) for _ in range(config.num_layers)
+            Block(config, operations, attention, rotate, **factory) for _ in range(config.num_layers)
         )
         self.norm_final = operations.LayerNorm(config.dim, eps=config.norm_eps, **factory)
         self.norm_out = NormOut(config, operations, **factory)
@@ -149,9 +161,11 @@ class CogVideoXTransformer(nn.Module):
         text_tokens = text.shape[1]
         if self.config.use_learned_positional_embeddings:
             text, image = self.add_learned(text, image, grid)
-        rope = pos
-        if not self.config.use_rotary_positional_embeddings:
-            image, rope = image + pos.to(image.dtype), None
+        rope = None
+        if self.config.use_rotary_positional_embeddings:
+            rope = rotation_matrices(pos, text_tokens)
+        else:
+            image = image.add_(pos.to(image.dtype)) if may_overwrite(image) else image + pos.to(image.dtype)
         x = torch.cat([text, image], dim=1)
         del text, image
         x = self.run_blocks(x, vec, rope, text_tokens, options)
@@ -208,16 +222,25 @@ class CogVideoXTransformer(nn.Module):
         replace = options.get("patches_replace", {}).get("dit", {})
         options["total_blocks"] = total
         options["block_type"] = "double"
+        options["img_slice"] = [text_tokens, x.shape[1]]
         modulations = self.modulate(vec, self.transformer_blocks)
+        fetch = self.weight_fetcher(x.device, options)
         for index, (block, modulation) in enumerate(zip(self.transformer_blocks, modulations, strict=True)):
             if self.tick is not None and not torch.compiler.is_compiling():
                 self.tick(index, total)
+            fetch(block)
             options["block_index"] = index
             if ("double_block", index) in replace:
                 x = self.replaced_block(replace[("double_block", index)], block, x, vec, rope, text_tokens, options)
             else:
                 x = block(x, modulation, rope, text_tokens, options)
+        fetch(None)
         return x
+
+    def weight_fetcher(self, device: torch.device, options: dict):
+        """A function that is called with each block before it runs, and with None after the last: for a host that
+        uploads the next block's weights meanwhile."""
+        return lambda block: None
 
     def replaced_block(self, replacement, block, x, vec, rope, text_tokens: int, options: dict) -> torch.Tensor:
         """Call a host's block replacement with the arguments of its joint-attention models (img, txt, vec, pe)."""

@@ -1,4 +1,8 @@
-"""torch.compile sees a block as one graph: nothing in it falls back to Python."""
+"""torch.compile sees a block as one graph, and inductor makes few kernels of it."""
+
+import re
+import shutil
+import warnings
 
 import pytest
 import torch
@@ -7,19 +11,45 @@ from cogvideox_fun.model_loading.transformer import CogVideoXTransformer
 from tiny_model import TINY, VARIANTS, random_weights
 
 
-@pytest.mark.parametrize("variant", ["2b", "5b", "v1.5"])
-def test_a_block_is_one_graph(variant):
-    """fullgraph raises at the first break; the eager backend runs what was captured as it is."""
+def compiled_and_plain(variant: str, backend: str, dtype=torch.float32) -> tuple[torch.Tensor, torch.Tensor]:
+    """What a model makes of one input with its blocks compiled, and as it is; fullgraph raises at the first break."""
     torch._dynamo.reset()
-    model = CogVideoXTransformer(TransformerConfig(**TINY, **VARIANTS[variant])).requires_grad_(False)
+    model = CogVideoXTransformer(TransformerConfig(**TINY, **VARIANTS[variant]), dtype=dtype).requires_grad_(False)
     model.load_state_dict(random_weights(model, seed=0))
     generator = torch.Generator().manual_seed(0)
     inputs = (
-        torch.randn(1, 16, 4, 6, 10, generator=generator),
+        torch.randn(1, 16, 4, 6, 10, generator=generator).to(dtype),
         torch.tensor([500]),
-        torch.randn(1, 8, model.config.text_embed_dim, generator=generator),
+        torch.randn(1, 8, model.config.text_embed_dim, generator=generator).to(dtype),
     )
     expected = model(*inputs)
     for index, block in enumerate(model.transformer_blocks):
-        model.transformer_blocks[index] = torch.compile(block, backend="eager", fullgraph=True)
-    assert torch.allclose(model(*inputs), expected, atol=1e-5)
+        model.transformer_blocks[index] = torch.compile(block, backend=backend, fullgraph=True)
+    return model(*inputs), expected
+
+
+@pytest.mark.parametrize("variant", ["2b", "5b", "v1.5"])
+def test_a_block_is_one_graph(variant):
+    """The eager backend runs what was captured as it is."""
+    found, expected = compiled_and_plain(variant, "eager")
+    assert torch.allclose(found, expected, atol=1e-5)
+
+
+@pytest.mark.skipif(shutil.which("g++") is None, reason="inductor compiles for the CPU with g++, which is not here")
+@pytest.mark.parametrize("variant", ["2b", "5b"])
+def test_inductor_compiles_a_block(variant):
+    """Without a warning (complex numbers give one: inductor can't fuse them), and with nothing left to PyTorch's own
+    kernels but six matrix products and attention: at most 15 launches in all."""
+    from torch._inductor.utils import run_and_get_code
+
+    with warnings.catch_warnings():
+        warnings.simplefilter("error", UserWarning)
+        (found, expected), codes = run_and_get_code(compiled_and_plain, variant, "inductor")
+    assert torch.allclose(found, expected, atol=1e-4)
+    (code,) = codes  # one graph serves both blocks
+    products = re.findall(r"extern_kernels\.(\w+)\(", code)
+    others = re.findall(r"= torch\.ops\.aten\.(\w+)\.", code)
+    fused = re.findall(r"^\w+ = async_compile\.cpp", code, re.MULTILINE)
+    assert len(products) == 6 and set(products) <= {"mm", "addmm"}
+    assert len(others) == 1 and "attention" in others[0]
+    assert 0 < len(fused) <= 15 - 7

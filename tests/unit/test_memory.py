@@ -39,12 +39,11 @@ def test_activations_do_not_depend_on_how_many_blocks_there_are():
 
 
 def test_activations_grow_with_the_tokens_and_no_faster():
-    """3,000 to 50,000 tokens: bytes a token within 30 %, since one slice of the feed-forward holds all of a short run,
-    and within 1 % where it holds a part."""
+    """3,000 to 50,000 tokens: bytes a token within 1 %."""
     rates = []
     for latent in ((3, 60, 60), (13, 60, 64), (13, 90, 90), (13, 128, 128)):
         rates.append(traced.trace_transformer("5B", latent, layers=2).peak / traced.tokens_of(latent))
-    assert max(rates) <= 1.3 * min(rates) and max(rates[1:]) <= 1.01 * min(rates), rates
+    assert max(rates) <= 1.01 * min(rates), rates
 
 
 @pytest.mark.parametrize("latent", [(3, 60, 60), (13, 128, 128)])
@@ -82,8 +81,8 @@ def test_declared_memory_of_the_vae(latent):
 
 
 @pytest.mark.parametrize("variant", ["2b", "5b", "v1.5"])
-def test_slices_of_heads_and_tokens_change_nothing(monkeypatch, variant):
-    """The feed-forward by groups of tokens, and the rotation in place, against all at once with gradients."""
+def test_computing_in_place_changes_nothing(variant):
+    """Without gradients the stream is overwritten; with them nothing is."""
     config = TransformerConfig(**{**TINY, "num_attention_heads": 5}, **VARIANTS[variant])
     model = CogVideoXTransformer(config)
     model.load_state_dict(random_weights(model, seed=0))
@@ -91,24 +90,29 @@ def test_slices_of_heads_and_tokens_change_nothing(monkeypatch, variant):
     x = torch.randn(2, 16, 4, 6, 10, generator=generator)
     text = torch.randn(2, 21, config.text_embed_dim, generator=generator)
     timestep = torch.tensor([500, 20])
-    whole = model(x, timestep, text).detach()
-    for tokens in (1, 7, 21, 30):  # inside the text, at its end, and over both
-        monkeypatch.setattr(blocks, "TOKENS_AT_ONCE", tokens)
-        with torch.no_grad():
-            assert (model(x, timestep, text) - whole).abs().max() <= 1e-5
+    out_of_place = model(x, timestep, text).detach()
+    model.requires_grad_(False)
+    assert (model(x, timestep, text) - out_of_place).abs().max() <= 1e-5
 
 
-@pytest.mark.parametrize("heads", [1, 2, 3, 5, 9])
-def test_rotation_by_groups_of_heads(monkeypatch, heads):
-    """In bf16, where each group is turned in float32: the same to the bit as all heads at once."""
-    q = torch.randn(2, 5, 12, 8, generator=torch.Generator().manual_seed(0)).bfloat16()
-    rope = torch.polar(torch.ones(9, 4), torch.rand(9, 4, generator=torch.Generator().manual_seed(1)))
-    expected = blocks.rotate(q.clone().requires_grad_(), rope, 3).detach()
-    monkeypatch.setattr(blocks, "HEADS_AT_ONCE", heads)
-    assert torch.equal(blocks.rotate(q.clone(), rope, 3), expected)
-    exact = blocks.rotate(q.float(), rope, 3)
-    torch.testing.assert_close(expected.float(), exact, rtol=2**-8, atol=0)
-    assert torch.equal(exact[:, :, :3], q[:, :, :3].float()), "text is not turned"
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16])
+def test_rotation(dtype):
+    """In place and out of place, against complex numbers in float64; text is not turned.
+
+    A result is rounded once to ``dtype``, so it is off by half a unit in its last place.
+    """
+    q = torch.randn(2, 5, 12, 8, generator=torch.Generator().manual_seed(0)).to(dtype)
+    angles = torch.rand(9, 4, generator=torch.Generator().manual_seed(1))
+    rope = blocks.rotation_matrices(torch.polar(torch.ones(9, 4), angles), text_tokens=3)
+    pairs = torch.view_as_complex(q[:, :, 3:].double().unflatten(-1, (-1, 2)).contiguous())
+    image = torch.view_as_real(pairs * torch.polar(torch.ones(9, 4), angles).to(torch.complex128)).flatten(-2)
+    expected = torch.cat([q[:, :, :3].double(), image], dim=2)
+    out_of_place = blocks.rotate(q.clone().requires_grad_(), rope).detach()
+    in_place = q.clone()
+    assert blocks.rotate(in_place, rope).data_ptr() == in_place.data_ptr()
+    for found in (out_of_place, in_place):
+        assert found.dtype == dtype and torch.equal(found[:, :, :3], q[:, :, :3])
+        torch.testing.assert_close(found.double(), expected, rtol=torch.finfo(dtype).eps / 2, atol=1e-6)
 
 
 def test_what_goes_in_is_not_overwritten():
