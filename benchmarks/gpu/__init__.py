@@ -1,0 +1,1 @@
+"""Measurements on a real GPU, inside a real ComfyUI and beside diffusers."""
