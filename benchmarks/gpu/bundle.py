@@ -2,17 +2,18 @@
 
 ``python -m benchmarks.gpu.bundle FOLDER`` (default ``.gpu``), run in the repository, fills FOLDER with
 
-- ``ComfyUI``: the sources of the ComfyUI at COMFYUI_PATH (default ``~/comfy/ComfyUI``), without its web pages, tests and most tokenizers;
+- ``ComfyUI``: sources of the ComfyUI at COMFYUI_PATH (default ``~/comfy/ComfyUI``), without web pages and tests;
 - ``site``: the Python packages that such a machine lacks, for PYTHONPATH;
-- ``bundle.tar.xz``: both of them, the only file that has to travel (about 8 MB).
+- ``bundle.tar.xz``: both of them, the only file that has to travel (about 7 MB).
 
 Copy the repository with that file to the machine. There, in the repository:
 
     python -m tarfile -e .gpu/bundle.tar.xz .gpu
     PYTHONPATH=.gpu/site COMFYUI_PATH=.gpu/ComfyUI python -m benchmarks.gpu.run
 
-The machine needs Python 3.12 on 64-bit Linux and a GPU of compute capability 9.0 (H100, H200): the GPU code for every other
-one is left out. ``av`` is left out too, it is large and only reads and writes video files; `host` puts an empty module in its place.
+The machine needs Python 3.12 on 64-bit Linux and a GPU of compute capability 9.0 (H100, H200): comfy-kitchen's code for
+other GPUs is left out. So are ``av``, which is large and only reads and writes video files, and what ComfyUI's server
+needs: `host` replaces both.
 """
 
 import argparse
@@ -24,16 +25,14 @@ import struct
 import subprocess
 import sys
 import tarfile
-import tempfile
-import zipfile
 from pathlib import Path
 
 log = logging.getLogger(__name__)
 
 SOURCES = ("comfy", "comfy_api", "comfy_config", "comfy_execution", "comfy_extras", "utils", "app")
-TOKENIZERS = ("*.pyc", "vocab.*", "merges.txt", "tokenizer.model", "*.safetensors")  # of other text encoders than T5
+LEFT_OUT = ("*.pyc", "vocab.*", "merges.txt", "tokenizer.model")  # the last three: tokenizers of other models
 PACKAGES = ("comfy-kitchen", "comfy-aimdo", "torchsde", "trampoline", "diffusers")
-UNUSED = ("comfy_kitchen/backends/hip/*", "comfy_aimdo/aimdo_rocm.so", "*.dist-info/licenses/*")  # for AMD's GPUs
+UNUSED = ("comfy_kitchen/backends/hip/*", "comfy_aimdo/aimdo_rocm.so")  # for AMD's GPUs
 KITCHEN = "comfy_kitchen/backends/cuda/_C.abi3.so"
 WHEELS = ["--only-binary=:all:", "--python-version=3.12", "--implementation=cp"] + [
     f"--platform=manylinux{tag}_x86_64" for tag in ("_2_28", "_2_24", "_2_17", "2014")
@@ -49,7 +48,7 @@ def copy_comfyui(source: Path, target: Path) -> None:
     for file in (*source.glob("*.py"), source / "requirements.txt"):
         shutil.copy(file, target)
     for name in SOURCES:
-        shutil.copytree(source / name, target / name, ignore=shutil.ignore_patterns(*TOKENIZERS))
+        shutil.copytree(source / name, target / name, ignore=shutil.ignore_patterns(*LEFT_OUT))
 
 
 def pinned(packages: tuple[str, ...], requirements: str) -> list[str]:
@@ -58,14 +57,10 @@ def pinned(packages: tuple[str, ...], requirements: str) -> list[str]:
     return [f"{name}=={pins[name]}" if name in pins else name for name in packages]
 
 
-def unpack_packages(packages: list[str], target: Path) -> None:
-    """Download the packages as wheels, without what they depend on, and unpack them into one folder."""
-    with tempfile.TemporaryDirectory() as wheels:
-        command = [sys.executable, "-m", "pip", "download", "--quiet", "--no-deps", *WHEELS, "--dest", wheels]
-        subprocess.run([*command, *packages], check=True)
-        for wheel in Path(wheels).glob("*.whl"):
-            with zipfile.ZipFile(wheel) as archive:
-                archive.extractall(target)
+def install(packages: list[str], target: Path) -> None:
+    """Install the packages for such a machine into a folder, without what they depend on."""
+    command = [sys.executable, "-m", "pip", "install", "--quiet", "--no-deps", "--no-compile", *WHEELS]
+    subprocess.run([*command, "--target", str(target), *packages], check=True)
     for pattern in UNUSED:
         for file in target.glob(pattern):
             file.unlink()
@@ -74,10 +69,11 @@ def unpack_packages(packages: list[str], target: Path) -> None:
 def keep_sm_90(library: bytes) -> bytes:
     """Fill the GPU code of a shared library with zeros, but for that of compute capability 9.0.
 
-    CUDA's compiler puts "fat binaries" into a library: a header (magic number, version, its own size as 16 bits, the size
-    of what follows as 64 bits), then entries: kind (1 PTX, 2 machine code) and version as 16 bits each, the header's
-    size as 32 bits, that of the code as 64 bits, and at byte 28 the compute capability as 32 bits. The entries stay
-    where they are, so that nothing else in the library has to change; zeros compress to nothing.
+    CUDA's compiler puts "fat binaries" into a library. Each has a header: a magic number of 32 bits, a version and the
+    header's size of 16 bits each, and the size of the rest as 64 bits. The rest is entries: kind (1 PTX, 2 machine code)
+    and version of 16 bits each, the entry's header size as 32 bits, the code's size as 64 bits, and at byte 28 the
+    compute capability as 32 bits. All of them stay where they are, so that nothing else in the library has to change.
+    Zeros take no space in a compressed archive.
 
     Raises:
         ValueError: the library has no code for compute capability 9.0.
@@ -110,7 +106,7 @@ def make(comfyui: Path, folder: Path) -> Path:
     for name in ("ComfyUI", "site"):
         shutil.rmtree(folder / name, ignore_errors=True)
     copy_comfyui(comfyui, folder / "ComfyUI")
-    unpack_packages(pinned(PACKAGES, (comfyui / "requirements.txt").read_text()), folder / "site")
+    install(pinned(PACKAGES, (comfyui / "requirements.txt").read_text()), folder / "site")
     kitchen = folder / "site" / KITCHEN
     kitchen.write_bytes(keep_sm_90(kitchen.read_bytes()))
     archive = folder / "bundle.tar.xz"
