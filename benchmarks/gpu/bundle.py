@@ -11,9 +11,9 @@ Copy the repository with that file to the machine. There, in the repository:
     python -m tarfile -e .gpu/bundle.tar.xz .gpu
     PYTHONPATH=.gpu/site COMFYUI_PATH=.gpu/ComfyUI python -m benchmarks.gpu.run
 
-The machine needs Python 3.12 on 64-bit Linux and a GPU of compute capability 9.0 (H100, H200): comfy-kitchen's code for
-other GPUs is left out. So are ``av``, which is large and only reads and writes video files, and what ComfyUI's server
-needs: `host` replaces both.
+The machine needs Python 3.12 on 64-bit Linux and a GPU of compute capability 9.0 (H100, H200): comfy-kitchen's code
+for other GPUs is left out. So are ``av``, which is large and only reads and writes video files, and what ComfyUI's
+server needs: `host` replaces both.
 """
 
 import argparse
@@ -70,10 +70,10 @@ def keep_sm_90(library: bytes) -> bytes:
     """Fill the GPU code of a shared library with zeros, but for that of compute capability 9.0.
 
     CUDA's compiler puts "fat binaries" into a library. Each has a header: a magic number of 32 bits, a version and the
-    header's size of 16 bits each, and the size of the rest as 64 bits. The rest is entries: kind (1 PTX, 2 machine code)
-    and version of 16 bits each, the entry's header size as 32 bits, the code's size as 64 bits, and at byte 28 the
-    compute capability as 32 bits. All of them stay where they are, so that nothing else in the library has to change.
-    Zeros take no space in a compressed archive.
+    header's size of 16 bits each, and the size of the rest as 64 bits. The rest is entries: kind (1 PTX, 2 machine
+    code) and version of 16 bits each, the entry's header size as 32 bits, the code's size as 64 bits, and at byte 28
+    the compute capability as 32 bits. All of them stay where they are, so that nothing else in the library has to
+    change. Zeros take no space in a compressed archive.
 
     Raises:
         ValueError: the library has no code for compute capability 9.0.
