@@ -49,14 +49,16 @@ def rotate(x: torch.Tensor, rope: torch.Tensor) -> torch.Tensor:
     return x
 
 
-def rotation_matrices(rotations: torch.Tensor, text_tokens: int = 0) -> torch.Tensor:
-    """[N, d/2] unit complex numbers -> 1 1 (text_tokens + N) d/2 2 2 float32, the identity for text tokens.
-
-    The layout of ComfyUI's own models and of its fused kernel.
-    """
-    rotations = F.pad(rotations, (0, 0, text_tokens, 0), value=1)
+def rotation_matrices(rotations: torch.Tensor) -> torch.Tensor:
+    """[N, d/2] unit complex numbers -> 1 1 N d/2 2 2 float32, the layout of ComfyUI's own models and fused kernel."""
     cos, sin = rotations.real, rotations.imag
     return torch.stack([cos, -sin, sin, cos], dim=-1).unflatten(-1, (2, 2))[None, None]
+
+
+def after_text(rope: torch.Tensor, text_tokens: int) -> torch.Tensor:
+    """The rotations of text and video tokens, from those of the video's: text is not turned."""
+    identity = torch.eye(2, device=rope.device).expand(1, 1, text_tokens, rope.shape[3], 2, 2)
+    return torch.cat([identity, rope], dim=2)
 
 
 def may_overwrite(*tensors: torch.Tensor) -> bool:

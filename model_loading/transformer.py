@@ -17,6 +17,7 @@ from .blocks import (
     NormOut,
     PatchEmbed,
     TimeEmbedding,
+    after_text,
     may_overwrite,
     rotate,
     rotation_matrices,
@@ -75,14 +76,18 @@ class CogVideoXTransformer(nn.Module):
         self._positions: dict = {}  # of the last grid only: (grid, device, options) -> tensor
 
     def positions(self, grid: tuple[int, int, int], device: torch.device, options: PositionOptions) -> torch.Tensor:
-        """The additive table (2B, N x dim) or the rope (5B, N x head_dim / 2) of a grid in tokens, cached."""
+        """The additive table (2B, N x dim) or the rotations (5B, `rotation_matrices`) of a grid in tokens, cached."""
         key = (grid, device, options)
         if key not in self._positions:
             with torch.inference_mode(False):  # what is kept may be needed for training later
-                self._positions = {key: self.compute_positions(grid, options).to(device)}
+                made = self.compute_positions(grid, options)
+                if self.config.use_rotary_positional_embeddings:
+                    made = rotation_matrices(made)
+                self._positions = {key: made.to(device)}
         return self._positions[key]
 
     def compute_positions(self, grid: tuple[int, int, int], options: PositionOptions) -> torch.Tensor:
+        """The additive table, N x dim, or the rotations as complex numbers, N x head_dim / 2."""
         config = self.config
         if not config.use_rotary_positional_embeddings:
             scales = config.spatial_interpolation_scale, config.temporal_interpolation_scale
@@ -163,7 +168,7 @@ class CogVideoXTransformer(nn.Module):
             text, image = self.add_learned(text, image, grid)
         rope = None
         if self.config.use_rotary_positional_embeddings:
-            rope = rotation_matrices(pos, text_tokens)
+            rope = after_text(pos, text_tokens)
         else:
             image = image.add_(pos.to(image.dtype)) if may_overwrite(image) else image + pos.to(image.dtype)
         x = torch.cat([text, image], dim=1)

@@ -103,7 +103,7 @@ def test_rotation(dtype):
     """
     q = torch.randn(2, 5, 12, 8, generator=torch.Generator().manual_seed(0)).to(dtype)
     angles = torch.rand(9, 4, generator=torch.Generator().manual_seed(1))
-    rope = blocks.rotation_matrices(torch.polar(torch.ones(9, 4), angles), text_tokens=3)
+    rope = blocks.after_text(blocks.rotation_matrices(torch.polar(torch.ones(9, 4), angles)), text_tokens=3)
     pairs = torch.view_as_complex(q[:, :, 3:].double().unflatten(-1, (-1, 2)).contiguous())
     image = torch.view_as_real(pairs * torch.polar(torch.ones(9, 4), angles).to(torch.complex128)).flatten(-2)
     expected = torch.cat([q[:, :, :3].double(), image], dim=2)

@@ -1,0 +1,101 @@
+"""Measure the pack on a GPU, part by part: ``python -m benchmarks.gpu.run``, or ``make gpu``.
+
+Each part writes a JSON file of its own at once, so that what is there counts if a later part fails or time runs out.
+On a machine without an NVIDIA GPU only ``--rehearse`` runs: small models take the same way on the CPU.
+"""
+
+import argparse
+import json
+import logging
+import sys
+import tempfile
+import time
+import traceback
+from pathlib import Path
+
+from ..run import ROOT
+from . import host
+
+PARTS = ("numbers", "kernels", "calls", "vae", "small", "profile", "loop")
+log = logging.getLogger(__name__)
+
+
+def parse_args() -> argparse.Namespace:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("parts", nargs="*", default=PARTS, help=f"of {', '.join(PARTS)}; default: all, in this order")
+    parser.add_argument("--output", type=Path, default=ROOT / "gpu_output", help="folder for the results")
+    parser.add_argument("--rehearse", action="store_true", help="small models, on the CPU where there is no GPU")
+    parser.add_argument("--seconds", type=float, default=480, help="begin no part after this time")
+    parser.add_argument("--loops", nargs="*", default=["eager", "compiled", "fp8"], help="kinds of whole runs")
+    return parser.parse_args()
+
+
+class Writer:
+    """Writes a part's JSON file, again and again; what was found stays in it when an error follows."""
+
+    def __init__(self, file: Path, about: dict):
+        self.file, self.about, self.begun, self.result = file, about, time.monotonic(), {}
+
+    def __call__(self, result: dict | None = None, **more: str) -> None:
+        self.result.update(result or {})
+        took = round(time.monotonic() - self.begun, 1)
+        whole = {**self.about, "took": took, "result": self.result, **more}
+        self.file.write_text(json.dumps(whole, indent=1) + "\n")
+
+
+def run_part(name: str, scale, folder: Path, args, write) -> dict:
+    """Import and run one part; ``write`` takes what there is of its result."""
+    from cogvideox_fun.benchmarks.gpu import calls, kernels, loop, models, numbers, profiled, small, vae
+
+    def path() -> Path:
+        file = folder / "5B.safetensors"
+        return file if file.exists() else models.write_transformer(scale, "5B", folder)
+
+    return {
+        "numbers": lambda: numbers.measure(scale),
+        "kernels": lambda: kernels.measure(scale),
+        "calls": lambda: calls.measure(scale, folder, write),
+        "vae": lambda: vae.measure(scale, folder, write),
+        "small": lambda: small.measure(scale, path(), write),
+        "profile": lambda: profiled.measure(scale, path()),
+        "loop": lambda: loop.measure(scale, path(), tuple(args.loops), write),
+    }[name]()
+
+
+def main() -> None:
+    begun = time.monotonic()
+    logging.basicConfig(level=logging.INFO, format="%(relativeCreated)d %(name)s: %(message)s", stream=sys.stdout)
+    args = parse_args()
+    if not args.rehearse and not host.has_gpu():
+        log.warning("nothing was measured: this machine has no NVIDIA GPU; --rehearse runs small models on the CPU")
+        return
+    host.start()
+    import comfy.memory_management
+    import torch
+    from cogvideox_fun.benchmarks.gpu import measure
+    from comfy.model_management import get_torch_device
+
+    device = get_torch_device()
+    scale = (measure.rehearsal if args.rehearse else measure.real)(device)
+    args.output.mkdir(parents=True, exist_ok=True)
+    name = "CPU" if device.type == "cpu" else torch.cuda.get_device_name(device)
+    about = {"device": name, "torch": torch.__version__, "rehearsal": args.rehearse}
+    about["dynamic VRAM"] = comfy.memory_management.aimdo_enabled
+
+    with tempfile.TemporaryDirectory() as folder:
+        for part in args.parts:
+            if time.monotonic() - begun > args.seconds:
+                log.warning("%s was not begun: %.0f seconds are over", part, args.seconds)
+                continue
+            started = time.monotonic()
+            write = Writer(args.output / f"{part}.json", about)
+            try:
+                write(run_part(part, scale, Path(folder), args, write))
+            except Exception:  # the next part may still run
+                log.exception("%s failed", part)
+                write(error=traceback.format_exc())
+            log.info("%s took %.0f s", part, time.monotonic() - started)
+
+
+if __name__ == "__main__":
+    main()
