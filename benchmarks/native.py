@@ -15,12 +15,10 @@ NANO = Path(__file__).resolve().parent.parent / "models" / "nano"
 
 
 def native_transformer(config: TransformerConfig, **where) -> torch.nn.Module:
-    import comfy.ops
     from comfy.ldm.cogvideo.model import CogVideoXTransformer3DModel
 
-    return CogVideoXTransformer3DModel(
-        **shared_options(config), operations=comfy.ops.disable_weight_init, **where
-    ).requires_grad_(False)
+    # PyTorch's own layers: with dynamic VRAM those of ComfyUI have no weights until a file is loaded
+    return CogVideoXTransformer3DModel(**shared_options(config), operations=torch.nn, **where).requires_grad_(False)
 
 
 def measure() -> dict:

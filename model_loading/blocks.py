@@ -49,6 +49,17 @@ def rotate(x: torch.Tensor, rope: torch.Tensor) -> torch.Tensor:
     return x
 
 
+def norm_rotate(x: torch.Tensor, norm: nn.Module, rope: torch.Tensor | None) -> torch.Tensor:
+    """Norm each head's channels and rotate them by position, B N heads d -> B heads N d; ``x`` may be overwritten.
+
+    Args:
+        norm: a LayerNorm over d.
+        rope: see `rotate`; None is no rotation.
+    """
+    x = norm(x).transpose(1, 2)  # BNHD -> BHND
+    return x if rope is None else rotate(x, rope)
+
+
 def rotation_matrices(rotations: torch.Tensor) -> torch.Tensor:
     """[N, d/2] unit complex numbers -> 1 1 N d/2 2 2 float32, the layout of ComfyUI's own models and fused kernel."""
     cos, sin = rotations.real, rotations.imag
@@ -132,10 +143,10 @@ class LayerNormZero(nn.Module):
 
 
 class Attention(nn.Module):
-    def __init__(self, config: TransformerConfig, operations, attention, rotate, **factory):
+    def __init__(self, config: TransformerConfig, operations, attention, norm_rotate, **factory):
         super().__init__()
         self.heads = config.num_attention_heads
-        self.attention, self.rotate = attention, rotate
+        self.attention, self.norm_rotate = attention, norm_rotate
         dim, head_dim, bias = config.dim, config.attention_head_dim, config.attention_bias
         self.to_q = operations.Linear(dim, dim, bias=bias, **factory)
         self.to_k = operations.Linear(dim, dim, bias=bias, **factory)
@@ -144,23 +155,28 @@ class Attention(nn.Module):
         self.norm_k = operations.LayerNorm(head_dim, eps=1e-6, **factory)
         self.to_out = nn.ModuleList([operations.Linear(dim, dim, **factory)])
 
-    def project(self, x: torch.Tensor) -> tuple[torch.Tensor, ...]:
-        """q, k and v of B N C tokens, B heads N d."""
-        q = self.norm_q(self.to_q(x).unflatten(-1, (self.heads, -1))).transpose(1, 2)
-        k = self.norm_k(self.to_k(x).unflatten(-1, (self.heads, -1))).transpose(1, 2)
-        v = self.to_v(x).unflatten(-1, (self.heads, -1)).transpose(1, 2)
-        return q, k, v
+    def project(self, x: torch.Tensor, rope: torch.Tensor | None, options: dict) -> tuple[torch.Tensor, ...]:
+        """q, k and v of B N C tokens, B heads N d; q and k normed and rotated."""
 
-    def forward(self, q, k, v, rope: torch.Tensor | None, options: dict) -> torch.Tensor:
-        """Attend with the patches of transformer_options, B heads N d -> B N C."""
-        patches = options.get("patches", {})
-        for patch in patches.get("attn1_patch", ()):
+        def by_heads(linear: nn.Module) -> torch.Tensor:
+            return linear(x).unflatten(-1, (self.heads, -1))
+
+        patches = options.get("patches", {}).get("attn1_patch", ())
+        rotation = None if patches else rope  # a patch takes what is not rotated yet
+        q = self.norm_rotate(by_heads(self.to_q), self.norm_q, rotation)
+        k = self.norm_rotate(by_heads(self.to_k), self.norm_k, rotation)
+        v = by_heads(self.to_v).transpose(1, 2)
+        for patch in patches:
             out = patch(q, k, v, pe=rope, attn_mask=None, extra_options=options)
             q, k, v, rope = (out.get(name, kept) for name, kept in (("q", q), ("k", k), ("v", v), ("pe", rope)))
-        if rope is not None:
-            q, k = self.rotate(q, rope), self.rotate(k, rope)
+        if patches and rope is not None:
+            q, k = rotate(q, rope), rotate(k, rope)
+        return q, k, v
+
+    def forward(self, q, k, v, options: dict) -> torch.Tensor:
+        """Attend, B heads N d -> B N C."""
         out = self.attention(q, k, v, self.heads, transformer_options=options)
-        for patch in patches.get("attn1_output_patch", ()):
+        for patch in options.get("patches", {}).get("attn1_output_patch", ()):
             out = patch(out, options)
         return out
 
@@ -205,10 +221,10 @@ class Block(nn.Module):
     The stream ``x`` is the caller's own to overwrite: where `may_overwrite`, it is updated in place.
     """
 
-    def __init__(self, config: TransformerConfig, operations, attention, rotate, **factory):
+    def __init__(self, config: TransformerConfig, operations, attention, norm_rotate, **factory):
         super().__init__()
         self.norm1 = LayerNormZero(config, operations, **factory)
-        self.attn1 = Attention(config, operations, attention, rotate, **factory)
+        self.attn1 = Attention(config, operations, attention, norm_rotate, **factory)
         self.norm2 = LayerNormZero(config, operations, **factory)
         self.ff = FeedForward(config.dim, operations, **factory)
 
@@ -225,9 +241,9 @@ class Block(nn.Module):
     def forward(self, x, modulation: tuple, rope, text_tokens: int, options: dict) -> torch.Tensor:
         """x: B N C; modulation: B 6C for each norm; options: the transformer_options."""
         normed, gates = self.norm1(x, modulation[0], text_tokens)
-        q, k, v = self.attn1.project(normed)
+        q, k, v = self.attn1.project(normed, rope, options)
         del normed  # each copy of the stream counts where memory is short
-        attended = self.attn1(q, k, v, rope, options)
+        attended = self.attn1(q, k, v, options)
         del q, k, v
         x = gated_add_(x, self.attn1.to_out[0](attended), gates, text_tokens)
         del attended

@@ -17,24 +17,19 @@ import comfy.supported_models_base
 import comfy.utils
 import torch
 import torch.nn.functional as F
-from comfy.ldm.modules.attention import optimized_attention
 
 from ..sampling.geometry import SPATIAL_COMPRESSION, latent_t_to_frames
 from ..sampling.inpaint import inpaint_latents
 from ..sampling.masks import THRESHOLD, mask_to_latent
 from ..sampling.positions import PositionOptions
 from ..sampling.preview import PreviewFactors
-from .blocks import may_overwrite, rotate
 from .checkpoint import SAVED_CONFIG, Checkpoint, encode_config
+from .host_kernels import host_attention, host_norm_rotation
 from .memory import transformer_bytes
 from .transformer import POSITIONS, CogVideoXTransformer
 
-try:  # newer hosts: kernels of comfy-kitchen, and weights that are uploaded ahead of their block
-    import comfy.quant_ops as quant_ops
-except ImportError:
-    quant_ops = None
 try:
-    import comfy.model_prefetch as model_prefetch
+    import comfy.model_prefetch as model_prefetch  # newer hosts
 except ImportError:
     model_prefetch = None
 
@@ -64,33 +59,13 @@ def check_interrupt(_done: int, _total: int) -> None:
     comfy.model_management.throw_exception_if_processing_interrupted()
 
 
-def host_attention(q, k, v, heads: int, transformer_options: dict | None = None) -> torch.Tensor:
-    """The host's attention, with the overrides it finds in transformer_options. B heads N d -> B N (heads d)."""
-    return optimized_attention(q, k, v, heads, skip_reshape=True, transformer_options=transformer_options)
-
-
-def host_rotation():
-    """`blocks.rotate`, by a fused kernel of comfy-kitchen's for the GPU where this ComfyUI has one."""
-    kitchen = getattr(quant_ops, "ck", None)
-    backends = kitchen.list_backends() if hasattr(kitchen, "apply_rope1_") else {}
-    if not any(
-        name != "eager" and not backend["disabled"] and "apply_rope1_" in backend["capabilities"]
-        for name, backend in backends.items()
-    ):
-        return rotate
-
-    def fused(x: torch.Tensor, rope: torch.Tensor) -> torch.Tensor:
-        return kitchen.apply_rope1_(x, rope) if x.is_cuda and may_overwrite(x) else rotate(x, rope)
-
-    return fused
-
-
 class HostTransformer(CogVideoXTransformer):
     """The transformer with the host's operations, attention, interruption and DIFFUSION_MODEL wrappers."""
 
     def __init__(self, config, device=None, dtype=None, operations=None):
+        norm_rotation = host_norm_rotation(comfy.model_management.get_torch_device())
         super().__init__(
-            config, operations, host_attention, host_rotation(), check_interrupt, device=device, dtype=dtype
+            config, operations, host_attention, norm_rotation, check_interrupt, device=device, dtype=dtype
         )
 
     def weight_fetcher(self, device, options):

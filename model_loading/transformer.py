@@ -19,7 +19,7 @@ from .blocks import (
     TimeEmbedding,
     after_text,
     may_overwrite,
-    rotate,
+    norm_rotate,
     rotation_matrices,
     sdpa,
     timestep_embedding,
@@ -37,7 +37,7 @@ class CogVideoXTransformer(nn.Module):
         config: what to build.
         operations: a namespace with Linear, Conv2d and LayerNorm.
         attention: (q, k, v, heads, transformer_options=) -> B N C, see `sdpa`.
-        rotate: (q or k, rope) -> the same rotated by position, see `blocks.rotate`.
+        norm_rotate: (q or k, norm, rope) -> the same normed and rotated by position, see `blocks.norm_rotate`.
         tick: called with (done, total) before each block, to report progress or to interrupt.
         position_mode: how positions are made unless the options of a call say otherwise, see
             `sampling.positions.PositionOptions`.
@@ -49,7 +49,7 @@ class CogVideoXTransformer(nn.Module):
         # how to build
         operations=nn,
         attention=sdpa,
-        rotate=rotate,
+        norm_rotate=norm_rotate,
         tick=None,
         position_mode="fun",
         # where
@@ -67,7 +67,7 @@ class CogVideoXTransformer(nn.Module):
         if config.ofs_embed_dim:
             self.ofs_embedding = TimeEmbedding(config.ofs_embed_dim, config.ofs_embed_dim, operations, **factory)
         self.transformer_blocks = nn.ModuleList(
-            Block(config, operations, attention, rotate, **factory) for _ in range(config.num_layers)
+            Block(config, operations, attention, norm_rotate, **factory) for _ in range(config.num_layers)
         )
         self.norm_final = operations.LayerNorm(config.dim, eps=config.norm_eps, **factory)
         self.norm_out = NormOut(config, operations, **factory)

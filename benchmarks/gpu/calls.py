@@ -5,12 +5,10 @@ import logging
 from pathlib import Path
 
 import torch
-import torch.nn.functional as F
 from safetensors.torch import load_file
-from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from ...model_loading.checkpoint import SAVED_CONFIG
-from . import loop, models
+from . import models
 from .measure import Scale, timed
 
 log = logging.getLogger(__name__)
@@ -41,8 +39,6 @@ def measure(scale: Scale, folder: Path, write) -> dict:
 
     path = models.write_transformer(scale, "5B", folder)
     ours(scale, path, row, found)
-    compiled(scale, path, found)
-    write(found)
     in_fp8(scale, path, row)
     peers(scale, "5B", path, row)
     plain = models.Call(scale, path, disable_dynamic=True)
@@ -57,27 +53,17 @@ def measure(scale: Scale, folder: Path, write) -> dict:
 
 
 def ours(scale: Scale, path: Path, row, found: dict) -> None:
-    """The 5B in bf16, both prompts in one call and in two, and with the attention of cuDNN instead of ComfyUI's choice."""
+    """The 5B in bf16, both prompts in one call and in two."""
     small, large = scale.sizes
     call = models.Call(scale, path)
     for batch in (2, 1):
         row("5B", small, batch, call.runner(scale.sizes[small], batch))
     row("5B", large, 1, call.runner(scale.sizes[large], 1), repeats=1)
-    call.patcher.model_options["transformer_options"]["optimized_attention_override"] = cudnn_first
-    row("5B, cuDNN's attention", small, 2, call.runner(scale.sizes[small], 2))
     for size, batch in ((small, 1), (small, 2), (large, 1)):
         declared = call.patcher.model.memory_required([batch, 16, *scale.sizes[size]])
         found[f"declared, {size}, batch {batch}"] = declared
     del call
     free()
-
-
-def cudnn_first(_attention, q, k, v, heads: int, **_options) -> torch.Tensor:
-    """As an ``optimized_attention_override`` of transformer_options. q, k, v: B heads N d -> B N (heads d)."""
-    order = [SDPBackend.CUDNN_ATTENTION, SDPBackend.FLASH_ATTENTION, SDPBackend.MATH]
-    with sdpa_kernel(order, set_priority=True):
-        out = F.scaled_dot_product_attention(q, k, v)
-    return out.transpose(1, 2).flatten(2)
 
 
 def peers(scale: Scale, name: str, path: Path, row) -> None:
@@ -89,18 +75,6 @@ def peers(scale: Scale, name: str, path: Path, row) -> None:
     del state
     free()
     row("ComfyUI's own class", small, 2, models.native_runner(scale, name, scale.sizes[small], 2))
-    free()
-
-
-def compiled(scale: Scale, path: Path, found: dict) -> None:
-    """Seconds a step with each block compiled by inductor, and of the first step, which compiles."""
-    call = models.Call(scale, path)
-    patcher = models.compiled(call.patcher)
-    sampler = loop.Run(scale, patcher)
-    first = sampler.seconds(1)
-    found["5B, compiled"] = {"first step": first, "seconds": sampler.seconds(4) / 4}
-    log.info("compiled: %s", found["5B, compiled"])
-    del call, patcher, sampler
     free()
 
 

@@ -1,16 +1,25 @@
-"""Where the time of one guided call of the 5B goes."""
+"""Where the time goes of one guided call of the 5B, and of decoding a video."""
 
 from pathlib import Path
 
 import torch
 
+from ...model_loading.host_vae import load_vae
 from . import models
 from .measure import Scale, kernels, trace
 
 
-def measure(scale: Scale, path: Path) -> dict:
+def measure(scale: Scale, path: Path, folder: Path) -> dict:
+    """Args:
+    path: of the 5B's file.
+    folder: for the VAE's.
+    """
     call = models.Call(scale, path)
+    vae = load_vae(models.write_vae(scale, folder))
+    latent = torch.randn(1, 16, *scale.first)
+    found = {}
     with torch.inference_mode():
-        run = call.runner(scale.first, 2)
-        run()
-        return kernels(trace(run, scale.device), count=30)
+        for name, run in {"call": call.runner(scale.first, 2), "decode": lambda: vae.decode(latent)}.items():
+            run()
+            found[name] = kernels(trace(run, scale.device))
+    return found

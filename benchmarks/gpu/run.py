@@ -57,7 +57,7 @@ def run_part(name: str, scale, folder: Path, args, write) -> dict:
         "calls": lambda: calls.measure(scale, folder, write),
         "vae": lambda: vae.measure(scale, folder, write),
         "small": lambda: small.measure(scale, path(), write),
-        "profile": lambda: profiled.measure(scale, path()),
+        "profile": lambda: profiled.measure(scale, path(), folder),
         "loop": lambda: loop.measure(scale, path(), tuple(args.loops), write),
     }[name]()
 

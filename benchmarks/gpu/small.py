@@ -33,17 +33,19 @@ def one(scale: Scale, path: Path, budget: float, dynamic: bool) -> dict:
     comfy.model_management.unload_all_models()
     gc.collect()
     comfy.model_management.soft_empty_cache()
-    ballast = None
+    ballast = free = None
     if scale.device.type != "cpu":
+        torch.cuda.empty_cache()  # what the allocator keeps would be taken before free memory is
         free, _ = torch.cuda.mem_get_info()
         ballast = torch.empty(max(0, int(free - budget)), dtype=torch.uint8, device=scale.device)
+        free, _ = torch.cuda.mem_get_info()
     call = models.Call(scale, path, **({} if dynamic else {"disable_dynamic": True}))
     with torch.inference_mode():
         run = call.runner(scale.first, 1)
         run()
         taken = seconds(run, scale.device, repeats=1, warm_up=0)
         events = trace(run, scale.device)
-    result = {"seconds": taken, "uploaded": uploaded(events)}
+    result = {"free": free, "seconds": taken, "uploaded": uploaded(events)}
     if not dynamic:
         result["loaded"] = call.patcher.loaded_size()
     del call, run, ballast

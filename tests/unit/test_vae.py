@@ -7,6 +7,7 @@ from cogvideox_fun.model_loading.vae import (
     VAEConfig,
     decode_chunks,
     encode_chunks,
+    group_norm,
 )
 from tiny_model import random_weights
 from torch import nn
@@ -63,12 +64,29 @@ def test_the_cache_carries_the_past(vae):
 
 
 def test_spatial_norm_equals_enlarging_the_latent_first():
-    """Bit-equal to GroupNorm(x) * conv_y(enlarged z) + conv_b(enlarged z)."""
+    """GroupNorm(x) * conv_y(enlarged z) + conv_b(enlarged z), but for rounding: values are about 1."""
     norm = SpatialNorm3D(8, 16, 4, nn).requires_grad_(False)
     x, z = torch.randn(1, 8, 8, 16, 24), torch.randn(1, 16, 2, 4, 6)
     enlarged = nn.functional.interpolate(z, size=x.shape[2:])
     expected = norm.norm_layer(x) * norm.conv_y(enlarged) + norm.conv_b(enlarged)
-    assert torch.equal(norm(x.clone(), z), expected)
+    torch.testing.assert_close(norm(x, z), expected, rtol=0, atol=1e-5)
+    torch.testing.assert_close(norm(x.requires_grad_(), z), expected, rtol=0, atol=1e-5)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16])
+def test_group_norm_against_float64(dtype):
+    """Results are of size 1 and rounded once to ``dtype``; the statistics are those of what was given, also far from
+    zero: at a mean of 30 standard deviations."""
+    norm = nn.GroupNorm(4, 8, eps=1e-6).requires_grad_(False)
+    nn.init.normal_(norm.weight), nn.init.normal_(norm.bias)
+    for mean in (0, 30):
+        x = (mean + torch.randn(2, 8, 3, 16, 24)).to(dtype)
+        expected = nn.functional.group_norm(x.double(), 4, norm.weight.double(), norm.bias.double(), 1e-6)
+        found = group_norm(x, norm.to(dtype))
+        assert found.dtype == dtype
+        rounding = torch.finfo(dtype).eps  # of the weights and of the result
+        torch.testing.assert_close(found.double(), expected, rtol=2 * rounding, atol=4 * rounding + 1e-5)
+        norm.float()
 
 
 def test_spatial_norm_leaves_its_input_alone():

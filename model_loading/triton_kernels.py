@@ -1,0 +1,54 @@
+"""A Triton kernel for what PyTorch's own kernels are slow at: a LayerNorm over 64 channels.
+
+Only imported where Triton is installed. At the 5B's 480x720x49 with guidance on an H100, norm and rotation of q took
+2.24 ms as a LayerNorm and comfy-kitchen's rotation, and take 0.16 ms here (benchmarks/gpu); there are 84 a call.
+"""
+
+import torch
+import triton
+import triton.language as tl
+
+ROWS = 16  # of each program; with one warp the fastest of 8 to 128 rows and 1 to 8 warps
+
+
+@triton.jit
+def _norm_rotate(
+    x_ptr, weight_ptr, bias_ptr, rope_ptr, rows, tokens, heads, eps,
+    WITH_ROPE: tl.constexpr, WIDTH: tl.constexpr, ROWS: tl.constexpr,
+):  # fmt: skip
+    row = tl.program_id(0) * ROWS + tl.arange(0, ROWS)
+    inside = row[:, None] < rows
+    channel = tl.arange(0, WIDTH)
+    place = x_ptr + row[:, None].to(tl.int64) * WIDTH + channel[None, :]
+    x = tl.load(place, mask=inside, other=0.0).to(tl.float32)
+    x -= tl.sum(x, axis=1)[:, None] / WIDTH
+    x *= tl.rsqrt(tl.sum(x * x, axis=1) / WIDTH + eps)[:, None]
+    x *= tl.load(weight_ptr + channel).to(tl.float32)[None, :]
+    x += tl.load(bias_ptr + channel).to(tl.float32)[None, :]
+    if WITH_ROPE:
+        token = (row // heads) % tokens
+        matrix = rope_ptr + (token[:, None] * (WIDTH // 2) + tl.arange(0, WIDTH // 2)[None, :]) * 4
+        cos = tl.load(matrix, mask=inside, other=0.0)  # [[cos, -sin], [sin, cos]]
+        sin = tl.load(matrix + 2, mask=inside, other=0.0)
+        even, odd = tl.split(tl.reshape(x, (ROWS, WIDTH // 2, 2)))
+        x = tl.reshape(tl.join(even * cos - odd * sin, even * sin + odd * cos), (ROWS, WIDTH))
+    tl.store(place, x, mask=inside)
+
+
+def norm_rotate_(
+    x: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor, eps: float, rope: torch.Tensor | None
+) -> torch.Tensor:
+    """LayerNorm over the channels of each head, then rotation by position, in float32 and in place.
+
+    Args:
+        x: B N heads d, contiguous; d a power of two.
+        weight, bias: d.
+        rope: 1 1 N d/2 2 2 float32, contiguous, see `blocks.rotation_matrices`; None is no rotation.
+    """
+    batch, tokens, heads, width = x.shape
+    rows = batch * tokens * heads
+    _norm_rotate[(triton.cdiv(rows, ROWS),)](
+        x, weight, bias, x if rope is None else rope, rows, tokens, heads, eps, rope is not None, width, ROWS,
+        num_warps=1,
+    )  # fmt: skip
+    return x

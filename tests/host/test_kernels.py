@@ -1,0 +1,48 @@
+"""The Triton kernel, run by Triton's interpreter on the CPU in the host's own Python, against PyTorch's layers."""
+
+import json
+import os
+import subprocess
+
+import pack
+import pytest
+
+SCRIPT = """
+import importlib.util, json, sys
+import torch
+import torch.nn.functional as F
+spec = importlib.util.spec_from_file_location("kernels", sys.argv[1])
+kernels = importlib.util.module_from_spec(spec)
+spec.loader.exec_module(kernels)
+found = {}
+for name in ("float32", "bfloat16"):
+    dtype = getattr(torch, name)
+    torch.manual_seed(0)
+    x = torch.randn(2, 37, 5, 64).to(dtype)  # 370 rows: the last program is not full
+    weight, bias = torch.randn(64).to(dtype), torch.randn(64).to(dtype)
+    angles = 6 * torch.rand(37, 32)
+    cos, sin = angles.cos(), angles.sin()
+    rope = torch.stack([cos, -sin, sin, cos], -1).unflatten(-1, (2, 2))[None, None].contiguous()
+    normed = F.layer_norm(x.double(), (64,), weight.double(), bias.double(), 1e-6)
+    even, odd = normed[..., ::2], normed[..., 1::2]
+    c, s = cos[None, :, None].double(), sin[None, :, None].double()
+    rotated = torch.stack([even * c - odd * s, even * s + odd * c], -1).flatten(-2)
+    for key, expected, given in (("norm", normed, None), ("norm and rotation", rotated, rope)):
+        result = kernels.norm_rotate_(x.clone(), weight, bias, 1e-6, given).double()
+        found[f"{name}, {key}"] = ((result - expected).norm() / expected.norm()).item()
+print(json.dumps(found))
+"""
+
+
+def test_norm_and_rotation_in_triton(host):
+    """Results are rounded once, to the dtype of x: 2^-9 in bfloat16, of which most are off by less."""
+    environment = {**os.environ, "TRITON_INTERPRET": "1"}
+    kernels = str(pack.ROOT / "model_loading" / "triton_kernels.py")
+    command = [str(host.python), "-c", SCRIPT, kernels]
+    answer = subprocess.run(command, capture_output=True, text=True, env=environment, timeout=300)
+    if "No module named 'triton'" in answer.stderr:
+        pytest.skip("Triton is not installed in the host's Python")
+    assert answer.returncode == 0, answer.stderr
+    found = json.loads(answer.stdout.splitlines()[-1])
+    assert max(value for key, value in found.items() if "float32" in key) <= 1e-6, found
+    assert max(found.values()) <= 2**-9, found
