@@ -264,12 +264,31 @@ def test_rotations_turn_and_on_the_trained_grid_all_modes_agree(grid, more_h, mo
 def test_a_table_on_its_own_grid_is_itself_and_a_cut_is_a_piece_of_it(grid, more_t, more_h, more_w):
     t, h, w = grid
     base = t + more_t, h + more_h, w + more_w
-    table = positions.trained_table(16, *base)
-    assert torch.allclose(positions.interpolate_table(table, t, *base[1:]), table[:t].reshape(-1, 16), atol=1e-5)
-    rows = {tuple(row) for row in table.reshape(-1, 16).tolist()}
-    assert {tuple(row) for row in positions.cut_table(table, t, h, w).tolist()} <= rows
+
+    def table(grid, mode):
+        axes = positions.additive_axes(16, grid, base, (1.875, 1.0), positions.PositionOptions(mode))
+        return positions.join_axes(*axes)
+
+    whole = positions.join_axes(*positions.trained_axes(16, *base))
+    assert torch.equal(table((t, *base[1:]), "fun"), whole[: t * base[1] * base[2]])
+    rows = {tuple(row) for row in whole.tolist()}
+    assert {tuple(row) for row in table(grid, "cut").tolist()} <= rows
     with pytest.raises(ValueError, match="larger than the trained table"):
-        positions.cut_table(table, t, base[1] + 1, w)
+        table((t, base[1] + 1, w), "cut")
+
+
+@tried
+@given(grids, grids)
+def test_resizing_the_axes_is_resizing_the_table(grid, base):
+    """The whole table, trilinear in space, as the authors' transformer resizes it."""
+    (t, h, w), (base_t, base_h, base_w) = grid, (max(grid[0], base[0]), *base[1:])
+    whole = positions.join_axes(*positions.trained_axes(16, base_t, base_h, base_w)).view(base_t, base_h, base_w, 16)
+    resized = torch.nn.functional.interpolate(
+        whole.movedim(-1, 0)[None], size=(base_t, h, w), mode="trilinear", align_corners=False
+    )  # THWC -> 1CTHW
+    expected = resized[0, :, :t].movedim(0, -1).reshape(-1, 16)
+    found = positions.join_axes(*positions.additive_axes(16, grid, (base_t, base_h, base_w), (1.875, 1.0)))
+    torch.testing.assert_close(found, expected, rtol=0, atol=2e-6)  # values of -1 to 1, another order of sums
 
 
 # steps, tokens, tiles
