@@ -5,6 +5,7 @@ import math
 from pathlib import Path
 
 import comfy.model_management
+import comfy.patcher_extension
 import torch
 
 from . import host_gguf
@@ -100,6 +101,12 @@ def fill(patcher, state: dict[str, torch.Tensor], mapped: bool) -> None:
     model.diffusion_model.load_state_dict(state, assign=True)
 
 
+def forget_positions(patcher, unpatch_all: bool) -> None:
+    """On unloading: a dynamic patcher moves weights off the GPU one by one, and knows nothing else of the model."""
+    if unpatch_all:
+        patcher.model.diffusion_model.forget_positions()
+
+
 def load_model(
     path: str | Path,
     weight_dtype: str = "default",
@@ -141,6 +148,7 @@ def load_model(
     model.to(offload_device)
     if gguf_nodes is not None:
         patcher = gguf_nodes.GGUFModelPatcher.clone(patcher)
+    patcher.add_callback(comfy.patcher_extension.CallbacksMP.ON_DETACH, forget_positions)
     patcher.cached_patcher_init = (load_model, (str(path), weight_dtype, model_options))
     log.info(
         "%s: CogVideoX-Fun %s, %s, %d channels", path, checkpoint.config.family, checkpoint.config.conditioning,

@@ -1,5 +1,6 @@
 """The VAE: our streamed VAE inside an object that every stock VAE node takes."""
 
+import functools
 import logging
 from pathlib import Path
 
@@ -13,6 +14,7 @@ from ..sampling.geometry import SPATIAL_COMPRESSION, TEMPORAL_COMPRESSION, legal
 from .checkpoint import load_vae_config
 from .host_model import progress_tick
 from .memory import decode_bytes, encode_bytes
+from .tiles import tile_spans
 from .vae import CogVideoXVAE
 from .weights import open_weights
 
@@ -26,6 +28,14 @@ def is_out_of_memory(error: BaseException) -> bool:
     """Newer hosts know more kinds than the exception class alone."""
     is_oom = getattr(comfy.model_management, "is_oom", None)
     return is_oom(error) if is_oom else isinstance(error, comfy.model_management.OOM_EXCEPTION)
+
+
+def tile_share(shape, tile: int, overlap: int, unit: int) -> float:
+    """The area of one tile over that of a source B C T H W; see `tile_spans`."""
+    if not tile:
+        return 1.0
+    rows, columns = (tile_spans(size, tile, overlap, unit)[0].stop for size in shape[3:])
+    return rows * columns / (shape[3] * shape[4])
 
 
 class HostVAE(comfy.sd.VAE):
@@ -62,7 +72,7 @@ class HostVAE(comfy.sd.VAE):
         self.downscale_ratio = (lambda frames: max(0, (frames + time - 1) // time), space, space)
         self.upscale_ratio = (lambda latent_t: max(0, latent_t * time - time + 1), space, space)
         self.downscale_index_formula = self.upscale_index_formula = (time, space, space)
-        self.working_dtypes = [torch.bfloat16, torch.float32]
+        self.working_dtypes = [torch.bfloat16, torch.float16, torch.float32]  # as the host's own CogVideoX VAE
         self.process_input = lambda image: image * 2.0 - 1.0
         self.process_output = lambda image: image.add_(1.0).div_(2.0).clamp_(0.0, 1.0)
         self.memory_used_encode = self._memory_encode
@@ -96,13 +106,11 @@ class HostVAE(comfy.sd.VAE):
 
     def _with_fallback(self, function, source, memory, tile, overlap, what: str, unit: int) -> torch.Tensor:
         """Run; after an out-of-memory, run once more in spatial tiles and say so."""
-        area = source.shape[3] * source.shape[4]
         if tile >= max(source.shape[3:]):
             tile = overlap = 0
-        if tile:
-            memory *= min(1.0, tile * tile / area)
+        share = tile_share(source.shape, tile, overlap, SPATIAL_COMPRESSION // unit)
         try:
-            return self._run(function, source, memory, tile, overlap)
+            return self._run(function, source, memory * share, tile, overlap)
         except Exception as error:
             if not is_out_of_memory(error) or 0 < tile <= OOM_TILE // unit:
                 raise
@@ -110,7 +118,8 @@ class HostVAE(comfy.sd.VAE):
         log.warning("out of memory while %s: trying again in tiles of %d pixels", what, OOM_TILE)
         comfy.model_management.soft_empty_cache()
         tile, overlap = OOM_TILE // unit, OOM_OVERLAP // unit
-        return self._run(function, source, memory * min(1.0, tile * tile / area), tile, overlap)
+        share = tile_share(source.shape, tile, overlap, SPATIAL_COMPRESSION // unit)
+        return self._run(function, source, memory * share, tile, overlap)
 
     def decode(self, samples_in: torch.Tensor, vae_options=None) -> torch.Tensor:
         """B 16 T h w, unscaled -> B F H W 3, 0..1."""
@@ -130,10 +139,9 @@ class HostVAE(comfy.sd.VAE):
         tile = 32 if tile_x is None else tile_x
         overlap = tile // 4 if overlap is None else min(overlap, max(tile - 1, 0))
         memory = self._memory_decode(samples.shape, self.vae_dtype)
-        pixels = self._with_fallback(
-            self.first_stage_model.decode, samples, memory, tile, overlap, "decoding", SPATIAL_COMPRESSION
-        )
-        return self.process_output(pixels).movedim(1, -1)  # BCTHW -> BTHWC
+        run = functools.partial(self.first_stage_model.decode, finish=self.process_output)
+        pixels = self._with_fallback(run, samples, memory, tile, overlap, "decoding", SPATIAL_COMPRESSION)
+        return pixels.movedim(1, -1)  # BCTHW -> BTHWC
 
     def encode(self, pixel_samples: torch.Tensor) -> torch.Tensor:
         """F H W C or B F H W C of 0..1 -> B 16 T h w, unscaled; the distribution's mode."""

@@ -17,8 +17,7 @@ DECODE_SPARE = 1.3  # the same of decoding: cuDNN's own memory was a quarter mor
 def transformer_bytes(config: TransformerConfig, shape: Sequence[int], element: int) -> float:
     """One call of the transformer.
 
-    Six copies of the token stream: in the feed-forward the stream, its update, and four in between. An additive table
-    stays beside them in float32.
+    Six copies of the token stream: in the feed-forward the stream, its update, and four in between.
 
     Args:
         shape: of the sampled latent, B C T h w.
@@ -26,9 +25,7 @@ def transformer_bytes(config: TransformerConfig, shape: Sequence[int], element: 
     """
     patch = config.patch_size**2 * (config.patch_size_t or 1)
     tokens = math.prod(shape[2:]) / patch + config.max_text_seq_length
-    copies = 6 * shape[0] * tokens
-    table = 0 if config.use_rotary_positional_embeddings else 4 * tokens
-    return SPARE * config.dim * (copies * element + table)
+    return SPARE * 6 * shape[0] * tokens * config.dim * element
 
 
 def decode_bytes(config: VAEConfig, shape: Sequence[int], element: int) -> float:

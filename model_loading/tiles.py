@@ -5,19 +5,28 @@ from collections.abc import Callable, Iterator
 import torch
 
 
-def tile_spans(size: int, tile: int, overlap: int) -> list[slice]:
-    """Tiles of ``tile`` (or less, at most ``size``) that cover ``size`` and overlap by at least ``overlap``."""
+def tile_spans(size: int, tile: int, overlap: int, unit: int = 1) -> list[slice]:
+    """As few tiles as cover ``size``, all of one size and evenly spread, so that little is computed twice.
+
+    Args:
+        tile: the largest size of a tile.
+        overlap: how far neighbours overlap at least.
+        unit: tiles begin and end at its multiples; the others are rounded to them.
+    """
+    size, tile = size // unit, max(tile // unit, 1)
+    overlap = min(-(-overlap // unit), tile - 1)
     if tile >= size:
-        return [slice(0, size)]
-    stride = tile - overlap
-    starts = list(range(0, size - tile, stride)) + [size - tile]
-    return [slice(start, start + tile) for start in starts]
+        return [slice(0, size * unit)]
+    count = -(-(size - overlap) // (tile - overlap))
+    tile = -(-(size + (count - 1) * overlap) // count)
+    starts = [i * (size - tile) // (count - 1) for i in range(count)]
+    return [slice(start * unit, (start + tile) * unit) for start in starts]
 
 
-def tile_weight(size: int, overlap: int, at_start: bool, at_end: bool) -> torch.Tensor:
+def tile_weight(size: int, overlap: int, at_start: bool, at_end: bool, device=None) -> torch.Tensor:
     """A linear ramp over ``overlap`` at each side that borders on another tile, [size]."""
-    weight = torch.ones(size)
-    ramp = (torch.arange(overlap) + 1) / (overlap + 1)
+    weight = torch.ones(size, device=device)
+    ramp = (torch.arange(overlap, device=device) + 1) / (overlap + 1)
     if not at_start and overlap:
         weight[:overlap] = ramp
     if not at_end and overlap:
@@ -48,33 +57,59 @@ class Canvas:
     def weight(self, row: slice, column: slice) -> torch.Tensor:
         """The weight of a tile's pixels, [H, W]: 1 inside, falling towards neighbours."""
         ys, xs = self.scaled(row), self.scaled(column)
-        down = tile_weight(ys.stop - ys.start, self.ramp, row.start == 0, row.stop == self.source_h)
-        across = tile_weight(xs.stop - xs.start, self.ramp, column.start == 0, column.stop == self.source_w)
+        device = self.output.device
+        down = tile_weight(ys.stop - ys.start, self.ramp, row.start == 0, row.stop == self.source_h, device)
+        across = tile_weight(xs.stop - xs.start, self.ramp, column.start == 0, column.stop == self.source_w, device)
         return (down[:, None] * across[None]).to(self.output)
 
-    def put(self, index: int, chunks: Iterator[torch.Tensor], row: slice, column: slice) -> Iterator[None]:
-        """Add one tile of one video, chunk by chunk; yields after each."""
+    def put(self, chunk: torch.Tensor, index: int, start: int, row: slice, column: slice) -> None:
+        """Add the frames from ``start`` on of one tile of one video."""
         ys, xs = self.scaled(row), self.scaled(column)
-        weight = None
-        if self.coverage is not None:
-            weight = self.weight(row, column)
-            if index == 0:
-                self.coverage[ys, xs] += weight
-        start = 0
-        for chunk in chunks:
-            chunk = chunk.to(self.output)
-            target = self.output[index : index + 1, :, start : start + chunk.shape[2], ys, xs]
-            if weight is None:
-                target.copy_(chunk)
-            else:
-                target.add_(chunk * weight)
-            start += chunk.shape[2]
-            yield
+        target = self.output[index : index + 1, :, start : start + chunk.shape[2], ys, xs]
+        if self.coverage is None:
+            target.copy_(chunk)
+            return
+        weight = self.weight(row, column)
+        if index == start == 0:
+            self.coverage[ys, xs] += weight
+        target.add_(chunk * weight)
 
     def finish(self) -> torch.Tensor:
         if self.coverage is not None:
             self.output /= self.coverage
         return self.output
+
+
+def upload(x: torch.Tensor, device: torch.device, dtype: torch.dtype) -> torch.Tensor:
+    """Bring a chunk to a device and a dtype; to a GPU from page-locked memory, which nothing waits for."""
+    if device.type != "cuda" or x.device.type != "cpu":
+        return x.to(device, dtype)
+    locked = torch.empty(x.shape, dtype=x.dtype, pin_memory=True).copy_(x)
+    return locked.to(device, dtype, non_blocking=True)
+
+
+def download(chunk: torch.Tensor, device: torch.device) -> Callable[[], torch.Tensor]:
+    """Start to bring a chunk to a device; what is returned waits until it is there."""
+    if not chunk.is_cuda or device.type != "cpu":
+        return lambda: chunk.to(device)
+    copied = chunk.to(device, non_blocking=True)  # into page-locked memory
+    arrived = torch.cuda.Event()
+    arrived.record()
+
+    def wait() -> torch.Tensor:
+        arrived.synchronize()
+        return copied
+
+    return wait
+
+
+def one_ahead(items: Iterator) -> Iterator:
+    """The items, each handed out when the one after it has been made."""
+    waiting = next(items)
+    for item in items:
+        yield waiting
+        waiting = item
+    yield waiting
 
 
 def stream(
@@ -89,13 +124,15 @@ def stream(
     output_device: torch.device | None = None,
     output_dtype: torch.dtype | None = None,
     # how
+    finish: Callable[[torch.Tensor], torch.Tensor] | None = None,
     tile: int = 0,
     overlap: int = 0,
     tick: Callable[[int, int], None] | None = None,
 ) -> torch.Tensor:
     """Run an encoder or decoder over a video, chunk by chunk and, if asked, tile by tile.
 
-    A finished chunk leaves the device at once, so the device's memory does not grow with the length.
+    A finished chunk leaves the device at once, so the device's memory does not grow with the length. A GPU computes
+    the next one meanwhile.
 
     Args:
         run: (source, to) -> iterator of chunks along time.
@@ -103,25 +140,34 @@ def stream(
         chunks: how many chunks ``run`` yields per tile.
         device, dtype: where and in what to compute; default: as the source.
         output_device, output_dtype: where and in what to collect; default: the source's device, float32.
+        finish: what is done to every finished chunk, in float32, before it leaves the device; it may overwrite it.
         tile, overlap: spatial tile size and overlap in the source's units, 0 = whole frames.
         tick: called with (done, total) after each chunk.
     """
     in_h, in_w = source.shape[3:]
     if tile and not 0 <= overlap < tile:
         raise ValueError(f"the tiles' overlap is {overlap}, expected less than their size, {tile}")
-    rows, columns = ([slice(0, n)] if not tile else tile_spans(n, tile, overlap) for n in (in_h, in_w))
+    unit = max(in_h // shape[3], 1)
+    rows, columns = ([slice(0, n)] if not tile else tile_spans(n, tile, overlap, unit) for n in (in_h, in_w))
     tiles = [(row, column) for row in rows for column in columns]
-
-    def to(x: torch.Tensor) -> torch.Tensor:
-        return x.to(device=device or source.device, dtype=dtype or source.dtype)
-
-    where = output_device or source.device
+    device, dtype, where = torch.device(device or source.device), dtype or source.dtype, output_device or source.device
     canvas = Canvas(shape, (in_h, in_w), overlap, len(tiles) == 1, where, output_dtype or torch.float32)
-    done, total = 0, shape[0] * len(tiles) * chunks
-    for index in range(shape[0]):  # one video at a time: batches gain nothing and would raise the peak
-        for row, column in tiles:
-            for _ in canvas.put(index, run(source[index : index + 1, :, :, row, column], to), row, column):
-                done += 1
-                if tick is not None:
-                    tick(done, total)
+
+    def made() -> Iterator[tuple]:
+        for index in range(shape[0]):  # one video at a time: batches gain nothing and would raise the peak
+            for row, column in tiles:
+                start = 0
+                for chunk in run(source[index : index + 1, :, :, row, column], lambda x: upload(x, device, dtype)):
+                    frames = chunk.shape[2]
+                    chunk = (chunk if finish is None else finish(chunk.float())).to(canvas.output.dtype)
+                    yield download(chunk, canvas.output.device), index, start, row, column
+                    start += frames
+                    del chunk  # or it would stay on the device while the next one is computed
+
+    total = shape[0] * len(tiles) * chunks
+    finished = one_ahead(made()) if device.type == "cuda" else made()
+    for done, (downloaded, *place) in enumerate(finished, 1):
+        canvas.put(downloaded(), *place)
+        if tick is not None:
+            tick(done, total)
     return canvas.finish()

@@ -73,25 +73,35 @@ class CogVideoXTransformer(nn.Module):
         self.norm_out = NormOut(config, operations, **factory)
         patch = config.patch_size**2 * (config.patch_size_t or 1)
         self.proj_out = operations.Linear(config.dim, config.out_channels * patch, **factory)
-        self._positions: dict = {}  # of the last grid only: (grid, device, options) -> tensor
+        self._positions: dict = {}  # of the last grid only, see `positions`
 
-    def positions(self, grid: tuple[int, int, int], device: torch.device, options: PositionOptions) -> torch.Tensor:
-        """The additive table (2B, N x dim) or the rotations (5B, `rotation_matrices`) of a grid in tokens, cached."""
-        key = (grid, device, options)
+    def positions(self, grid: tuple[int, int, int], like: torch.Tensor, options: PositionOptions) -> torch.Tensor:
+        """The additive table (2B, N x dim, in the dtype of ``like``) or the rotations (5B, `rotation_matrices`) of a
+        grid in tokens, on the device of ``like``. What they are made of is kept from call to call."""
+        additive = not self.config.use_rotary_positional_embeddings
+        key = (grid, like.device, like.dtype if additive else None, options)
         if key not in self._positions:
             with torch.inference_mode(False):  # what is kept may be needed for training later
                 made = self.compute_positions(grid, options)
-                if self.config.use_rotary_positional_embeddings:
-                    made = rotation_matrices(made)
-                self._positions = {key: made.to(device)}
-        return self._positions[key]
+                made = [axis.to(like) for axis in made] if additive else rotation_matrices(made).to(like.device)
+                self._positions = {key: made}
+        kept = self._positions[key]
+        return positions.join_axes(*kept) if additive else kept
 
-    def compute_positions(self, grid: tuple[int, int, int], options: PositionOptions) -> torch.Tensor:
-        """The additive table, N x dim, or the rotations as complex numbers, N x head_dim / 2."""
+    def forget_positions(self) -> None:
+        """Free what `positions` keeps; the next call makes it again."""
+        self._positions = {}
+
+    def _apply(self, fn, recurse=True):
+        self.forget_positions()  # a model that is moved leaves nothing where it was
+        return super()._apply(fn, recurse)
+
+    def compute_positions(self, grid: tuple[int, int, int], options: PositionOptions):
+        """The rotations as complex numbers, or the axes of the additive table; see `sampling.positions`."""
         config = self.config
         if not config.use_rotary_positional_embeddings:
             scales = config.spatial_interpolation_scale, config.temporal_interpolation_scale
-            return positions.additive_table(config.dim, grid, config.base_grid, scales, options)
+            return positions.additive_axes(config.dim, grid, config.base_grid, scales, options)
         _, base_h, base_w = config.base_grid
         if config.patch_size_t is None:
             return positions.interpolated_rotary(*grid, base_h, base_w, config.attention_head_dim, options)
@@ -156,7 +166,7 @@ class CogVideoXTransformer(nn.Module):
         x = self.prepare(x, extra_latents, position_options)
         patch_t = self.config.patch_size_t or 1
         grid = (x.shape[2] // patch_t, x.shape[3] // 2, x.shape[4] // 2)
-        pos = self.positions(grid, x.device, position_options)
+        pos = self.positions(grid, x, position_options)
 
         vec = self.time_embedding(timestep_embedding(timestep, self.config.dim).to(x.dtype))
         if self.config.ofs_embed_dim:
@@ -170,9 +180,9 @@ class CogVideoXTransformer(nn.Module):
         if self.config.use_rotary_positional_embeddings:
             rope = after_text(pos, text_tokens)
         else:
-            image = image.add_(pos.to(image.dtype)) if may_overwrite(image) else image + pos.to(image.dtype)
+            image = image.add_(pos) if may_overwrite(image) else image + pos
         x = torch.cat([text, image], dim=1)
-        del text, image
+        del text, image, pos
         x = self.run_blocks(x, vec, rope, text_tokens, options)
         x = self.proj_out(self.norm_out(self.norm_final(x[:, text_tokens:]), vec))
         axes = {"t": grid[0], "h": grid[1], "w": grid[2], "pt": patch_t, "ph": 2, "pw": 2}

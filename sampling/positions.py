@@ -56,93 +56,89 @@ def _sincos(positions: torch.Tensor, dim: int) -> torch.Tensor:
     return torch.cat([angles.sin(), angles.cos()], dim=1)
 
 
-def trained_table(
+Axes = tuple[torch.Tensor, torch.Tensor, torch.Tensor]  # of an additive table: t x dim/4, h x 3/8 dim, w x 3/8 dim
+
+
+def trained_axes(
     dim: int, base_t: int, base_h: int, base_w: int, spatial_scale: float = 1.875, temporal_scale: float = 1.0
-) -> torch.Tensor:
-    """The additive table that the 2B models were trained with, [base_t, base_h, base_w, dim], float32.
+) -> Axes:
+    """The additive table that the 2B models were trained with, by its axes, float32; `join_axes` makes the table.
 
     A quarter of the channels is time, then three eighths each of x and y; positions are divided by the
     interpolation scale (``get_3d_sincos_pos_embed`` in diffusers).
     """
-    dim_t, dim_space = dim // 4, dim // 4 * 3
-    t = _sincos(torch.arange(base_t, dtype=torch.float64) / temporal_scale, dim_t)
-    y = _sincos(torch.arange(base_h, dtype=torch.float64) / spatial_scale, dim_space // 2)
-    x = _sincos(torch.arange(base_w, dtype=torch.float64) / spatial_scale, dim_space // 2)
-    parts = (t[:, None, None, :], x[None, None, :, :], y[None, :, None, :])
-    return torch.cat([p.expand(base_t, base_h, base_w, -1) for p in parts], dim=-1).float()
+
+    def axis(length: int, channels: int, scale: float) -> torch.Tensor:
+        return _sincos(torch.arange(length, dtype=torch.float64) / scale, channels).float()
+
+    space = dim // 4 * 3 // 2
+    return (
+        axis(base_t, dim // 4, temporal_scale),
+        axis(base_h, space, spatial_scale),
+        axis(base_w, space, spatial_scale),
+    )
 
 
-def generated_table(
-    dim: int, grid_t: int, grid_h: int, grid_w: int, spatial_scale: float = 1.875, temporal_scale: float = 1.0
-) -> torch.Tensor:
-    """A table computed anew for a run's grid, [grid_t * grid_h * grid_w, dim]: tokens as far apart as in training,
-    counted from the top left corner, so that a larger grid goes on beyond the trained one (what diffusers' patch
-    embedding does off the trained size)."""
-    table = trained_table(dim, grid_t, grid_h, grid_w, spatial_scale, temporal_scale)
-    return table.reshape(grid_t * grid_h * grid_w, dim)
+def join_axes(t: torch.Tensor, y: torch.Tensor, x: torch.Tensor) -> torch.Tensor:
+    """The additive table of its axes, [t * h * w, dim]; the channels are time, x, y."""
+    grid = len(t), len(y), len(x)
+    parts = t[:, None, None], x[None, None], y[None, :, None]
+    return torch.cat([part.expand(*grid, -1) for part in parts], dim=-1).flatten(0, 2)
 
 
-def interpolate_table(table: torch.Tensor, grid_t: int, grid_h: int, grid_w: int) -> torch.Tensor:
-    """Resize a trained table to a run's grid, [grid_t * grid_h * grid_w, dim].
-
-    Space is interpolated and time is cut, as in the patch embedding of the authors' transformer: a table resized
-    from the trained one is what the weights know, a newly computed one is 27 to 45 % off.
-
-    Args:
-        table: [base_t, base_h, base_w, dim] with base_t >= grid_t.
-    """
-    base_t, _, _, dim = table.shape
-    table = table.movedim(-1, 0)[None]  # THWC -> 1CTHW
-    table = F.interpolate(table, size=(base_t, grid_h, grid_w), mode="trilinear", align_corners=False)
-    return table[0, :, :grid_t].movedim(0, -1).reshape(grid_t * grid_h * grid_w, dim)
+def _resized(axis: torch.Tensor, length: int) -> torch.Tensor:
+    """An axis of a trained table, spread over another number of positions."""
+    return F.interpolate(axis.T[None], size=length, mode="linear", align_corners=False)[0].T
 
 
-def cut_table(table: torch.Tensor, grid_t: int, grid_h: int, grid_w: int) -> torch.Tensor:
-    """The middle of a trained table, [grid_t * grid_h * grid_w, dim]: cut from the raster instead of resized (the
-    ``cropped_pos_embed`` of Stable Diffusion 3).
-
-    Raises:
-        ValueError: the grid is larger than the table.
-    """
-    base_t, base_h, base_w, dim = table.shape
-    if grid_t > base_t or grid_h > base_h or grid_w > base_w:
-        raise ValueError(
-            f"the grid {grid_t} x {grid_h} x {grid_w} is larger than the trained table of "
-            f"{base_t} x {base_h} x {base_w}: resize the table (fun) instead of cutting it"
-        )
-    top, left = (base_h - grid_h) // 2, (base_w - grid_w) // 2
-    return table[:grid_t, top : top + grid_h, left : left + grid_w].reshape(grid_t * grid_h * grid_w, dim)
+def _middle(axis: torch.Tensor, length: int) -> torch.Tensor:
+    start = (len(axis) - length) // 2
+    return axis[start : start + length]
 
 
-def additive_table(
+def additive_axes(
     dim: int,
     grid: tuple[int, int, int],
     base_grid: tuple[int, int, int],
     scales: tuple[float, float],
     options: PositionOptions = TRAINED,
-) -> torch.Tensor:
-    """The 2B's table for a run's grid (t, h, w), [t * h * w, dim], float32.
+) -> Axes:
+    """The 2B's table for a run's grid (t, h, w), by its axes, float32.
+
+    The table of a large video takes 400 MB, its axes 0.4 MB. Every channel depends on one axis alone, so resizing the
+    axes is resizing the table.
 
     Args:
         base_grid: the trained grid (t, h, w).
         scales: the spatial and the temporal interpolation scale of the trained table.
-        options: "fun" is `interpolate_table`, "cut" `cut_table`, "generated" `generated_table`; a temporal scale
-            stretches the trained time over more frames.
+        options: "fun" resizes the trained table in space and cuts it in time, as the patch embedding of the authors'
+            transformer does (that is what the weights know, a newly computed one is 27 to 45 % off). "cut" takes the
+            middle of its raster (``cropped_pos_embed`` of Stable Diffusion 3). "generated" counts from the top left
+            corner with tokens as far apart as in training, and so goes on beyond the trained grid (diffusers' patch
+            embedding off the trained size). A temporal scale stretches the trained time over more frames.
 
     Raises:
-        ValueError: RIFLEx, which changes rotary positions.
+        ValueError: RIFLEx, which changes rotary positions, or a grid larger than the table to cut.
     """
     if options.riflex_k:
         raise ValueError(
             "RIFLEx changes rotary positions, but the 2B models have an additive table: set riflex_k to 0, and use "
             "context windows or a temporal scale for longer clips"
         )
-    spatial_scale, temporal_scale = scales[0], scales[1] * options.temporal_scale
+    scales = scales[0], scales[1] * options.temporal_scale
     if options.mode == "generated":
-        return generated_table(dim, *grid, spatial_scale, temporal_scale)
-    base_t, base_h, base_w = base_grid
-    table = trained_table(dim, max(base_t, grid[0]), base_h, base_w, spatial_scale, temporal_scale)
-    return interpolate_table(table, *grid) if options.mode == "fun" else cut_table(table, *grid)
+        return trained_axes(dim, *grid, *scales)
+    grid_t, grid_h, grid_w = grid
+    base_t, base_h, base_w = max(base_grid[0], grid_t), *base_grid[1:]
+    t, y, x = trained_axes(dim, base_t, base_h, base_w, *scales)
+    if options.mode == "fun":
+        return t[:grid_t], _resized(y, grid_h), _resized(x, grid_w)
+    if grid_h > base_h or grid_w > base_w:
+        raise ValueError(
+            f"the grid {grid_t} x {grid_h} x {grid_w} is larger than the trained table of "
+            f"{base_t} x {base_h} x {base_w}: resize the table (fun) instead of cutting it"
+        )
+    return t[:grid_t], _middle(y, grid_h), _middle(x, grid_w)
 
 
 def _frequencies(dim: int) -> torch.Tensor:

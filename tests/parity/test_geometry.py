@@ -44,12 +44,15 @@ def test_trailing_known_frames_of_49(known_frames, expected):
 
 def test_position_table():
     data = reference.load("pe_2b")
-    table = positions.trained_table(32, 13, 30, 45)
+
+    def table(grid_h: int, grid_w: int):
+        return positions.join_axes(*positions.additive_axes(32, (13, grid_h, grid_w), (13, 30, 45), (1.875, 1.0)))
+
     for latent_h, latent_w in ((60, 90), (64, 64)):
         name = f"lat{latent_h}x{latent_w}_T13"
-        ours = positions.interpolate_table(table, 13, latent_h // 2, latent_w // 2)
+        ours = table(latent_h // 2, latent_w // 2)
         assert (ours[data[f"{name}.idx"]] - data[f"{name}.rows"]).abs().max() <= TOLERANCE
-    assert (positions.interpolate_table(table, 13, 3, 5) - data["lat6x10_T13.full"]).abs().max() <= TOLERANCE
+    assert (table(3, 5) - data["lat6x10_T13.full"]).abs().max() <= TOLERANCE
 
 
 @pytest.mark.parametrize("size", ["480x720_T13", "48x80_T13", "512x512_T13"])

@@ -11,24 +11,29 @@ from cogvideox_fun.model_loading.text_encoder import prompt_length
 from cogvideox_fun.model_loading.transformer import POSITIONS, CogVideoXTransformer
 from cogvideox_fun.sampling.positions import (
     PositionOptions,
-    additive_table,
+    additive_axes,
     integer_rotary,
-    interpolate_table,
     interpolated_rotary,
-    trained_table,
+    join_axes,
+    trained_axes,
 )
 from tiny_model import TINY, VARIANTS
 
 BASE, SCALES = (3, 6, 8), (1.5, 1.0)
 
 
-def table(mode: str, grid=(2, 4, 4)) -> torch.Tensor:
-    return additive_table(64, grid, BASE, SCALES, PositionOptions(mode)).view(*grid, 64)
+def table(mode: str, grid=(2, 4, 4), **options) -> torch.Tensor:
+    return join_axes(*additive_axes(64, grid, BASE, SCALES, PositionOptions(mode, **options))).view(*grid, 64)
+
+
+def trained_table() -> torch.Tensor:
+    return join_axes(*trained_axes(64, *BASE, *SCALES)).view(*BASE, 64)
 
 
 def test_fun_resizes_cut_takes_the_middle_and_generated_counts_from_the_corner():
-    trained = trained_table(64, *BASE, *SCALES)
-    assert torch.equal(table("fun").flatten(0, 2), interpolate_table(trained, 2, 4, 4))
+    trained = trained_table()
+    halves = trained[:2].unflatten(2, (4, 2)).mean(3)  # 8 columns -> 4
+    assert torch.allclose(table("fun", (2, 6, 4)), halves, atol=1e-6)
     assert torch.equal(table("cut"), trained[:2, 1:5, 2:6])
     assert torch.equal(table("generated"), trained[:2, :4, :4])
     assert torch.equal(table("generated", (3, 7, 9))[:, :6, :8], trained), "and goes on beyond the trained one"
@@ -44,8 +49,8 @@ def test_what_cant_be_made():
 
 
 def test_a_temporal_scale_stretches_the_table_over_more_frames():
-    stretched = additive_table(64, (6, 6, 8), BASE, SCALES, PositionOptions(temporal_scale=2.0)).view(6, 6, 8, 64)
-    trained = trained_table(64, *BASE, *SCALES)
+    stretched = table("fun", (6, 6, 8), temporal_scale=2.0)
+    trained = trained_table()
     assert torch.allclose(stretched[::2], trained, atol=1e-6), "every second frame is a trained one"
     assert not torch.allclose(stretched[1::2], trained, atol=0.01)
 

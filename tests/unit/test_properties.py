@@ -264,12 +264,31 @@ def test_rotations_turn_and_on_the_trained_grid_all_modes_agree(grid, more_h, mo
 def test_a_table_on_its_own_grid_is_itself_and_a_cut_is_a_piece_of_it(grid, more_t, more_h, more_w):
     t, h, w = grid
     base = t + more_t, h + more_h, w + more_w
-    table = positions.trained_table(16, *base)
-    assert torch.allclose(positions.interpolate_table(table, t, *base[1:]), table[:t].reshape(-1, 16), atol=1e-5)
-    rows = {tuple(row) for row in table.reshape(-1, 16).tolist()}
-    assert {tuple(row) for row in positions.cut_table(table, t, h, w).tolist()} <= rows
+
+    def table(grid, mode):
+        axes = positions.additive_axes(16, grid, base, (1.875, 1.0), positions.PositionOptions(mode))
+        return positions.join_axes(*axes)
+
+    whole = positions.join_axes(*positions.trained_axes(16, *base))
+    assert torch.equal(table((t, *base[1:]), "fun"), whole[: t * base[1] * base[2]])
+    rows = {tuple(row) for row in whole.tolist()}
+    assert {tuple(row) for row in table(grid, "cut").tolist()} <= rows
     with pytest.raises(ValueError, match="larger than the trained table"):
-        positions.cut_table(table, t, base[1] + 1, w)
+        table((t, base[1] + 1, w), "cut")
+
+
+@tried
+@given(grids, grids)
+def test_resizing_the_axes_is_resizing_the_table(grid, base):
+    """The whole table, trilinear in space, as the authors' transformer resizes it."""
+    (t, h, w), (base_t, base_h, base_w) = grid, (max(grid[0], base[0]), *base[1:])
+    whole = positions.join_axes(*positions.trained_axes(16, base_t, base_h, base_w)).view(base_t, base_h, base_w, 16)
+    resized = torch.nn.functional.interpolate(
+        whole.movedim(-1, 0)[None], size=(base_t, h, w), mode="trilinear", align_corners=False
+    )  # THWC -> 1CTHW
+    expected = resized[0, :, :t].movedim(0, -1).reshape(-1, 16)
+    found = positions.join_axes(*positions.additive_axes(16, grid, (base_t, base_h, base_w), (1.875, 1.0)))
+    torch.testing.assert_close(found, expected, rtol=0, atol=2e-6)  # values of -1 to 1, another order of sums
 
 
 # steps, tokens, tiles
@@ -298,14 +317,20 @@ def test_every_prompt_has_the_length_and_one_end(prompt, length):
 
 
 @tried
-@given(some.integers(1, 300), some.integers(1, 100), some.integers(0, 99))
-def test_tiles_cover_everything_and_overlap(size, tile, overlap):
+@given(some.integers(1, 300), some.integers(1, 100), some.integers(0, 99), some.sampled_from([1, 8]))
+def test_tiles_cover_everything_overlap_and_are_even(size, tile, overlap, unit):
+    """No tile is larger than asked for, one tile fewer would not do, and no larger overlap would do with as many."""
     assume(overlap < tile)
-    spans = tiles.tile_spans(size, tile, overlap)
-    assert spans[0].start == 0 and spans[-1].stop == size
-    assert all(span.stop - span.start == min(tile, size) for span in spans)
-    for a, b in zip(spans, spans[1:], strict=False):
-        assert a.start < b.start and a.stop - b.start >= overlap
+    spans = [(s.start, s.stop) for s in tiles.tile_spans(size * unit, tile * unit, overlap * unit, unit)]
+    assert all(value % unit == 0 for span in spans for value in span)
+    spans = [(start // unit, stop // unit) for start, stop in spans]
+    assert spans[0][0] == 0 and spans[-1][1] == size
+    (one,) = {stop - start for start, stop in spans}
+    count = len(spans)
+    assert one <= min(tile, size) and (count == 1 or (count - 1) * (tile - overlap) + overlap < size)
+    strides = {b[0] - a[0] for a, b in zip(spans, spans[1:], strict=False)}
+    assert all(1 <= stride <= one - overlap for stride in strides) and len(strides) <= 2
+    assert count * one < size + (count - 1) * overlap + count, "nothing but rounding beyond the overlap"
 
 
 @tried
@@ -336,6 +361,21 @@ def test_tiles_of_what_sees_one_pixel_make_the_whole(seed, shape, tile, overlap,
     )
     assert torch.allclose(found, expected, atol=1e-5)
     assert [done for done, _ in ticks] == list(range(1, ticks[-1][1] + 1))
+
+
+@tried
+@given(seeds, some.integers(8, 120), some.integers(2, 40), some.integers(0, 20))
+def test_tiles_of_different_brightness_meet_without_an_edge(seed, width, tile, overlap):
+    """Each tile is of one brightness, 0 to 1; from pixel to pixel no more changes than the overlap's ramp does."""
+    assume(overlap <= tile // 2)
+    generator = torch.Generator().manual_seed(seed)
+
+    def run(source, to):
+        yield torch.rand(1, generator=generator).expand(to(source).shape)
+
+    source = torch.zeros(1, 1, 1, 1, width)
+    found = tiles.stream(run, source, source.shape, 1, tile=tile, overlap=overlap)[0, 0, 0, 0]
+    assert found.diff().abs().max() <= 1 / (overlap + 1) + 1e-6
 
 
 # files
