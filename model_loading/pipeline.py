@@ -13,7 +13,7 @@ from torch import nn
 from ..sampling.geometry import SPATIAL_COMPRESSION, check_size, frames_to_latent_t
 from ..sampling.inpaint import inpaint_latents, reference_pixels
 from ..sampling.masks import fit_mask, mask_to_latent
-from ..sampling.recipes import run_recipe
+from ..sampling.recipes import generator_after, run_recipe
 from ..sampling.schedule import add_noise, cogvideox_ddim, is_new
 from .checkpoint import Checkpoint, load_vae_config, open_checkpoint
 from .config import CheckpointError
@@ -151,7 +151,8 @@ class Pipeline:
             positive, negative: text features, [B, L, C] or, for all of a batch, [1, L, C].
             extra_latents: from `condition`, or scaled control latents; B or 1 of them.
             start: the scaled latent of a video, at denoise below 1.
-            recipe, seed: see `run_recipe`; None is the authors' DDIM.
+            recipe: see `run_recipe`; None is the authors' DDIM.
+            seed: what ``noise`` was drawn from; Euler A goes on from there.
             callback: of the authors' DDIM.
 
         Returns:
@@ -160,7 +161,8 @@ class Pipeline:
         schedule = self.checkpoint.schedule
         predict = self.guided(len(noise), positive, negative, extra_latents, cfg)
         if recipe is not None:
-            return run_recipe(recipe, schedule, predict, noise, start, seed, steps, spacing, denoise)
+            generator = generator_after(seed, noise.shape)
+            return run_recipe(recipe, schedule, predict, noise, start, generator, steps, spacing, denoise)
         alphas = schedule.alphas_cumprod()
         timesteps, total = schedule.run_timesteps(steps, spacing, denoise)
         x = noise if is_new(denoise) else add_noise(start, noise, float(alphas[timesteps[0]]))
