@@ -19,7 +19,7 @@ from .checkpoint import Checkpoint, load_vae_config, open_checkpoint
 from .config import CheckpointError
 from .text_encoder import TextEncoder
 from .transformer import CogVideoXTransformer
-from .vae import CogVideoXVAE
+from .vae import CogVideoXVAE, draw
 from .weights import open_weights
 
 
@@ -114,9 +114,14 @@ class Pipeline:
         return inpaint_latents(mask_to_latent(mask, *latent.shape[2:])[None, None], latent * scale, scale)
 
     @torch.no_grad()
-    def encode(self, video: torch.Tensor) -> torch.Tensor:
-        """A video, F H W 3 of 0..1, as a scaled latent, for video to video."""
-        return self.vae.encode(reference_pixels(video).movedim(-1, 0)[None]) * self.checkpoint.scale_factor
+    def encode(self, video: torch.Tensor, seed: int | None = None) -> torch.Tensor:
+        """A video, F H W 3 of 0..1, as a scaled latent: the distribution's mode, or a draw from a seed.
+
+        The authors encode reference and control videos by the mode, and draw the start of video to video.
+        """
+        pixels = reference_pixels(video).movedim(-1, 0)[None]  # THWC -> 1CTHW
+        latent = self.vae.encode(pixels) if seed is None else draw(self.vae.encode_moments(pixels), seed)
+        return latent * self.checkpoint.scale_factor
 
     def noise(self, width: int, height: int, length: int, seed: int) -> torch.Tensor:
         """Unit noise B C T h w from a seed, the same as the host's samplers draw."""
