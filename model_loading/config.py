@@ -9,6 +9,7 @@ import unicodedata
 from collections.abc import Mapping
 
 from ..sampling.geometry import frames_to_latent_t
+from ..sampling.inpaint import REFERENCE_NOISE
 from ..sampling.schedule import NoiseSchedule
 
 TEXT_TOKENS = 226
@@ -150,6 +151,11 @@ class TransformerConfig:
         if self.in_channels == 32:
             return "image" if self.use_learned_positional_embeddings or self.ofs_embed_dim else "control"
         return {16: "text", 33: "inpaint", 48: "void"}.get(self.in_channels)
+
+    @property
+    def reference_noise(self) -> float:
+        """The noise that the authors add by themselves to an InP model's reference video; V1.1 was trained with it."""
+        return REFERENCE_NOISE if self.add_noise_in_inpaint_model and self.conditioning == "inpaint" else 0.0
 
     @property
     def base_grid(self) -> tuple[int, int, int]:

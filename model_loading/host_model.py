@@ -59,6 +59,20 @@ def check_interrupt(_done: int, _total: int) -> None:
     comfy.model_management.throw_exception_if_processing_interrupted()
 
 
+def check_patches(options: dict) -> None:
+    """Raise a ValueError if transformer_options holds a patch of attention that only a U-Net can take.
+
+    Joint-attention models call it with pe, attn_mask and extra_options, and it returns a dict.
+    """
+    for patch in options.get("patches", {}).get("attn1_patch", ()):
+        kinds = [parameter.kind for parameter in inspect.signature(patch).parameters.values()]
+        if not accepts(patch, "pe") and inspect.Parameter.VAR_KEYWORD not in kinds:
+            raise ValueError(
+                f"the MODEL has a patch of attention for U-Nets ({patch.__module__}), and CogVideoX-Fun is none: "
+                "remove the node that set it, for example Tome Patch Model"
+            )
+
+
 class HostTransformer(CogVideoXTransformer):
     """The transformer with the host's operations, attention, interruption and DIFFUSION_MODEL wrappers."""
 
@@ -67,6 +81,11 @@ class HostTransformer(CogVideoXTransformer):
         super().__init__(
             config, operations, host_attention, norm_rotation, check_interrupt, device=device, dtype=dtype
         )
+
+    @property
+    def in_channels(self) -> int:
+        """Channels of the latent that is sampled, for nodes such as RenormCFG; the model itself takes more."""
+        return self.config.out_channels
 
     def weight_fetcher(self, device, options):
         """ComfyUI's queue that uploads the next block while one runs, where its dynamic VRAM is in use."""
@@ -94,6 +113,7 @@ class HostTransformer(CogVideoXTransformer):
         options = transformer_options or {}
         if TIMESTEP in options:
             timestep = torch.full_like(timestep, options[TIMESTEP])
+        check_patches(options)
         wrappers = comfy.patcher_extension.get_all_wrappers(
             comfy.patcher_extension.WrappersMP.DIFFUSION_MODEL, options
         )

@@ -6,7 +6,7 @@ import comfy.samplers
 import torch
 from tqdm.auto import tqdm
 
-from ..sampling.recipes import run_recipe
+from ..sampling.recipes import generator_after, make_scheduler, run_recipe, signal_power
 from ..sampling.schedule import NoiseSchedule, add_noise, cogvideox_ddim, dynamic_guidance, is_new
 from .host_model import TIMESTEP, model_of
 
@@ -39,12 +39,16 @@ class OnTimesteps(comfy.samplers.Sampler):
     def __init__(self, schedule: NoiseSchedule, steps: int, spacing: str = "auto", denoise: float = 1.0):
         self.schedule, self.steps, self.spacing, self.denoise = schedule, steps, spacing, denoise
 
+    def alphas(self, model_sampling) -> torch.Tensor:
+        """Signal power per timestep of the schedule that is run."""
+        raise NotImplementedError
+
     def run(self, predict, noise, latent, alphas, callback) -> torch.Tensor:
         """The latent at the end.
 
         Args:
             predict: (x, timestep) -> the guided v.
-            alphas: signal power per timestep of the model.
+            alphas: see above.
             callback: (step, total, denoised, x).
         """
         raise NotImplementedError
@@ -52,22 +56,31 @@ class OnTimesteps(comfy.samplers.Sampler):
     def sample(
         self, model_wrap, sigmas, extra_args, callback, noise, latent_image=None, denoise_mask=None, disable_pbar=False
     ):
-        extra_args["denoise_mask"] = denoise_mask
-        model = comfy.samplers.KSamplerX0Inpaint(model_wrap, sigmas)
-        model.latent_image, model.noise = latent_image, noise
         model_sampling = model_wrap.inner_model.model_sampling
-        alphas = getattr(model_sampling, "alphas_cumprod", None)
-        if alphas is None:  # another schedule was patched in
-            alphas = 1 / (model_sampling.sigmas.double() ** 2 + 1)
+        alphas = self.alphas(model_sampling)
+        # once: a number of the GPU's makes the CPU wait for it
+        powers, table = alphas.tolist(), model_sampling.sigmas.tolist()
 
-        table = model_sampling.sigmas.tolist()  # once: a number of the card's makes the CPU wait for it
+        def ask(x: torch.Tensor, sigma: torch.Tensor, timestep: float) -> torch.Tensor:
+            """The guided v, from the host's model, at its own sigma for the timestep."""
+            root = math.hypot(table[round(timestep)], 1)
+            args = extra_args if timestep == round(timestep) else at_timestep(extra_args, timestep)
+            denoised = model_wrap(x * root, sigma, **args)
+            return torch.sub(x, denoised, alpha=root).div_(table[round(timestep)])
 
         def predict(x: torch.Tensor, timestep: float) -> torch.Tensor:
-            sigma = table[round(timestep)]
-            root = math.hypot(sigma, 1)
-            args = extra_args if timestep == round(timestep) else at_timestep(extra_args, timestep)
-            denoised = model(x * root, x.new_full(x.shape[:1], sigma), **args)
-            return torch.sub(x, denoised, alpha=root).div_(sigma)
+            sigma = x.new_full(x.shape[:1], table[round(timestep)])
+            if denoise_mask is None:
+                return ask(x, sigma, timestep)
+            # as the host's KSamplerX0Inpaint, but on the schedule that is run, which need not be the model's
+            mask = denoise_mask
+            if change := extra_args["model_options"].get("denoise_mask_function"):
+                mask = change(sigma, mask, extra_options={"model": model_wrap, "sigmas": sigmas})
+            alpha = signal_power(powers, timestep)
+            signal, rest = math.sqrt(alpha), math.sqrt(1 - alpha)
+            given = x * mask + add_noise(latent_image, noise, alpha) * (1 - mask)
+            denoised = signal * given - rest * ask(given, sigma, timestep)
+            return (signal * x - denoised * mask - latent_image * (1 - mask)) / rest
 
         with tqdm(total=self.steps, disable=disable_pbar) as bar:
 
@@ -86,6 +99,12 @@ class OnTimesteps(comfy.samplers.Sampler):
 class CogVideoXDDIM(OnTimesteps):
     """`cogvideox_ddim`: a new video starts from unit noise at every spacing, whatever its first timestep."""
 
+    def alphas(self, model_sampling) -> torch.Tensor:
+        alphas = getattr(model_sampling, "alphas_cumprod", None)
+        if alphas is None:  # another schedule was patched in
+            alphas = 1 / (model_sampling.sigmas.double() ** 2 + 1)
+        return alphas
+
     def run(self, predict, noise, latent, alphas, callback) -> torch.Tensor:
         timesteps, total = self.schedule.run_timesteps(self.steps, self.spacing, self.denoise)
         x = noise if is_new(self.denoise) else add_noise(latent, noise, float(alphas[timesteps[0]]))
@@ -98,15 +117,23 @@ class CogVideoXDDIM(OnTimesteps):
 
 
 class Recipe(OnTimesteps):
-    """A scheduler of diffusers, see `sampling.recipes`."""
+    """A scheduler of diffusers, see `sampling.recipes`.
 
-    def __init__(self, name: str, seed: int, *args):
+    Args:
+        seed, drawn: what the noise was drawn from, and of how many latents; of a batch, some may be left.
+    """
+
+    def __init__(self, name: str, seed: int, drawn: int, *args):
         super().__init__(*args)
-        self.name, self.seed = name, seed
+        self.name, self.seed, self.drawn = name, seed, drawn
+
+    def alphas(self, model_sampling) -> torch.Tensor:
+        return make_scheduler(self.name, self.schedule).alphas_cumprod
 
     def run(self, predict, noise, latent, alphas, callback) -> torch.Tensor:
+        generator = generator_after(self.seed, (self.drawn, *noise.shape[1:]))
         return run_recipe(
-            self.name, self.schedule, predict, noise, latent, self.seed,
+            self.name, self.schedule, predict, noise, latent, generator,
             self.steps, self.spacing, self.denoise, callback,
         )  # fmt: skip
 

@@ -15,7 +15,7 @@ from .checkpoint import load_vae_config
 from .host_model import progress_tick
 from .memory import decode_bytes, encode_bytes
 from .tiles import tile_spans
-from .vae import CogVideoXVAE
+from .vae import CogVideoXVAE, draw
 from .weights import open_weights
 
 log = logging.getLogger(__name__)
@@ -149,6 +149,13 @@ class HostVAE(comfy.sd.VAE):
 
     def encode_tiled(self, pixel_samples, tile_x=None, tile_y=None, overlap=None, tile_t=None, overlap_t=None):
         """As `encode`, in spatial tiles of ``tile_x`` pixels; ``tile_t`` is ignored."""
+        return self._encode(self.first_stage_model.encode, pixel_samples, tile_x, overlap)
+
+    def encode_draw(self, pixel_samples: torch.Tensor, seed: int, tile: int = 0, overlap: int = 0) -> torch.Tensor:
+        """As `encode_tiled`, a draw from the distribution instead of its mode."""
+        return draw(self._encode(self.first_stage_model.encode_moments, pixel_samples, tile, overlap), seed)
+
+    def _encode(self, function, pixel_samples: torch.Tensor, tile_x: int | None, overlap: int | None) -> torch.Tensor:
         pixels = pixel_samples if pixel_samples.ndim == 5 else pixel_samples[None]
         if pixels.ndim != 5 or pixels.shape[-1] < 3:
             raise ValueError(
@@ -167,7 +174,7 @@ class HostVAE(comfy.sd.VAE):
         overlap = 64 if overlap is None else overlap // SPATIAL_COMPRESSION * SPATIAL_COMPRESSION
         overlap = min(overlap, max(tile - SPATIAL_COMPRESSION, 0))
         memory = self._memory_encode(pixels.shape, self.vae_dtype)
-        return self._with_fallback(self.first_stage_model.encode, pixels, memory, tile, overlap, "encoding", 1)
+        return self._with_fallback(function, pixels, memory, tile, overlap, "encoding", 1)
 
 
 def reload_vae_patcher(path: str, **_options):

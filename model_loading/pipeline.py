@@ -13,13 +13,13 @@ from torch import nn
 from ..sampling.geometry import SPATIAL_COMPRESSION, check_size, frames_to_latent_t
 from ..sampling.inpaint import inpaint_latents, reference_pixels
 from ..sampling.masks import fit_mask, mask_to_latent
-from ..sampling.recipes import run_recipe
+from ..sampling.recipes import generator_after, run_recipe
 from ..sampling.schedule import add_noise, cogvideox_ddim, is_new
 from .checkpoint import Checkpoint, load_vae_config, open_checkpoint
 from .config import CheckpointError
 from .text_encoder import TextEncoder
 from .transformer import CogVideoXTransformer
-from .vae import CogVideoXVAE
+from .vae import CogVideoXVAE, draw
 from .weights import open_weights
 
 
@@ -114,9 +114,14 @@ class Pipeline:
         return inpaint_latents(mask_to_latent(mask, *latent.shape[2:])[None, None], latent * scale, scale)
 
     @torch.no_grad()
-    def encode(self, video: torch.Tensor) -> torch.Tensor:
-        """A video, F H W 3 of 0..1, as a scaled latent, for video to video."""
-        return self.vae.encode(reference_pixels(video).movedim(-1, 0)[None]) * self.checkpoint.scale_factor
+    def encode(self, video: torch.Tensor, seed: int | None = None) -> torch.Tensor:
+        """A video, F H W 3 of 0..1, as a scaled latent: the distribution's mode, or a draw from a seed.
+
+        The authors encode reference and control videos by the mode, and draw the start of video to video.
+        """
+        pixels = reference_pixels(video).movedim(-1, 0)[None]  # THWC -> 1CTHW
+        latent = self.vae.encode(pixels) if seed is None else draw(self.vae.encode_moments(pixels), seed)
+        return latent * self.checkpoint.scale_factor
 
     def noise(self, width: int, height: int, length: int, seed: int) -> torch.Tensor:
         """Unit noise B C T h w from a seed, the same as the host's samplers draw."""
@@ -151,7 +156,8 @@ class Pipeline:
             positive, negative: text features, [B, L, C] or, for all of a batch, [1, L, C].
             extra_latents: from `condition`, or scaled control latents; B or 1 of them.
             start: the scaled latent of a video, at denoise below 1.
-            recipe, seed: see `run_recipe`; None is the authors' DDIM.
+            recipe: see `run_recipe`; None is the authors' DDIM.
+            seed: what ``noise`` was drawn from; Euler A goes on from there.
             callback: of the authors' DDIM.
 
         Returns:
@@ -160,7 +166,8 @@ class Pipeline:
         schedule = self.checkpoint.schedule
         predict = self.guided(len(noise), positive, negative, extra_latents, cfg)
         if recipe is not None:
-            return run_recipe(recipe, schedule, predict, noise, start, seed, steps, spacing, denoise)
+            generator = generator_after(seed, noise.shape)
+            return run_recipe(recipe, schedule, predict, noise, start, generator, steps, spacing, denoise)
         alphas = schedule.alphas_cumprod()
         timesteps, total = schedule.run_timesteps(steps, spacing, denoise)
         x = noise if is_new(denoise) else add_noise(start, noise, float(alphas[timesteps[0]]))

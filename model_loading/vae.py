@@ -311,6 +311,18 @@ class Decoder3D(nn.Module):
         return self.conv_out(silu_(self.norm_out(x, z)), cache)
 
 
+def draw(moments: torch.Tensor, seed: int) -> torch.Tensor:
+    """A draw from the latent distribution, as diffusers' ``latent_dist.sample`` with a CPU generator of that seed.
+
+    Args:
+        moments: B 32 T h w: mean, then log-variance.
+    """
+    mean, log_variance = moments.chunk(2, dim=1)
+    generator = torch.Generator("cpu").manual_seed(seed)
+    noise = torch.randn(mean.shape, generator=generator, dtype=torch.float32)
+    return mean + (log_variance.clamp(-30, 20) / 2).exp() * noise.to(mean)
+
+
 def encode_chunks(length: int) -> list[slice]:
     """The authors' chunks of a video of 4n + 1 frames: the remainder of a division by eight goes to the first."""
     count = max(length // ENCODE_FRAMES, 1)
@@ -352,9 +364,15 @@ class CogVideoXVAE(nn.Module):
 
     def encode(self, pixels: torch.Tensor, **options) -> torch.Tensor:
         """The mode of the latent distribution of B 3 F H W pixels; options as in `stream`."""
+        return self._encode(pixels, self.config.latent_channels, options)
+
+    def encode_moments(self, pixels: torch.Tensor, **options) -> torch.Tensor:
+        """Mean and log-variance of the latent distribution, B 32 T h w, as `encode`."""
+        return self._encode(pixels, 2 * self.config.latent_channels, options)
+
+    def _encode(self, pixels: torch.Tensor, channels: int, options: dict) -> torch.Tensor:
         latent_t = frames_to_latent_t(pixels.shape[2])
-        shape = (pixels.shape[0], self.config.latent_channels, latent_t, pixels.shape[3] // 8, pixels.shape[4] // 8)
-        channels = self.config.latent_channels
+        shape = (pixels.shape[0], channels, latent_t, pixels.shape[3] // 8, pixels.shape[4] // 8)
 
         def run(part, to):
             return (moments[:, :channels] for moments in self.encode_stream(part, to))

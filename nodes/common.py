@@ -4,7 +4,7 @@ import os
 from pathlib import Path
 
 import folder_paths
-from comfy_api.latest import io
+from comfy_api.latest import io, ui
 
 from ..model_loading import checkpoint
 from ..sampling.schedule import SPACINGS
@@ -38,6 +38,19 @@ def schema(*, search_aliases: tuple[str, ...] = (), shows_picture: bool = False,
     newer = {"search_aliases": list(search_aliases), "has_intermediate_output": shows_picture}
     known = io.Schema.__dataclass_fields__
     return io.Schema(**fields, **{name: value for name, value in newer.items() if name in known})
+
+
+def show_text(node, text: str) -> ui.PreviewText:
+    """Show a line under a node whose schema asks for ``unique_id``, as the host's GetImageSize does.
+
+    The result is the node's ``ui``, by which the line stands in the history of the run, too.
+    """
+    node_id = node.hidden.unique_id if node.hidden else None
+    if node_id:
+        from server import PromptServer  # here: it starts a good part of the host
+
+        PromptServer.instance.send_progress_text(text, node_id)
+    return ui.PreviewText(text)
 
 
 def size_inputs() -> list:

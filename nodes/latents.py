@@ -6,7 +6,8 @@ import comfy.model_management
 import torch
 from comfy_api.latest import io
 
-from ..model_loading.host_model import length_limits
+from ..model_loading.host_model import length_limits, model_of
+from ..model_loading.host_vae import HostVAE
 from ..sampling.geometry import SPATIAL_COMPRESSION, check_size, frames_to_latent_t, legal_length
 from ..sampling.inpaint import reference_pixels
 from ..sampling.masks import check_image, fit_mask
@@ -47,9 +48,35 @@ def empty_latent(batch_size: int, latent_t: int, latent_h: int, latent_w: int) -
     return torch.zeros(batch_size, 16, latent_t, latent_h, latent_w, device=device)
 
 
-def encode(vae, video, mask, tile_size: int, overlap: int, noise_augmentation: float, noise_seed: int) -> torch.Tensor:
+def noise_of(model, sample_posterior: bool) -> tuple[float, str]:
+    """The reference noise that a MODEL asks for, and why it is that."""
+    if sample_posterior:
+        return 0.0, "the start of video to video gets none"
+    if model is None:
+        return 0.0, "no model is connected"
+    noise = model_of(model).config.reference_noise
+    return noise, "the model's configuration asks for it" if noise else "the model's configuration asks for none"
+
+
+def encode(
+    # what
+    vae,
+    video,
+    mask,
+    # how
+    tile_size: int,
+    overlap: int,
+    noise_augmentation: float,
+    noise_seed: int,
+    sample_posterior: bool,
+) -> torch.Tensor:
     """A video, black where the mask generates, as an unscaled latent; zeros, without the VAE, if it keeps nothing."""
     check_vae(vae)
+    if sample_posterior and not isinstance(vae, HostVAE):
+        raise ValueError(
+            f"sample_posterior is on, but the VAE is the host's own {type(vae).__name__}, which gives only the mode: "
+            "load it with Load CogVideoX-Fun VAE, or turn sample_posterior off"
+        )
     check_image(video, "video")
     video = video[: fit_length(len(video))]
     length, height, width, _ = video.shape
@@ -63,6 +90,8 @@ def encode(vae, video, mask, tile_size: int, overlap: int, noise_augmentation: f
             return empty_latent(1, frames_to_latent_t(length), *grid)
     tile, overlap = common.fit_tiles(tile_size, overlap)
     pixels = (reference_pixels(video, mask, noise_augmentation, noise_seed) + 1) / 2  # a VAE of the host takes 0..1
+    if sample_posterior:
+        return vae.encode_draw(pixels, noise_seed, tile, overlap)
     return vae.encode_tiled(pixels, tile_x=tile, tile_y=tile, overlap=overlap) if tile else vae.encode(pixels)
 
 
@@ -93,32 +122,67 @@ class VAEEncode(io.ComfyNode):
                 *common.tile_inputs(),
                 io.Float.Input(
                     "noise_augmentation",
-                    default=0.0,
-                    min=0.0,
+                    default=-1.0,
+                    min=-1.0,
                     max=1.0,
                     step=0.0001,
                     round=False,
-                    tooltip="Noise added to the kept pixels, as a standard deviation. The authors use 0.0563 with "
-                    "models whose configuration has add_noise_in_inpaint_model.",
+                    tooltip="Noise added to the kept pixels, as a standard deviation. -1 = auto: 0.0563 if the "
+                    "configuration of the connected model asks for it, as V1.1's InP models do, else 0. The node "
+                    "shows what it took.",
                 ),
                 # fixed: a seed that changed after every run would encode the video again every time
-                common.seed_input("noise_seed", "Seed of the noise augmentation.", control_after_generate=False),
+                common.seed_input(
+                    "noise_seed",
+                    "Seed of the noise augmentation and of sample_posterior.",
+                    control_after_generate=False,
+                ),
                 io.Mask.Input(
                     "mask",
                     optional=True,
                     tooltip=f"{common.MASK_TOOLTIP} One frame, or as many as the video. If it keeps nothing, the "
                     "latent is zero and the VAE is not run.",
                 ),
+                io.Boolean.Input(
+                    "sample_posterior",
+                    default=False,
+                    optional=True,
+                    tooltip="Draw the latent from the VAE's distribution, by noise_seed, instead of taking its mode. "
+                    "The authors do so for the start of video to video, and not for a reference or control video.",
+                ),
+                io.Model.Input(
+                    "model",
+                    optional=True,
+                    tooltip="The model that samples the video. Its configuration says what auto noise is.",
+                ),
             ],
+            hidden=[io.Hidden.unique_id],
             outputs=[io.Latent.Output(display_name="latent", tooltip="For Inpaint Conditioning, or the sampler.")],
         )
 
     @classmethod
     def execute(
-        cls, vae, video, tile_size=0, overlap=64, noise_augmentation=0.0, noise_seed=0, mask=None
+        cls,
+        # what
+        vae,
+        video,
+        # how
+        tile_size=0,
+        overlap=64,
+        noise_augmentation=-1.0,
+        noise_seed=0,
+        mask=None,
+        sample_posterior=False,
+        model=None,
     ) -> io.NodeOutput:
-        samples = encode(vae, video, mask, tile_size, overlap, noise_augmentation, noise_seed)
-        return io.NodeOutput({"samples": samples})
+        shown = None
+        if noise_augmentation < 0:
+            noise_augmentation, reason = noise_of(model, sample_posterior)
+            said = f"noise augmentation: {noise_augmentation:g}, {reason}"
+            log.info(said)
+            shown = common.show_text(cls, said)
+        samples = encode(vae, video, mask, tile_size, overlap, noise_augmentation, noise_seed, sample_posterior)
+        return io.NodeOutput({"samples": samples}, ui=shown)
 
 
 class VAEDecode(io.ComfyNode):

@@ -64,8 +64,10 @@ class Sampler(io.ComfyNode):
                     "sampler_name",
                     options=[DDIM, *comfy.samplers.SAMPLER_NAMES, *RECIPES],
                     default=DDIM,
-                    tooltip="cogvideox_ddim is the authors' sampler, to the digit; the other names with cogvideox_ "
-                    "are the schedulers of their recipes, from diffusers; the rest are the host's.",
+                    tooltip="cogvideox_ddim is the authors' sampler, to the digit. The other names with cogvideox_ "
+                    "are the schedulers of their recipes, from diffusers. Of all these only cogvideox_ddim knows the "
+                    "SNR shift of the 2B models, as in the authors' code. cogvideox_pndm needs 4 steps or more. The "
+                    "rest are the host's samplers, with the shift.",
                 ),
                 io.Combo.Input(
                     "spacing", options=common.SPACING_OPTIONS, default="auto", tooltip=common.SPACING_TOOLTIP
@@ -103,7 +105,9 @@ class Sampler(io.ComfyNode):
         if sampler_name == DDIM:
             sampler = CogVideoXDDIM(*run)
         elif sampler_name in RECIPES:
-            sampler = Recipe(sampler_name, seed, *run)
+            # as the host draws them: those of a batch that come before the last one wanted are drawn, too
+            drawn = max(latent.get("batch_index") or [len(latent["samples"]) - 1]) + 1
+            sampler = Recipe(sampler_name, seed, drawn, *run)
         else:
             sampler = comfy.samplers.sampler_object(sampler_name)
         if dynamic_cfg and cfg > 1:

@@ -4,6 +4,7 @@ import torch
 
 from .masks import THRESHOLD
 
+REFERENCE_NOISE = 0.0563  # what the authors' inpaint pipeline adds, as a standard deviation on -1..1
 BLACK = -1.0  # the value of a generated pixel in a masked video of -1..1
 
 
@@ -21,8 +22,8 @@ def add_reference_noise(video: torch.Tensor, ratio: float, seed: int) -> torch.T
     """Add noise to a masked video, except where it is black.
 
     ``y = x + where(x == -1, 0, ratio * randn)``, for models whose configuration has ``add_noise_in_inpaint_model``
-    (``add_noise_to_reference_video`` in the authors' inpaint pipeline; they use a ratio of 0.0563). The noise comes
-    from ``seed`` on the CPU, whatever the video's device.
+    (``add_noise_to_reference_video`` in the authors' inpaint pipeline; they use a ratio of `REFERENCE_NOISE`). The
+    noise comes from ``seed`` on the CPU, whatever the video's device.
 
     Args:
         video: any layout, -1..1.

@@ -5,11 +5,14 @@ the unshifted schedule here (only `sampling.schedule.cogvideox_ddim` honours it)
 """
 
 import inspect
-from collections.abc import Callable
+import math
+from collections.abc import Callable, Sequence
 
 import torch
 
 from .schedule import NoiseSchedule, is_new
+
+PNDM_STEPS = 4  # its first four steps are Runge-Kutta's
 
 RECIPES = {  # our name -> diffusers' class
     "cogvideox_ddim_origin": "DDIMScheduler",
@@ -42,6 +45,25 @@ def make_scheduler(name: str, schedule: NoiseSchedule, spacing: str = "auto"):
     return getattr(diffusers, RECIPES[name]).from_config(config)
 
 
+def generator_after(seed: int, shape: Sequence[int]) -> torch.Generator:
+    """The CPU generator that drew noise of a shape from a seed, in the state that the drawing left it in.
+
+    The authors' pipelines draw the start noise from a generator and hand the same one to every step.
+    """
+    generator = torch.Generator("cpu").manual_seed(seed)
+    torch.randn(shape, generator=generator)
+    return generator
+
+
+def signal_power(alphas_cumprod: Sequence[float], timestep: float) -> float:
+    """The signal power at a timestep. Between two whole ones it is that of the sigma in between, as in Euler."""
+    low = math.floor(timestep)
+    if low == timestep:
+        return alphas_cumprod[low]
+    first, last = (math.sqrt((1 - alpha) / alpha) for alpha in alphas_cumprod[low : low + 2])
+    return 1 / (1 + (first + (last - first) * (timestep - low)) ** 2)
+
+
 def run_recipe(
     # what to sample
     name: str,
@@ -50,7 +72,7 @@ def run_recipe(
     # from what
     noise: torch.Tensor,
     latent: torch.Tensor,
-    seed: int,
+    generator: torch.Generator,
     # how
     steps: int,
     spacing: str = "auto",
@@ -65,26 +87,33 @@ def run_recipe(
             can be a fraction (Euler, with linspace).
         noise: unit noise.
         latent: what is noised where ``denoise`` is below 1.
-        seed: of Euler A's noise, drawn on the CPU.
+        generator: what Euler A draws its noise from: the one that drew ``noise``, see `generator_after`.
         steps, denoise: see `NoiseSchedule.run_timesteps`.
         callback: called after each step with (step, total, denoised, x).
+
+    Raises:
+        ValueError: a schedule too short for PNDM.
     """
     _, total = schedule.run_timesteps(steps, spacing, denoise)
+    if name == "cogvideox_pndm" and total < PNDM_STEPS:
+        raise ValueError(
+            f"cogvideox_pndm has a schedule of {total} steps (steps / denoise), expected {PNDM_STEPS} or more: set "
+            f"steps to {PNDM_STEPS} or more, or choose another sampler_name"
+        )
     scheduler = make_scheduler(name, schedule, spacing)
     scheduler.set_timesteps(total)
     timesteps = scheduler.timesteps[(total - steps) * scheduler.order :]
-    generator = torch.Generator("cpu").manual_seed(seed)
     random = {"generator": generator} if "generator" in inspect.signature(scheduler.step).parameters else {}
     if is_new(denoise):
         x = noise * scheduler.init_noise_sigma
     else:
         x = scheduler.add_noise(latent, noise, timesteps[:1])
-        torch.randn(noise.shape, generator=generator)  # what the noise was drawn as: a step must not add it twice
+    alphas = scheduler.alphas_cumprod.tolist()
     for step, timestep in enumerate(timesteps):
         scaled = scheduler.scale_model_input(x, timestep)
         v = predict(scaled, float(timestep))
         x = scheduler.step(v, timestep, x, **random).prev_sample
         if callback is not None:
-            alpha = scheduler.alphas_cumprod[round(float(timestep))].item()
+            alpha = signal_power(alphas, float(timestep))
             callback(step, len(timesteps), alpha**0.5 * scaled - (1 - alpha) ** 0.5 * v, x)
     return x

@@ -13,6 +13,8 @@ from .clips import Clips
 from .masks import choose_kind, random_mask
 
 LATENT_CHANNELS = 16
+# The logarithm of the noise on a reference video, as the authors' trainer draws it: mean and standard deviation.
+REFERENCE_NOISE_LOG = -3.0, 0.5
 
 
 class Batch(TypedDict):
@@ -24,6 +26,8 @@ class Batch(TypedDict):
     noise: torch.Tensor  # B R 16 t h w
     time: torch.Tensor  # B R, uniform in 0..1: how far along the schedule
     chance: torch.Tensor  # B, uniform in 0..1, for what a task leaves to chance
+    reference_noise: torch.Tensor  # B, log-normal: for models whose configuration asks for noise on what is known
+    reference_seed: torch.Tensor  # B, what that noise is drawn from
 
 
 def make_sample(draw: Draw, clips: Clips, seed: int, masks: Mapping[str, float], noises: int) -> dict:
@@ -36,6 +40,9 @@ def make_sample(draw: Draw, clips: Clips, seed: int, masks: Mapping[str, float],
     chance = rng.random()
     noise = torch.randn(noises, LATENT_CHANNELS, *latent, generator=generator)
     time = torch.rand(noises, generator=generator)
+    mean, deviation = REFERENCE_NOISE_LOG
+    reference_noise = torch.exp(mean + deviation * torch.randn((), generator=generator))
+    reference_seed = torch.randint(2**62, (), generator=generator)
     video, caption = clips.clip(draw.index, draw.bucket, rng)
     return {
         "video": video,
@@ -44,6 +51,8 @@ def make_sample(draw: Draw, clips: Clips, seed: int, masks: Mapping[str, float],
         "noise": noise,
         "time": time,
         "chance": torch.tensor(chance),
+        "reference_noise": reference_noise,
+        "reference_seed": reference_seed,
     }
 
 

@@ -6,7 +6,7 @@ from torch import nn
 from ..model_loading.text_encoder import TextEncoder, tokenize
 from ..model_loading.transformer import CogVideoXTransformer
 from ..model_loading.vae import CogVideoXVAE
-from ..sampling.inpaint import inpaint_latents, mask_video
+from ..sampling.inpaint import add_reference_noise, inpaint_latents, mask_video
 from ..sampling.masks import resize_mask_3d
 from .samples import Batch
 
@@ -67,17 +67,30 @@ class TransformerTask(nn.Module):
         moments = torch.cat(list(self.vae.encode_stream(video.movedim(-1, 1))), dim=2)
         return moments[:, : self.vae.config.latent_channels].float() * self.scale_factor
 
-    def conditioning(self, video: torch.Tensor, mask: torch.Tensor, latent: torch.Tensor) -> torch.Tensor | None:
-        """The 17 channels of an InP model: zeros where nothing is known, as when it is run."""
+    def conditioning(self, batch: Batch, video: torch.Tensor, latent: torch.Tensor) -> torch.Tensor | None:
+        """The 17 channels of an InP model: zeros where nothing is known, as when it is run.
+
+        Args:
+            video: the batch's, -1..1.
+            latent: of the whole video.
+        """
         if self.transformer.config.conditioning == "text":
             return None
+        mask = batch["mask"]
         extra = latent.new_zeros(len(latent), 17, *latent.shape[2:])
         some = ~mask.flatten(1).bool().all(dim=1)  # at least one pixel is known
         if some.any():
-            masked = self.encode(mask_video(video[some], mask[some]))
+            masked = self.reference(batch, mask_video(video, mask))
             small = resize_mask_3d(mask[some][:, None], *latent.shape[2:])
-            extra[some] = inpaint_latents(small, masked, self.scale_factor)
+            extra[some] = inpaint_latents(small, self.encode(masked[some]), self.scale_factor)
         return extra
+
+    def reference(self, batch: Batch, masked: torch.Tensor) -> torch.Tensor:
+        """The masked video B F H W 3 with noise, where the configuration asks for it; black stays black."""
+        if not self.transformer.config.reference_noise:
+            return masked
+        draws = zip(masked, batch["reference_noise"].tolist(), batch["reference_seed"].tolist(), strict=True)
+        return torch.stack([add_reference_noise(clip, noise, seed) for clip, noise, seed in draws])
 
     def text(self, captions: list[str], chance: torch.Tensor) -> torch.Tensor:
         """Features B L C; a caption whose chance is below the dropout is empty."""
@@ -89,7 +102,7 @@ class TransformerTask(nn.Module):
     def forward(self, batch: Batch) -> torch.Tensor:
         video = batch["video"] * 2 - 1
         latent = self.encode(video)
-        extra = self.conditioning(video, batch["mask"], latent)
+        extra = self.conditioning(batch, video, latent)
         context = self.text(batch["captions"], batch["chance"])
 
         noise, time = batch["noise"].flatten(0, 1), batch["time"].flatten()  # B R ... -> (B R) ...

@@ -15,6 +15,11 @@ NANO = "try_it_without_a_download"
 WORKFLOWS, PICTURES = comfy.ROOT / "workflows", comfy.ROOT / "docs" / "pictures"
 NAMES = sorted(path.stem for path in WORKFLOWS.glob("*.json"))
 SAMPLER, BUILDER = "CogVideoXFunSampler", "CogVideoXFunStartEndImage"
+ENCODE, RESIZE = "CogVideoXFunVAEEncode", "CogVideoXFunMaskResize3D"
+ROOM = """
+const [upper, lower] = [...arguments].map(id => app.graph.getNodeById(id));
+return lower.pos[1] - LiteGraph.NODE_TITLE_HEIGHT - (upper.pos[1] + upper.size[1]);
+"""
 
 
 @dataclasses.dataclass
@@ -28,6 +33,7 @@ class FirstRun:
     messages: list[str]  # every dialog and notice that was met on the way
     watched: dict  # what arrived while it ran
     video: dict  # the video in the page
+    encode: tuple[dict, float]  # VAE Encode afterwards: its widgets, and the room between it and the next node
     errors: list[str]  # in the console
 
 
@@ -51,7 +57,8 @@ def first_run(server, base) -> FirstRun:
             front.fit_view()
         video = front.wait_for_video()
         shown = time.monotonic() - begin
-        return FirstRun(loaded, shown, page.clicks, fitted, messages, watched, video, front.console_errors())
+        encode = front.nodes()[front.node(ENCODE)]["widgets"], front.app(ROOM, front.node(ENCODE), front.node(RESIZE))
+        return FirstRun(loaded, shown, page.clicks, fitted, messages, watched, video, encode, front.console_errors())
 
 
 def test_first_video_takes_three_clicks(first_run, capsys):
@@ -68,6 +75,12 @@ def test_first_video_takes_three_clicks(first_run, capsys):
     assert first_run.clicks == 3 + first_run.fitted
     assert len(first_run.messages) == 1 and "Templates" in first_run.messages[0], first_run.messages
     assert first_run.errors == []
+
+
+def test_vae_encode_shows_the_noise_that_auto_became(first_run):
+    widgets, room = first_run.encode
+    assert "noise augmentation: 0, the model's configuration asks for none" in widgets.values(), widgets
+    assert room >= 0, "the line hides the next node"
 
 
 def test_progress_and_previews_arrive(first_run):

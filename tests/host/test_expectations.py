@@ -1,9 +1,14 @@
 """What people expect without asking."""
 
+import json
+import shutil
+
 import pytest
 import torch
 from cogvideox_fun.demo import media
 from graph import ENCODE
+from safetensors.torch import load_file
+from tiny_model import write_tiny_model
 
 
 def image_graph(lab, model_name="tiny-2b"):
@@ -127,11 +132,51 @@ def test_noise_augmentation_depends_on_its_seed(lab):
     assert not torch.allclose(first, plain) and not torch.allclose(first, other)
 
 
+@pytest.fixture(scope="module")
+def noisy_models(lab):
+    """An InP and a Control model whose configurations ask for noise on the reference video, as V1.1's do."""
+    folder = lab.base / "models" / "CogVideoX_Fun"
+    for variant in ("2b", "2b-control"):
+        model = write_tiny_model(folder / f"noisy-{variant}", variant)
+        config = json.loads((model / "transformer" / "config.json").read_text())
+        (model / "transformer" / "config.json").write_text(json.dumps({**config, "add_noise_in_inpaint_model": True}))
+
+
+@pytest.mark.parametrize(
+    "model_name, options, noise, reason",
+    [
+        ("noisy-2b", {}, 0.0563, "the model's configuration asks for it"),
+        ("tiny-2b", {}, 0.0, "the model's configuration asks for none"),
+        ("noisy-2b-control", {}, 0.0, "the model's configuration asks for none"),  # theirs adds it to InP models alone
+        (None, {}, 0.0, "no model is connected"),
+        ("noisy-2b", {"sample_posterior": True}, 0.0, "the start of video to video gets none"),
+    ],
+)
+def test_auto_noise_is_what_the_model_asks_for(lab, noisy_models, model_name, options, noise, reason):
+    """The latent is that of the value typed in; the log and the run's history say it."""
+    graph, first, *_ = image_graph(lab)
+    mask = torch.ones(5, 48, 80)
+    mask[:2] = 0
+    inputs = {"vae": first[2], "video": graph.tensor("Image", torch.rand(5, 48, 80, 3)), **ENCODE, **options}
+    inputs["mask"] = graph.tensor("Mask", mask)
+    typed = graph.fun("VAEEncode", **{**inputs, "noise_augmentation": noise})
+    model = {"model": graph.loader(model_name)} if model_name else {}
+    auto = graph.fun("VAEEncode", **{**inputs, **model, "noise_augmentation": -1.0})
+    plain = graph.fun("VAEEncode", **{**inputs, "noise_augmentation": 0.0})
+    size = lab.log_size
+    paths = [lab.path() for _ in range(3)]
+    for value, path in zip((typed, auto, plain), paths, strict=True):
+        graph.node("ProbeSave", value=value, path=path)
+    history = lab.run(graph.workflow)
+    typed_latent, auto_latent, plain_latent = (load_file(path)["value"] for path in paths)
+    assert torch.equal(auto_latent, typed_latent)
+    assert torch.equal(auto_latent, plain_latent) == (noise == 0)
+    said = f"noise augmentation: {noise:g}, {reason}"
+    assert lab.log_since(size).count("noise augmentation: ") == 1 and said in lab.log_since(size)
+    assert history["outputs"][auto.key] == {"text": [said]} and typed.key not in history["outputs"]
+
+
 def test_a_model_replaced_on_disk_is_loaded_again(lab):
-    import shutil
-
-    from tiny_model import write_tiny_model
-
     folder = lab.base / "models" / "CogVideoX_Fun" / "replaced"
 
     def sample():

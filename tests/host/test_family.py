@@ -3,8 +3,9 @@
 import pytest
 import torch
 from cogvideox_fun.demo import comfy
+from cogvideox_fun.model_loading.checkpoint import open_checkpoint
 from cogvideox_fun.model_loading.pipeline import Pipeline
-from cogvideox_fun.sampling.recipes import RECIPES
+from cogvideox_fun.sampling.recipes import RECIPES, make_scheduler, run_recipe, signal_power
 from cogvideox_fun.sampling.schedule import cogvideox_ddim, dynamic_guidance
 from cogvideox_fun.training.lora import apply_lora
 from graph import ENCODE, Failed
@@ -104,6 +105,52 @@ def test_the_authors_schedulers(lab, pipelines, name, spacing, denoise):
     (ours,) = graph.get(graph.sampler(model, positive, negative, latent, seed=3, sampler_name=name, **options))
     noise, start = pipeline.noise(80, 48, 9, seed=3), pipeline.encode(clip_of(2))
     expected = pipeline.sample(noise, *texts, start=start, recipe=name, seed=3, **options)
+    assert closest(ours * pipeline.checkpoint.scale_factor, expected) <= TOLERANCE
+
+
+@pytest.mark.parametrize("spacing", ["trailing", "linspace"])
+@pytest.mark.parametrize("name", ["cogvideox_ddim", *RECIPES])
+def test_what_a_noise_mask_keeps_has_the_noise_of_the_schedule_that_is_run(lab, base, name, spacing):
+    """On a 2B: diffusers' schedulers know no SNR shift, so what is kept must be noised without it, too."""
+    checkpoint = open_checkpoint(base / "models" / "CogVideoX_Fun" / "tiny-2b")
+    graph, model, positive, negative, _ = lab.setting("tiny-2b")
+    clean = torch.randn(1, 16, 3, 6, 10, generator=torch.Generator().manual_seed(1))
+    mask = torch.zeros(1, 48, 80)
+    mask[:, :, 40:] = 1
+    latent = graph.node("SetLatentNoiseMask", samples=graph.tensor("Latent", clean), mask=graph.tensor("Mask", mask))
+    path = lab.path()
+    watched = graph.node("ProbeInputs", model=model, path=path)
+    options = {"seed": 3, "sampler_name": name, "spacing": spacing, "cfg": 1.0, "denoise": 0.8}
+    (after,) = graph.get(graph.sampler(watched, positive, negative, latent, **options))
+    assert torch.allclose(after[..., :5], clean[..., :5], atol=1e-5)
+
+    alphas = checkpoint.schedule.alphas_cumprod()
+    if name in RECIPES:
+        alphas = make_scheduler(name, checkpoint.schedule).alphas_cumprod
+    noise = torch.randn(clean.shape, generator=torch.Generator().manual_seed(3))
+    seen = load_file(path)
+    assert len(seen) >= 8
+    for call in range(len(seen) // 2):
+        alpha = signal_power(alphas.tolist(), float(seen[f"t{call}"]))
+        expected = alpha**0.5 * clean * checkpoint.scale_factor + (1 - alpha) ** 0.5 * noise
+        assert (seen[f"x{call}"] - expected)[..., :5].abs().max() <= 1e-4
+
+
+def test_euler_a_goes_on_from_the_noise_of_one_of_a_batch(lab, pipelines):
+    """The second of three latents alone: the host draws the first two for it, and the steps draw what comes then."""
+    pipeline = pipelines["tiny-5b"]
+    graph, model, positive, negative, _ = lab.setting("tiny-5b")
+    empty = graph.fun("EmptyLatent", width=80, height=48, length=9, batch_size=3)
+    second = graph.node("LatentFromBatch", samples=empty, batch_index=1, length=1)
+    options = {"seed": 3, "sampler_name": "cogvideox_euler_a", "cfg": 1.0}
+    (ours,) = graph.get(graph.sampler(model, positive, negative, second, **options))
+    generator = torch.Generator().manual_seed(3)
+    noise = torch.randn(2, 16, 3, 6, 10, generator=generator)[1:]
+    predict = pipeline.guided(1, *[pipeline.text_encoder(prompt) for prompt in PROMPTS], None, 1.0)
+    with torch.no_grad():
+        expected = run_recipe(
+            "cogvideox_euler_a", pipeline.checkpoint.schedule, predict, noise, None, generator, steps=4
+        )
     assert closest(ours * pipeline.checkpoint.scale_factor, expected) <= TOLERANCE
 
 

@@ -6,6 +6,7 @@ from pathlib import Path
 import pytest
 import torch
 from cogvideox_fun.model_loading.pipeline import Pipeline
+from graph import Failed
 from safetensors.torch import load_file, save_file
 
 STEPS = 8
@@ -206,3 +207,18 @@ def test_the_preview_shows_the_clip(lab):
     inside = torch.zeros(16, 16, dtype=torch.bool)
     inside[8:14, 2:8] = True
     assert red[inside].mean() > red[~inside].mean() + 0.4
+
+
+def test_renormcfg(lab):
+    """It asks the model for the channels of a latent; at renorm_cfg 0 and sigmas below 100 it is plain guidance."""
+    graph, model, *rest = lab.setting("tiny-5b")
+    models = [graph.node("RenormCFG", model=model, cfg_trunc=100.0, renorm_cfg=value) for value in (0.0, 1.0)]
+    same, other, expected = graph.get(*(graph.sampler(m, *rest, steps=2, denoise=0.5) for m in (*models, model)))
+    assert relative(same, expected) <= 1e-4 and relative(other, expected) > 1e-2
+
+
+def test_a_patch_for_unets_is_named(lab):
+    graph, model, *rest = lab.setting("tiny-5b")
+    merged = graph.node("TomePatchModel", model=model, ratio=0.3)
+    with pytest.raises(Failed, match="(?s)U-Nets .*nodes_tomesd.*remove the node"):
+        graph.get(graph.sampler(merged, *rest, steps=1))

@@ -35,7 +35,8 @@ print(json.dumps(found))
 
 
 def test_norm_and_rotation_in_triton(host):
-    """Results are rounded once, to the dtype of x: 2^-9 in bfloat16, of which most are off by less."""
+    """Results are brought to the dtype of x once. In bfloat16 a GPU rounds them, by up to 2^-9, and the interpreter
+    cuts them off, by up to 2^-8."""
     environment = {**os.environ, "TRITON_INTERPRET": "1"}
     kernels = str(pack.ROOT / "model_loading" / "triton_kernels.py")
     command = [str(host.python), "-c", SCRIPT, kernels]
@@ -45,4 +46,4 @@ def test_norm_and_rotation_in_triton(host):
     assert answer.returncode == 0, answer.stderr
     found = json.loads(answer.stdout.splitlines()[-1])
     assert max(value for key, value in found.items() if "float32" in key) <= 1e-6, found
-    assert max(found.values()) <= 2**-9, found
+    assert max(found.values()) <= 2**-8, found

@@ -74,6 +74,24 @@ def test_video_to_video_of_the_authors(lab):
     assert (reference.channels_second(sampled) * SCALE["2b"] - data["v2v07_N10.final"]).abs().max() <= TOLERANCE
 
 
+@pytest.mark.parametrize("tile_size", [0, 64])
+def test_video_to_video_starts_from_a_draw(lab, tile_size):
+    """The authors' start, from VAE Encode's sample_posterior: 1e-4; in tiles the mode and the draw differ as much."""
+    data = reference.load("pipeline_2b")
+    graph = lab.graph()
+    model = graph.loader("authors-2b")
+    clip = graph.tensor("Image", data["video_u8"].float() / 255)
+    options = {"vae": model[2], "video": clip, **ENCODE, "tile_size": tile_size}
+    drawn, again, other, mode = graph.get(
+        *(graph.fun("VAEEncode", **{**options, "noise_seed": seed}, sample_posterior=True) for seed in (0, 0, 1)),
+        graph.fun("VAEEncode", **options),
+    )
+    assert torch.equal(drawn, again) and (drawn - other).std() > 1 and (drawn - mode).std() > 0.9
+    if not tile_size:
+        expected = reference.channels_second(data["v2v07_N10.addnoise_x"])
+        assert (drawn * SCALE["2b"] - expected).abs().max() <= 1e-4
+
+
 @pytest.fixture(scope="module")
 def pipelines(base):
     return {v: Pipeline.from_folder(base / "models" / "CogVideoX_Fun" / f"authors-{v}") for v in SCALE}

@@ -26,7 +26,10 @@ NODES = {
     ),
     "MaskResize3D": (["mask", "latent", "soft"], ["MASK"]),
     "VAEEncode": (
-        ["vae", "video", "tile_size", "overlap", "noise_augmentation", "noise_seed", "mask?"],
+        [
+            *["vae", "video", "tile_size", "overlap", "noise_augmentation", "noise_seed"],
+            *["mask?", "sample_posterior?", "model?"],
+        ],
         ["LATENT"],
     ),
     "InpaintConditioning": (
@@ -64,7 +67,7 @@ DEFAULTS = {
     "denoise": (1.0, 0.0, 1.0, 0.01),
     "tile_size": (0, 0, 4096, 8),
     "overlap": (64, 0, 4096, 8),
-    "noise_augmentation": (0.0, 0.0, 1.0, 0.0001),
+    "noise_augmentation": (-1.0, -1.0, 1.0, 0.0001),
     "seed": (0, 0, 2**64 - 1, None),
     "noise_seed": (0, 0, 2**64 - 1, None),
     "LoraLoader.strength": (1.0, -100.0, 100.0, 0.01),
@@ -120,9 +123,14 @@ def options_of(info, node, name):
     return options["options"] if kind == "COMBO" else kind
 
 
+def tooltip_of(info, node, name) -> str:
+    return info[f"CogVideoXFun{node}"]["input"]["required"][name][1]["tooltip"]
+
+
 def test_choices(info):
     samplers = options_of(info, "Sampler", "sampler_name")
     assert samplers[0] == "cogvideox_ddim" and {"euler", "ddim", "dpmpp_2m", "uni_pc"} <= set(samplers)
+    assert "only cogvideox_ddim knows the SNR shift" in tooltip_of(info, "Sampler", "sampler_name")
     assert samplers[-5:] == [f"cogvideox_{name}" for name in ("ddim_origin", "euler", "euler_a", "dpm++", "pndm")]
     assert len(options_of(info, "Resolution", "aspect_ratio")) == 40
     assert options_of(info, "PositionInterpolation", "mode") == ["fun", "cut", "generated"]

@@ -7,7 +7,7 @@ import diffusers
 import pytest
 import torch
 from cogvideox_fun.model_loading.pipeline import Pipeline
-from cogvideox_fun.sampling.recipes import RECIPES, make_scheduler
+from cogvideox_fun.sampling.recipes import RECIPES, generator_after, make_scheduler, run_recipe, signal_power
 from cogvideox_fun.sampling.schedule import NoiseSchedule
 from tiny_model import write_tiny_model
 
@@ -43,17 +43,14 @@ def pipeline(tmp_path_factory):
 
 
 @torch.no_grad()
-def drive(scheduler, pipeline, noise, texts, start, steps, strength, seed):
-    """The denoising loop of the authors' pipelines."""
+def drive(scheduler, pipeline, texts, start, steps, strength, seed):
+    """The start and the denoising loop of the authors' pipelines: one generator for the start noise and the steps'."""
     scheduler.set_timesteps(steps)
     first = steps - min(int(steps * strength), steps)
     timesteps = scheduler.timesteps[first * scheduler.order :]
     generator = torch.Generator().manual_seed(seed)
-    if strength == 1:
-        x = noise * scheduler.init_noise_sigma
-    else:
-        x = scheduler.add_noise(start, noise, timesteps[:1])
-        torch.randn(noise.shape, generator=generator)
+    noise = torch.randn(start.shape, generator=generator)
+    x = noise * scheduler.init_noise_sigma if strength == 1 else scheduler.add_noise(start, noise, timesteps[:1])
     for t in timesteps:
         scaled = scheduler.scale_model_input(torch.cat([x] * 2), t)
         uncond, cond = pipeline.transformer(scaled, t.expand(2), texts).chunk(2)
@@ -66,11 +63,11 @@ def drive(scheduler, pipeline, noise, texts, start, steps, strength, seed):
 @pytest.mark.parametrize("steps, strength", [(4, 1.0), (10, 0.7)])
 @pytest.mark.parametrize("name", RECIPES)
 def test_a_run_equals_diffusers_class(pipeline, name, steps, strength, spacing):
-    noise = pipeline.noise(80, 48, 9, seed=2)
+    noise = pipeline.noise(80, 48, 9, seed=5)
     start = torch.randn(noise.shape, generator=torch.Generator().manual_seed(3))
     positive, negative = pipeline.text_encoder("a red ball moves right"), pipeline.text_encoder("blurry")
     scheduler = CLASSES[name].from_config({**PUBLISHED, "timestep_spacing": spacing})
-    expected = drive(scheduler, pipeline, noise, torch.cat([negative, positive]), start, steps, strength, seed=5)
+    expected = drive(scheduler, pipeline, torch.cat([negative, positive]), start, steps, strength, seed=5)
     run = int(steps * strength)
     ours = pipeline.sample(
         noise, positive, negative, start=start, steps=run, spacing=spacing, denoise=strength, recipe=name, seed=5
@@ -101,3 +98,71 @@ def test_euler_a_draws_its_noise_from_the_seed(pipeline):
         return result
 
     assert torch.equal(run(1), run(1)) and not torch.allclose(run(1), run(2), atol=0.01)
+
+
+@pytest.mark.parametrize("denoise", [1.0, 0.7])
+def test_no_step_of_euler_a_adds_the_start_noise_again(denoise):
+    """What the first step adds, from two runs that differ in it alone: as little like the start as any two draws.
+
+    Of 2880 numbers the correlation of two draws is within 5 / sqrt(2880) = 0.09.
+    """
+    noise = torch.randn(1, 16, 3, 6, 10, generator=torch.Generator().manual_seed(5))
+    schedule, known = NoiseSchedule(), torch.Generator().manual_seed(6)
+    first = []
+    for generator in (generator_after(5, noise.shape), known):
+        states = []
+        run_recipe(
+            "cogvideox_euler_a", schedule, lambda x, _t: 0 * x, noise, torch.zeros_like(noise), generator,
+            steps=4, denoise=denoise, callback=lambda _s, _n, _d, x, states=states: states.append(x),
+        )  # fmt: skip
+        first.append(states[0])
+    other = torch.randn(noise.shape, generator=torch.Generator().manual_seed(6))
+    difference = (first[0] - first[1]).flatten()  # sigma times (what was added - other)
+    size = -torch.dot(difference, other.flatten()) / other.square().sum()
+    added = difference / size + other.flatten()
+    assert abs(torch.corrcoef(torch.stack([added, noise.flatten()]))[0, 1]) < 0.09
+
+
+def test_the_generator_goes_on_after_the_noise():
+    """One draw of a batch, or one draw for each of its latents, as the host draws them where some are left out."""
+    generator = torch.Generator().manual_seed(5)
+    for _ in range(3):
+        torch.randn(1, 16, 3, 6, 10, generator=generator)
+    after = generator_after(5, (3, 16, 3, 6, 10))
+    assert torch.equal(torch.randn(7, generator=after), torch.randn(7, generator=generator))
+
+
+@pytest.mark.parametrize("name", RECIPES)
+def test_the_signal_power_is_that_of_the_schedulers_own_noise(name):
+    """Of a kept part: what add_noise and scale_model_input make of it. 2B, whose shift these schedulers leave out."""
+    schedule = NoiseSchedule(snr_shift=3.0, spacing="linspace")
+    alphas = make_scheduler(name, schedule).alphas_cumprod.tolist()
+    scheduler = make_scheduler(name, schedule)
+    scheduler.set_timesteps(7)
+    latent, noise = torch.randn(2, 100, generator=torch.Generator().manual_seed(1))
+    for timestep in scheduler.timesteps[1:].unique():  # unique: PNDM repeats some
+        if hasattr(scheduler, "_step_index"):
+            scheduler._step_index = None
+        kept = scheduler.add_noise(latent[None], noise[None], timestep[None])
+        kept = scheduler.scale_model_input(kept, timestep)[0]
+        alpha = signal_power(alphas, float(timestep))
+        assert (kept - alpha**0.5 * latent - (1 - alpha) ** 0.5 * noise).abs().max() <= 1e-5
+
+
+@pytest.mark.parametrize("steps, denoise", [(1, 1.0), (3, 1.0), (2, 0.8)])
+def test_pndm_says_how_many_steps_it_needs(steps, denoise):
+    noise = torch.zeros(1, 16, 1, 2, 2)
+    with pytest.raises(ValueError, match=r"cogvideox_pndm has a schedule of [123] steps .*expected 4 or more"):
+        run_recipe(
+            "cogvideox_pndm", NoiseSchedule(), lambda x, _t: x, noise, noise, torch.Generator(), steps, denoise=denoise
+        )
+
+
+@pytest.mark.parametrize("steps, denoise", [(4, 1.0), (2, 0.5), (5, 0.9)])
+def test_pndm_runs_from_four_steps_on(steps, denoise):
+    noise = torch.randn(1, 16, 1, 2, 2, generator=torch.Generator().manual_seed(1))
+    generator = torch.Generator().manual_seed(2)
+    out = run_recipe(
+        "cogvideox_pndm", NoiseSchedule(), lambda x, _t: 0.1 * x, noise, noise, generator, steps, denoise=denoise
+    )
+    assert torch.isfinite(out).all()

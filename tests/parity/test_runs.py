@@ -10,6 +10,7 @@ import torch.nn.functional as F
 from cogvideox_fun.model_loading import pipeline as pipelines
 from cogvideox_fun.model_loading.checkpoint import open_checkpoint
 from cogvideox_fun.sampling.masks import build_start_end
+from cogvideox_fun.sampling.schedule import add_noise
 from diffusers import AutoencoderKLCogVideoX, CogVideoXDDIMScheduler, CogVideoXTransformer3DModel
 from diffusers.models.embeddings import get_3d_rotary_pos_embed
 
@@ -61,6 +62,20 @@ def test_video_to_video_of_the_authors(models):
     start, noise = (reference.channels_second(data[f"v2v07_N10.addnoise_{x}"]) for x in ("x", "noise"))
     texts = data["prompt_embeds"], data["negative_prompt_embeds"]
     out = models["2b"].sample(noise, *texts, start=start, steps=7, cfg=6.0, denoise=0.7)
+    assert (reference.channels_second(out) - data["v2v07_N10.final"]).abs().max() <= TOLERANCE
+
+
+def test_video_to_video_from_the_clip_on(models):
+    """Their start is a draw from the VAE's distribution, here of seed 0, noised; the mode is far from it."""
+    model, data = models["2b"], reference.load("pipeline_2b")
+    clip = data["video_u8"].float() / 255
+    x, noise, noised = (reference.channels_second(data[f"v2v07_N10.addnoise_{n}"]) for n in ("x", "noise", "out"))
+    start = model.encode(clip, seed=0)
+    assert (start - x).abs().max() <= 1e-4 < 1 < (model.encode(clip) - x).abs().max()
+    alpha = float(model.checkpoint.schedule.alphas_cumprod()[int(data["v2v07_N10.addnoise_t"])])
+    assert (add_noise(start, noise, alpha) - noised).abs().max() <= 1e-4
+    texts = data["prompt_embeds"], data["negative_prompt_embeds"]
+    out = model.sample(noise, *texts, start=start, steps=7, cfg=6.0, denoise=0.7)
     assert (reference.channels_second(out) - data["v2v07_N10.final"]).abs().max() <= TOLERANCE
 
 

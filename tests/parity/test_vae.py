@@ -1,9 +1,11 @@
 """Encoding and decoding against the authors' and, chunk by chunk, diffusers' VAE."""
 
+import math
+
 import pytest
 import reference
 import torch
-from cogvideox_fun.model_loading.vae import CogVideoXVAE, VAEConfig
+from cogvideox_fun.model_loading.vae import CogVideoXVAE, VAEConfig, draw
 from diffusers import AutoencoderKLCogVideoX
 
 TOLERANCE = 1e-4
@@ -43,6 +45,21 @@ def test_encode_equals_diffusers(vae, oracle, length):
     pixels = torch.rand(1, 3, length, 32, 48, generator=torch.Generator().manual_seed(length)) * 2 - 1
     expected = oracle.encode(pixels).latent_dist.mode()
     assert (vae.encode(pixels) - expected).abs().max() <= TOLERANCE
+
+
+def test_a_draw_equals_diffusers(vae, oracle):
+    """Clips that reach the bounds of the log-variance, too."""
+    pixels = torch.rand(1, 3, 9, 32, 48, generator=torch.Generator().manual_seed(1)) * 2 - 1
+    distribution = oracle.encode(pixels).latent_dist
+    expected = distribution.sample(generator=torch.Generator().manual_seed(7))
+    drawn = draw(vae.encode_moments(pixels), seed=7)
+    assert (drawn - expected).abs().max() <= TOLERANCE
+    spread = float(distribution.std.square().mean().sqrt())
+    assert float((drawn - distribution.mode()).std()) == pytest.approx(spread, rel=0.1)
+    for bound in (-1e3, 1e3):  # a deviation of e ** -15 and e ** 10
+        moments = torch.cat([torch.zeros(1, 16, 1, 2, 2), torch.full((1, 16, 1, 2, 2), bound)], dim=1)
+        expected = math.exp(-15 if bound < 0 else 10)
+        assert float(draw(moments, seed=7).std()) == pytest.approx(expected, rel=0.5)
 
 
 def decode_as_the_authors(oracle, z):

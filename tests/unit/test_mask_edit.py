@@ -2,10 +2,13 @@
 
 import sys
 
+import numpy
 import pytest
 import torch
 from cogvideox_fun.sampling import mask_edit, sheets
 from cogvideox_fun.sampling.mask_edit import adjust_mask
+from cogvideox_fun.sampling.masks import fit_mask
+from PIL import Image, ImageDraw, ImageFilter
 
 
 @pytest.fixture
@@ -124,3 +127,46 @@ def test_a_sheet_stays_small():
     sheet = sheets.video_sheet(torch.rand(1001, 16, 32, 3), torch.ones(1001, 16, 32))
     assert sheet.shape[1] <= 400 and sheet.shape[2] <= 800
     assert sheets.mask_sheet(torch.ones(1, 1, 300)).shape[3] == 3, "a line of a mask"
+
+
+SHAPES = {"rectangle": ImageDraw.ImageDraw.rectangle, "ellipse": ImageDraw.ImageDraw.ellipse}
+
+
+def mask_picture(shape: str, size: tuple[int, int], soft: float = 0.0) -> Image.Image:
+    """A white shape on black, its edge blurred by a Gaussian."""
+    picture = Image.new("L", size, 0)
+    box = [size[0] * 0.21, size[1] * 0.2, size[0] * 0.73, size[1] * 0.81]
+    SHAPES[shape](ImageDraw.Draw(picture), box, fill=255)
+    return picture.filter(ImageFilter.GaussianBlur(soft)) if soft else picture
+
+
+def as_the_authors(picture: Image.Image) -> tuple[torch.Tensor, torch.Tensor]:
+    """A picture scaled to 240 x 160 by bicubic, 0..1, and what of it their code generates: 240 of 255 and above."""
+    scaled = numpy.array(picture.resize((240, 160)))
+    return torch.from_numpy(scaled).float()[None] / 255, torch.from_numpy(numpy.where(scaled < 240, 0.0, 1.0)).float()
+
+
+@pytest.mark.parametrize("shape", SHAPES)
+class TestMaskPicturesOfTheAuthors:
+    """What the help of Adjust Mask says of them."""
+
+    def test_black_and_white_at_the_videos_size(self, shape):
+        mask, theirs = as_the_authors(mask_picture(shape, (240, 160)))
+        assert torch.equal(fit_mask(adjust_mask(mask), 1, 160, 240)[0], theirs)
+
+    @pytest.mark.parametrize("size", [(480, 320), (360, 240), (300, 200), (120, 80), (80, 53)])
+    def test_scaled_to_the_video(self, shape, size):
+        mask, theirs = as_the_authors(mask_picture(shape, size))
+        ours = fit_mask(adjust_mask(mask, grow=-1), 1, 160, 240)
+        inner, outer = adjust_mask(ours, grow=-1)[0], adjust_mask(ours, grow=1)[0]
+        assert (inner <= theirs).all() and (theirs <= outer).all()
+        assert torch.equal((mask[0] > 0.94).float(), theirs), "ThresholdMask at 0.94"
+
+    @pytest.mark.parametrize("soft", [2, 4, 8])
+    def test_with_a_soft_edge(self, shape, soft):
+        mask, theirs = as_the_authors(mask_picture(shape, (240, 160), soft))
+
+        def off(grow: int) -> float:
+            return float((fit_mask(adjust_mask(mask, grow), 1, 160, 240)[0] - theirs).abs().sum() / theirs.sum())
+
+        assert off(round(-1.4 * soft)) < 0.3 * off(0)

@@ -70,6 +70,35 @@ def test_the_loss_of_a_batch_by_hand(tiny_model):
     assert float(loss) == pytest.approx(sum(total) / 4, rel=1e-5)
 
 
+@torch.no_grad()
+def test_known_pixels_get_noise_where_the_configuration_asks_for_it(tiny_model, tmp_path):
+    """V1.1's InP models: each clip by its own amount and seed, as the pipeline adds it; black gets none."""
+    model = shutil.copytree(tiny_model, tmp_path / "model")
+    phase = phase_of(model, masks={"start": 0.5, "region": 0.5})
+    batch, plain = batch_of(phase), Parts(phase).task
+    config = json.loads((model / "transformer" / "config.json").read_text())
+    (model / "transformer" / "config.json").write_text(json.dumps({**config, "add_noise_in_inpaint_model": True}))
+    task, pipeline = Parts(phase).task, Pipeline.from_folder(model)
+    video = batch["video"] * 2 - 1
+    latent = task.encode(video)
+    extra, without = task.conditioning(batch, video, latent), plain.conditioning(batch, video, latent)
+    amounts, seeds = batch["reference_noise"], batch["reference_seed"]
+    assert amounts[0] != amounts[1] and seeds[0] != seeds[1]
+    for i in range(2):
+        clip, mask = batch["video"][i], batch["mask"][i]
+        expected = pipeline.condition(clip, mask, float(amounts[i]), int(seeds[i]))
+        assert (extra[i : i + 1] - expected).abs().max() <= 1e-5
+        assert (without[i : i + 1] - pipeline.condition(clip, mask)).abs().max() <= 1e-5
+        assert (extra[i] - without[i]).abs().max() > 0.01
+
+
+def test_the_noise_on_known_pixels_is_drawn_as_the_authors_trainer_draws_it(tiny_model):
+    """exp of a normal draw of mean -3 and deviation 0.5; 400 draws are within four standard errors."""
+    batches = phase_batches(phase_of(tiny_model, steps=200), open_clips(Data(seed=5)))
+    drawn = torch.cat([next(batches)["reference_noise"] for _ in range(200)]).log()
+    assert abs(drawn.mean() + 3) < 4 * 0.5 / 400**0.5 and abs(drawn.std() - 0.5) < 4 * 0.5 / 800**0.5
+
+
 def test_attention_by_products_is_attention():
     generator = torch.Generator().manual_seed(0)
     q, k, v = (torch.randn(2, 3, 7, 8, generator=generator) for _ in range(3))
@@ -82,10 +111,10 @@ def test_a_clip_of_which_nothing_is_known_gets_zeros(tiny_model):
     phase = phase_of(tiny_model, masks={"nothing": 1.0}, caption_dropout=0.5)
     batch, task = batch_of(phase), Parts(phase).task
     video = batch["video"] * 2 - 1
-    assert not task.conditioning(video, batch["mask"], task.encode(video)).any()
+    assert not task.conditioning(batch, video, task.encode(video)).any()
     mask = batch["mask"].clone()
     mask[0, 0] = 0
-    extra = task.conditioning(video, mask, task.encode(video))
+    extra = task.conditioning({**batch, "mask": mask}, video, task.encode(video))
     assert extra[0].any() and not extra[1].any()
     texts = task.text(["red", "red", ""], torch.tensor([0.6, 0.4, 0.6]))
     assert not torch.equal(texts[0], texts[1]) and torch.equal(texts[1], texts[2])

@@ -107,6 +107,29 @@ def test_attention_output_patch_sees_text_first():
     assert not torch.allclose(plain, patched)
 
 
+@pytest.mark.parametrize("variant", ["2b", "5b"])
+def test_attn1_patch(variant):
+    """Called in every block with what ComfyUI's joint-attention models give it: normed q and k before their rotation,
+    text first; what it returns is used, and what it leaves out is kept."""
+    model, seen = build(variant), []
+
+    def patch(q, k, v, pe=None, attn_mask=None, extra_options=None):
+        tokens = 226 + 4 * 3 * 5
+        assert q.shape == k.shape == v.shape == (1, 2, tokens, 64) and attn_mask is None
+        assert (pe is None) == (variant == "2b") and (pe is None or pe.shape == (1, 1, tokens, 32, 2, 2))
+        assert extra_options["img_slice"] == [226, tokens]
+        seen.append(extra_options["block_index"])
+        return changes(q, k, v)
+
+    options = {"patches": {"attn1_patch": [patch]}}
+    plain = call(model)
+    changes = lambda q, k, v: {}  # noqa: E731
+    torch.testing.assert_close(call(model, transformer_options=options), plain, rtol=0, atol=1e-5)
+    assert seen == [0, 1]
+    changes = lambda q, k, v: {"v": 2 * v}  # noqa: E731
+    assert (call(model, transformer_options=options) - plain).abs().max() > 1e-2
+
+
 def test_block_replacement():
     model, seen = build("5b"), []
 

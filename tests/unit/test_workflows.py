@@ -156,3 +156,14 @@ def test_video_to_video_is_the_authors_50_steps_at_strength_0_7():
     (sampler,) = nodes_of("video_to_video", f"{PREFIX}Sampler")
     _seed, _control, steps, _cfg, name, _spacing, denoise, _dynamic = sampler["widgets_values"]
     assert (steps, denoise, name) == (35, 0.7, "cogvideox_ddim")
+
+
+@pytest.mark.parametrize("name", sorted(set(NAMES) - {"text_to_video"}))
+def test_vae_encode_asks_the_model_for_its_noise_and_draws_the_start_of_video_to_video(name):
+    """As the authors: V1.1 gets the noise that it was trained with, and video to video starts from a draw."""
+    inputs = load(API / f"{name}.json")
+    (encode,) = (node["inputs"] for node in inputs.values() if node["class_type"] == f"{PREFIX}VAEEncode")
+    (loader,) = (key for key, node in inputs.items() if node["class_type"] == f"{PREFIX}ModelLoader")
+    assert encode["model"] == [loader, 0]
+    assert encode["noise_augmentation"] == -1
+    assert encode["sample_posterior"] == (name == "video_to_video")

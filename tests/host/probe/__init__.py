@@ -136,6 +136,33 @@ class ProbeCalls:
         return (model,)
 
 
+class ProbeInputs:
+    """Save what the transformer is given in every call: ``x0``, ``x1`` ... and the timesteps ``t0``, ``t1`` ..."""
+
+    RETURN_TYPES = ("MODEL",)
+    FUNCTION = "watch"
+    CATEGORY = "probe"
+
+    @classmethod
+    def INPUT_TYPES(cls):
+        return {"required": {"model": ("MODEL",), "path": ("STRING", {"default": ""})}}
+
+    def watch(self, model, path):
+        import comfy.patcher_extension
+
+        seen = {}
+
+        def wrapper(executor, x, timestep, *args, **kwargs):
+            number = len(seen) // 2
+            seen[f"x{number}"], seen[f"t{number}"] = x.clone(), timestep.float().clone()
+            save_file(seen, path)
+            return executor(x, timestep, *args, **kwargs)
+
+        model = model.clone()
+        model.add_wrapper(comfy.patcher_extension.WrappersMP.DIFFUSION_MODEL, wrapper)
+        return (model,)
+
+
 class ProbeAttention:
     """A MODEL whose attention another node has replaced, by the host's own option: twice the host's."""
 
@@ -312,6 +339,7 @@ NODE_CLASS_MAPPINGS = {
         ProbeSave,
         ProbeModel,
         ProbeCalls,
+        ProbeInputs,
         ProbeConcat,
         ProbeAttention,
         ProbeCompile,
