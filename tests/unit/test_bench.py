@@ -1,4 +1,4 @@
-"""What make bench measures: timed pairs compute the same, bytes are counted, tables are written. No timing is judged."""
+"""What make bench measures: timed pairs compute the same, bytes are counted, tables are written. No time is judged."""
 
 import json
 
