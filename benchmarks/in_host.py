@@ -13,7 +13,7 @@ from pathlib import Path
 import torch
 
 from ..demo.comfy import find_host
-from .timed import by_turns
+from .timed import Pairs, interleaved
 from .traced import SIZES
 
 RUN = Path(__file__).resolve().parent / "run.py"
@@ -33,7 +33,7 @@ def measured_apart() -> dict | None:
 
 
 def measure(path: Path) -> dict:
-    """Bytes and seconds of the native model where this ComfyUI has one, and seconds of both loops.
+    """Bytes and times of the native model where this ComfyUI has one, and our loop's time over the host's.
 
     Args:
         path: of the ComfyUI, which comes to the front of ``sys.path``; for a process of its own.
@@ -47,12 +47,12 @@ def measure(path: Path) -> dict:
         from . import native
 
         found["native"] = native.measure()
-    found["loop"] = time_loops()
+    found["loop"] = time_loops().ratio
     return found
 
 
-def time_loops(rounds: int = 9) -> dict:
-    """Seconds of the host's Euler and of `cogvideox_ddim` over 50 steps with guidance, on latents of 480x720x49.
+def time_loops(rounds: int = 15) -> Pairs:
+    """Seconds of `cogvideox_ddim` and of the host's Euler over 50 steps with guidance, on latents of 480x720x49.
 
     The transformer does nothing from then on, for every model of this process.
     """
@@ -81,5 +81,5 @@ def time_loops(rounds: int = 9) -> dict:
         )
 
     ddim = CogVideoXDDIM(checkpoint.schedule, STEPS)
-    seconds, peers, *_ = by_turns(lambda: run(ddim), lambda: run(comfy.samplers.sampler_object("euler")), rounds)
-    return {"ours": seconds, "host": peers}
+    pairs, *_ = interleaved(lambda: run(ddim), lambda: run(comfy.samplers.sampler_object("euler")), rounds)
+    return pairs

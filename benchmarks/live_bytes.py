@@ -59,14 +59,21 @@ def tensors_of(tree) -> list[torch.Tensor]:
 
 
 @contextlib.contextmanager
-def attention_as_its_output() -> Iterator[None]:
+def attention_as_its_output(seen: Callable[..., None] | None = None) -> Iterator[None]:
     """Count attention by its output alone, laid out as fused kernels do (B N heads d): what one needs inside differs
-    from card to card."""
+    from GPU to GPU.
+
+    Args:
+        seen: called with q, k, v and the output of every attention.
+    """
     kept = F.scaled_dot_product_attention
 
     def output(query, key, value, *_args, **_options):
         batch, heads, length, _ = query.shape
-        return query.new_empty(batch, length, heads, value.shape[-1]).transpose(1, 2)
+        result = query.new_empty(batch, length, heads, value.shape[-1]).transpose(1, 2)
+        if seen is not None:
+            seen(query, key, value, result)
+        return result
 
     F.scaled_dot_product_attention = output
     try:

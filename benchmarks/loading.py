@@ -10,6 +10,7 @@ import tempfile
 import time
 from collections.abc import Callable
 from pathlib import Path
+from statistics import median
 
 import torch
 
@@ -22,7 +23,7 @@ from ..sampling.schedule import NoiseSchedule
 from ..training.hub import FILES, save_weights, write_configs
 
 SMALL = TransformerConfig(num_attention_heads=12, num_layers=12, in_channels=33, use_rotary_positional_embeddings=True)
-ROUNDS = 3
+ROUNDS = 5
 RUN = Path(__file__).resolve().parent / "run.py"
 
 
@@ -33,7 +34,8 @@ def anonymous_bytes(process: int | str = "self") -> int:
 
 
 def measure(folder: Path, dtype: torch.dtype) -> dict[str, float]:
-    """Load a model folder: anonymous bytes over the file's, and seconds over those of mapping and reading it alone."""
+    """Load a model folder: anonymous bytes over the file's, and seconds over those of mapping and reading it alone
+    (the median of interleaved pairs)."""
     from safetensors.torch import load_file
 
     file = folder / FILES["transformer"]
@@ -45,16 +47,13 @@ def measure(folder: Path, dtype: torch.dtype) -> dict[str, float]:
     def load() -> CogVideoXTransformer:
         return load_transformer(open_checkpoint(folder), dtype)
 
-    raw, taken = [], []
     load()  # what is imported and made once in a process
     before = anonymous_bytes()
-    for _ in range(ROUNDS):
-        raw.append(seconds(read_mapped))
-        taken.append(seconds(load))
+    pairs = [(seconds(load), seconds(read_mapped)) for _ in range(ROUNDS)]
     model = load()
     share = (anonymous_bytes() - before) / file.stat().st_size
     del model
-    return {"anonymous": share, "seconds": min(taken) / min(raw)}
+    return {"anonymous": share, "seconds": median(taken / raw for taken, raw in pairs)}
 
 
 def seconds(run: Callable) -> float:

@@ -8,7 +8,7 @@ from ..model_loading.config import TransformerConfig
 from ..model_loading.transformer import CogVideoXTransformer
 from .live_bytes import trace
 from .peers import shared_options
-from .timed import TIMED, by_turns, random_, timed_inputs
+from .timed import THREADS, TIMED, interleaved, random_, threads, timed_inputs
 from .traced import CONFIGS, META, SIZES, call_inputs
 
 NANO = Path(__file__).resolve().parent.parent / "models" / "nano"
@@ -48,15 +48,21 @@ def trace_native_decode(latent: tuple[int, int, int]) -> int:
     return trace(lambda: vae.decode(z)).peak
 
 
-def time_native(rounds: int = 9) -> dict:
-    """The call of `timed.time_transformer`, ours by turns with the native one, which computes other numbers."""
+def time_native(rounds: int = 9) -> dict[int, float]:
+    """The call of `timed.time_transformer`, ours over the native one, which computes other numbers, by threads."""
     ours, native = CogVideoXTransformer(TIMED).requires_grad_(False), native_transformer(TIMED)
     random_(ours), random_(native)
     x, timestep, text = timed_inputs()
-    seconds, peers, *_ = by_turns(
-        lambda: ours(x[:, :16], timestep, text, extra_latents=x[:, 16:]), lambda: native(x, timestep, text), rounds
-    )
-    return {"ours": seconds, "native": peers}
+    ratios = {}
+    for count in THREADS:
+        with threads(count):
+            pairs, *_ = interleaved(
+                lambda: ours(x[:, :16], timestep, text, extra_latents=x[:, 16:]),
+                lambda: native(x, timestep, text),
+                rounds,
+            )
+        ratios[count] = pairs.ratio
+    return ratios
 
 
 def numbers() -> dict:

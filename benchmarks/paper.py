@@ -1,16 +1,30 @@
-"""What a step costs on paper, and the least time that a card can take for it: arithmetic, nothing is run on a card.
+"""What a step costs on paper, and the least time that a GPU can take for it: arithmetic, nothing is run on a GPU.
 
-The cards' figures are their makers': dense bf16 with float32 sums, and memory bandwidth.
+The GPUs' figures are their makers': dense bf16 with float32 sums, and memory bandwidth.
 """
 
 import dataclasses
+from collections import Counter
 
 import torch
+from torch.utils.flop_counter import FlopCounterMode
 
 from ..model_loading.config import TEXT_TOKENS, TransformerConfig
+from ..model_loading.tiles import tile_spans
 from ..model_loading.transformer import CogVideoXTransformer
-from .traced import CONFIGS, SIZES, TILE, trace_decode, trace_transformer
+from .moved_bytes import KINDS, copies_of_a_block
+from .traced import (
+    CONFIGS,
+    SIZES,
+    TILE,
+    decode_call,
+    diffusers_call,
+    trace_decode,
+    trace_transformer,
+    transformer_call,
+)
 
+OVERLAP = 8  # latents: 64 pixels, the nodes' default
 TOKENS = (13312, 29952, 53248)  # the phases of the CogVideoX-Fun V1 report
 
 
@@ -35,29 +49,74 @@ def weight_bytes(config: TransformerConfig, element: int = 2) -> int:
         return element * sum(parameter.numel() for parameter in CogVideoXTransformer(config).parameters())
 
 
-def call_bytes(config: TransformerConfig, video_tokens: int, element: int = 2) -> float:
-    """Bytes that one call moves at least: the weights once, and each block's reads and writes of the token stream.
-
-    Thirty-two copies a block: 20 in norms, modulation, q, k, v, rotation, attention and gate, 12 in the feed-forward.
-    """
+def call_bytes(config: TransformerConfig, video_tokens: int, copies: float, element: int = 2) -> float:
+    """Bytes that one call moves: the weights once, and in every block so many copies of the token stream."""
     stream = (video_tokens + TEXT_TOKENS) * config.dim * element
-    return weight_bytes(config, element) + 32 * config.num_layers * stream
+    return weight_bytes(config, element) + copies * config.num_layers * stream
+
+
+def copies_table() -> str:
+    """Markdown: copies of the token stream that a block moves, by kind of operation; guidance in one call."""
+    rows = {
+        "5B, ours": ("5B", transformer_call, {}),
+        "5B, ours, Triton norms and rotates q and k": ("5B", transformer_call, {"norm_rotate": one_pass}),
+        "5B, diffusers": ("5B", diffusers_call, {}),
+        "2B, ours": ("2B", transformer_call, {}),
+        "2B, diffusers": ("2B", diffusers_call, {}),
+    }
+    lines = [f"| block | {' | '.join(KINDS)} | all |", "|---" * (len(KINDS) + 2) + "|"]
+    for what, (name, make, options) in rows.items():
+        found = copies_of_a_block(make, name, batch=2, **options)
+        values = [f"{value:.1f}" for value in (*found.values(), sum(found.values()))]
+        lines.append(f"| {what} | {' | '.join(values)} |")
+    return "\n".join(lines) + "\n"
+
+
+def one_pass(x: torch.Tensor, _norm, _rope) -> torch.Tensor:
+    """Read and write B N heads d once, as `triton_kernels.norm_rotate_` does; B heads N d."""
+    return x.mul_(1).transpose(1, 2)
 
 
 def steps_table() -> str:
-    """Markdown: cost of a step (two calls, guidance) by model and token length, and each card's limit."""
+    """Markdown: cost of a step (two calls, guidance) by model and token length, and each GPU's limit."""
     head = ["model", "tokens", "TFLOP a step", "GB moved a step", *(f"{card.name}, at least" for card in CARDS)]
     lines = [f"| {' | '.join(head)} |", "|---" * len(head) + "|"]
     for name, config in CONFIGS.items():
+        copies = sum(copies_of_a_block(transformer_call, name, norm_rotate=one_pass).values())
         for tokens in TOKENS:
-            flops, moved = 2 * call_flops(config, tokens), 2 * call_bytes(config, tokens)
+            flops, moved = 2 * call_flops(config, tokens), 2 * call_bytes(config, tokens, copies)
             limits = [f"{max(flops / card.flops, moved / card.bandwidth):.2f} s" for card in CARDS]
             lines.append(f"| {name} | {tokens} | {flops / 1e12:.0f} | {moved / 1e9:.0f} | {' | '.join(limits)} |")
     return "\n".join(lines) + "\n"
 
 
+def decode_flops(latent: tuple[int, int, int]) -> int:
+    """Multiplications and additions of decoding a latent of T h w as a whole, by PyTorch's own counter."""
+    run = decode_call(latent)
+    with torch.no_grad(), FlopCounterMode(display=False) as counter:
+        run()
+    return counter.get_total_flops()
+
+
+def decode_table() -> str:
+    """Markdown: VAE decode at 480x720x49, whole and in tiles of 256 pixels with the default overlap of 64."""
+    t, h, w = latent = SIZES["480x720x49"]
+    tiles = [[span.stop - span.start for span in tile_spans(n, TILE, OVERLAP)] for n in (h, w)]
+    sizes = Counter((high, wide) for high in tiles[0] for wide in tiles[1])
+    area = sum(high * wide * count for (high, wide), count in sizes.items()) / (h * w)
+    tiled = sum(decode_flops((t, *size)) * count for size, count in sizes.items())
+    rows = (
+        ("whole frames", 1, 1.0, decode_flops(latent), trace_decode(latent).peak),
+        ("tiles of 256 pixels", sizes.total(), area, tiled, trace_decode(latent, TILE).peak),
+    )
+    lines = ["| VAE decode, 480x720x49 | tiles | area that is computed | TFLOP | memory |", "|---|---|---|---|---|"]
+    for what, count, share, flops, peak in rows:
+        lines.append(f"| {what} | {count} | {share:.2f} | {flops / 1e12:.0f} | {peak / 1e9:.1f} GB |")
+    return "\n".join(lines) + "\n"
+
+
 def memory_table() -> str:
-    """Markdown: bytes on the card by model, size and storage, weights whole; the VAE decodes when they have left."""
+    """Markdown: bytes on the GPU by model, size and storage, weights whole; the VAE decodes when they have left."""
     head = ["model", "size", "weights bf16", "weights fp8", "activations of a call", "sum bf16", "sum fp8"]
     lines = [f"| {' | '.join(head)} |", "|---" * len(head) + "|"]
     for name, config in CONFIGS.items():
@@ -66,6 +125,9 @@ def memory_table() -> str:
             active = trace_transformer(name, latent, layers=2).peak / 1e9
             values = (whole, half, active, whole + active, half + active)
             lines.append(f"| {name} | {size} | {' | '.join(f'{value:.1f} GB' for value in values)} |")
-    decode = trace_decode(SIZES["480x720x49"]).peak / 1e9
-    tiled = trace_decode(SIZES["480x720x49"], TILE).peak / 1e9
-    return "\n".join(lines) + f"\n\nVAE decode at 480x720: {decode:.1f} GB, in tiles of 256 pixels {tiled:.1f} GB.\n"
+    return "\n".join(lines) + "\n"
+
+
+def tables() -> str:
+    """All of them; docs/cost.md carries each."""
+    return "\n".join([copies_table(), steps_table(), memory_table(), decode_table()])

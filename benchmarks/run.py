@@ -1,6 +1,7 @@
 """Measure speed and memory beside diffusers, as make bench does: a table, JSON and a picture in bench_output.
 
-Timings are ratios of runs by turns in one process; bytes are traced on meta tensors and exact.
+Timings are interleaved in one process: medians of the pairs' ratios, on one thread and on two. Bytes are traced on
+meta tensors and exact.
 """
 
 import argparse
@@ -53,7 +54,7 @@ def main() -> None:
     if args.command == "paper":
         from cogvideox_fun.benchmarks import paper
 
-        sys.stdout.write(f"{paper.steps_table()}\n{paper.memory_table()}")
+        sys.stdout.write(paper.tables())
         return
     from cogvideox_fun.benchmarks import table
 

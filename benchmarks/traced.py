@@ -3,6 +3,9 @@
 GB are 1e9 bytes. Weights do not count, and attention counts by its output only.
 """
 
+import dataclasses
+from collections.abc import Callable
+
 import torch
 
 from ..model_loading.config import TEXT_TOKENS, TransformerConfig
@@ -34,23 +37,31 @@ def call_inputs(config: TransformerConfig, latent: tuple[int, int, int], batch: 
     return noise, extra, torch.empty(batch, device="meta"), torch.empty(batch, TEXT_TOKENS, 4096, **META)
 
 
-def trace_transformer(name: str, latent: tuple[int, int, int], batch: int = 1, layers: int | None = None) -> LiveBytes:
+def config_of(name: str, layers: int | None) -> TransformerConfig:
+    return dataclasses.replace(CONFIGS[name], num_layers=layers or CONFIGS[name].num_layers)
+
+
+def transformer_call(
+    name: str, latent: tuple[int, int, int], batch: int = 1, layers: int | None = None, **options
+) -> Callable[[], torch.Tensor]:
     """One call of ours; guidance is two calls of batch 1 where memory is short.
 
     Args:
         layers: fewer than the model has, for what does not depend on them.
+        options: of `CogVideoXTransformer`.
     """
-    config = CONFIGS[name]
+    config = config_of(name, layers)
     with torch.device("meta"):
-        model = CogVideoXTransformer(config, dtype=torch.bfloat16).requires_grad_(False)
-    model.transformer_blocks = model.transformer_blocks[:layers]
+        model = CogVideoXTransformer(config, dtype=torch.bfloat16, **options).requires_grad_(False)
     noise, extra, timestep, text = call_inputs(config, latent, batch)
-    return trace(lambda: model(noise, timestep, text, extra_latents=extra))
+    return lambda: model(noise, timestep, text, extra_latents=extra)
 
 
-def trace_diffusers_transformer(name: str, latent: tuple[int, int, int], batch: int = 2) -> LiveBytes:
+def diffusers_call(
+    name: str, latent: tuple[int, int, int], batch: int = 2, layers: int | None = None
+) -> Callable[[], tuple]:
     """One call of diffusers' transformer, guidance as its pipeline runs it: both prompts at once."""
-    config = CONFIGS[name]
+    config = config_of(name, layers)
     t, h, w = latent
     with torch.device("meta"):
         model = diffusers_transformer(config, h, w).to(torch.bfloat16)
@@ -60,28 +71,42 @@ def trace_diffusers_transformer(name: str, latent: tuple[int, int, int], batch: 
         rope = torch.empty(shape, device="meta"), torch.empty(shape, device="meta")
     noise, extra, timestep, text = call_inputs(config, latent, batch)
     x = torch.cat([noise, extra], dim=1).movedim(1, 2)
-    return trace(lambda: model(x, text, timestep, image_rotary_emb=rope, return_dict=False))
+    return lambda: model(x, text, timestep, image_rotary_emb=rope, return_dict=False)
+
+
+def trace_transformer(name: str, latent: tuple[int, int, int], batch: int = 1, layers: int | None = None) -> LiveBytes:
+    """The live bytes of `transformer_call`."""
+    return trace(transformer_call(name, latent, batch, layers))
+
+
+def trace_diffusers_transformer(name: str, latent: tuple[int, int, int], batch: int = 2) -> LiveBytes:
+    """The live bytes of `diffusers_call`."""
+    return trace(diffusers_call(name, latent, batch))
 
 
 def vae_on_meta() -> CogVideoXVAE:
     return CogVideoXVAE(VAEConfig(), **META).requires_grad_(False)
 
 
-def trace_decode(latent: tuple[int, int, int], tile: int = 0) -> LiveBytes:
-    """Decoding a latent in the authors' chunks, each of which leaves the device at once.
-
-    Args:
-        tile: latents, 0 = whole frames. One tile is as large as all.
-    """
-    t, h, w = latent
-    z = torch.empty(1, 16, t, min(h, tile or h), min(w, tile or w), **META)
-    vae = vae_on_meta()
+def decode_call(latent: tuple[int, int, int]) -> Callable[[], None]:
+    """Decoding a latent in the authors' chunks, each of which leaves the device at once."""
+    z, vae = torch.empty(1, 16, *latent, **META), vae_on_meta()
 
     def run() -> None:
         for chunk in vae.decode_stream(z):
             del chunk
 
-    return trace(run)
+    return run
+
+
+def trace_decode(latent: tuple[int, int, int], tile: int = 0) -> LiveBytes:
+    """The live bytes of `decode_call`.
+
+    Args:
+        tile: latents, 0 = whole frames. One tile is as large as all.
+    """
+    t, h, w = latent
+    return trace(decode_call((t, min(h, tile or h), min(w, tile or w))))
 
 
 def trace_encode(frames: int, height: int, width: int) -> LiveBytes:

@@ -2,8 +2,15 @@ from collections import Counter
 
 import pack
 import pytest
+import torch
 
 pack.load_pack()
+
+
+@pytest.fixture(autouse=True)
+def seeded():
+    """What a test draws from PyTorch's global generator is the same whichever tests ran before it."""
+    torch.manual_seed(0)
 
 
 @pytest.fixture(scope="session")

@@ -101,6 +101,18 @@ def checkpoint_blocks(transformer: CogVideoXTransformer) -> None:
         block.forward = partial(checkpoint, block.forward, use_reentrant=False)
 
 
+def convolve_in_float32(task: torch.nn.Module) -> None:
+    """Take the convolutions that are trained out of autocast; all else of the task stays in it."""
+    for module in task.modules():
+        if isinstance(module, torch.nn.Conv2d | torch.nn.Conv3d) and module.weight.requires_grad:
+            module.forward = partial(_without_autocast, module.forward)
+
+
+def _without_autocast(forward: Callable, x: torch.Tensor) -> torch.Tensor:
+    with torch.autocast(x.device.type, enabled=False):
+        return forward(x.float())
+
+
 def remove_weights(folder: Path) -> None:
     """Remove a part's weights, shards and their index."""
     for pattern in ("*.safetensors", "*.safetensors.index.json"):

@@ -11,7 +11,7 @@ import torch
 from ..model_loading.blocks import sdpa
 from .attention import product_attention
 from .config import Phase
-from .parts import Parts, measure_scale
+from .parts import Parts, convolve_in_float32, measure_scale
 from .trainer import Trainer, open_clips, phase_batches
 
 log = logging.getLogger(__name__)
@@ -34,6 +34,11 @@ def processes(phase: Phase, cpu: bool = False) -> Iterator:
     accelerator.end_training()
 
 
+def has_amx() -> bool:
+    """Whether this CPU has AMX, matrix units for bfloat16, and PyTorch can say so (2.6 and newer)."""
+    return getattr(torch.cpu, "_is_amx_tile_supported", lambda: False)()
+
+
 def run_phase(phase: Phase, accelerator, until: int | None = None) -> None:
     """Run a phase and write ``output``: the checkpoint and the losses while it runs, the model when it is done.
 
@@ -46,8 +51,11 @@ def run_phase(phase: Phase, accelerator, until: int | None = None) -> None:
     set_seed(phase.seed)  # for the initial values of LoRA layers; all else is drawn per sample
     frozen = torch.bfloat16 if phase.mixed_precision == "bf16" else torch.float32
     on_cpu = accelerator.device.type == "cpu"
-    attention = product_attention if on_cpu and phase.mixed_precision == "bf16" else sdpa
-    parts = Parts(phase, torch.float32 if on_cpu else frozen, attention)
+    bf16_on_cpu = on_cpu and phase.mixed_precision == "bf16"
+    parts = Parts(phase, torch.float32 if on_cpu else frozen, product_attention if bf16_on_cpu else sdpa)
+    if bf16_on_cpu and has_amx():  # where the gradient of oneDNN's bfloat16 convolution can crash the process
+        log.info("this CPU has AMX: convolutions are trained in float32")
+        convolve_in_float32(parts.task)
     patch_t = None if phase.task == "vae" else parts.checkpoint.config.patch_size_t
     trainer = Trainer(phase, parts.task, accelerator, Path(phase.output) / "run", patch_t)
     trainer.run(until)

@@ -154,8 +154,8 @@ def test_help_pages_are_served(lab, name):
         assert answer.read() == (pack.ROOT / "web" / "docs" / f"CogVideoXFun{name}.md").read_bytes()
 
 
-def test_importing_takes_less_than_a_second(lab):
+def test_the_pack_is_imported_once(lab):
+    """By the host's own list; that it imports nothing heavy is in tests/unit/test_structure.py."""
     lines = [line for line in lab.log_since(0).splitlines() if line.rstrip().endswith("cogvideox-fun")]
-    assert len(lines) == 1, lines
-    assert float(lines[0].split("seconds")[0].split()[-1]) < 1.0, lines
+    assert len(lines) == 1 and "seconds" in lines[0], lines
     assert "IMPORT FAILED" not in lab.log_since(0)

@@ -2,7 +2,6 @@
 
 import os
 import shutil
-import time
 
 import pytest
 import torch
@@ -13,7 +12,6 @@ from test_register import options_of
 from tiny_model import write_tiny_model
 
 MANY = 300  # models of each kind
-OBJECT_INFO_SECONDS = 10.0
 LOADERS = {  # node -> its input, and what its messages call what it loads
     "ModelLoader": ("model", "model"),
     "TextEncoderLoader": ("text_encoder", "text encoder"),
@@ -171,22 +169,19 @@ def many(lab):
 
 
 def test_a_folder_with_hundreds_of_models(lab, many):
-    """Listed once each, quickly; the last one runs; and a wrong name gets a message that can be read."""
-    lab.server.get("/object_info")
-    start = time.monotonic()
+    """Listed once each; the last one runs; and a wrong name gets a message that can be read.
+
+    How many function calls the list costs is counted in tests/unit/test_odd_folders.py.
+    """
     info = lab.server.get("/object_info")
-    seconds = time.monotonic() - start
     folders, files = many
     listed = options_of(info, "ModelLoader", "model")
     assert len(listed) == len(set(listed)) and {*folders, *files, "tiny-5b"} <= set(listed)
     assert {f"{name}/vae" for name in folders} <= set(options_of(info, "VAELoader", "vae_name"))
     assert {f"{name}/text_encoder" for name in folders} <= set(options_of(info, "TextEncoderLoader", "text_encoder"))
-    assert seconds <= OBJECT_INFO_SECONDS, f"{seconds:.1f} s"
 
     expected = sampled(lab, "tiny-5b")
-    start = time.monotonic()
     assert torch.equal(sampled(lab, folders[-1]), expected)
-    assert time.monotonic() - start <= OBJECT_INFO_SECONDS
     with pytest.raises(Failed, match="the LoRA no.safetensors is not among those found .* more") as error:
         load(lab, "LoraLoader", "no.safetensors")
     assert len(str(error.value)) < 5000

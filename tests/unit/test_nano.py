@@ -15,7 +15,7 @@ NANO = ROOT / "models" / "nano"
 @pytest.fixture(scope="module")
 def evaluation():
     """Few clips of few steps: enough to tell a trained model from an untrained one."""
-    return Evaluation(Pipeline.from_folder(NANO), Options(count=8, size=128, steps=10))
+    return Evaluation(Pipeline.from_folder(NANO), Options(count=4, size=128, steps=10))
 
 
 def share(results: list[Result], what: str) -> float:
@@ -48,7 +48,7 @@ def test_a_start_and_an_end_image_become_a_motion_between_them(evaluation):
 
 def test_a_prompt_decides_colour_and_direction(evaluation):
     results = evaluation.text_to_video()
-    assert share(results, "colour") >= 95 and share(results, "direction") >= 85  # by chance 17 and 25
+    assert share(results, "colour") >= 95 and share(results, "direction") >= 85  # by chance 17 and 25 % of each
 
 
 def test_its_lora_fits_and_changes_what_it_makes(evaluation):

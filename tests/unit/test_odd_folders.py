@@ -7,7 +7,6 @@ import os
 import re
 import subprocess
 import sys
-import time
 from pathlib import Path
 
 import pack
@@ -19,6 +18,7 @@ from cogvideox_fun.model_loading.config import TransformerConfig, detect
 from cogvideox_fun.model_loading.lora import LoraError, read_lora
 from cogvideox_fun.model_loading.weights import MAX_HEADER, open_weights, read_header, read_json
 from cogvideox_fun.sampling.schedule import NoiseSchedule
+from counted import calls
 from safetensors.torch import save_file
 
 ROOT = pack.ROOT
@@ -168,6 +168,7 @@ def write_models(root: Path, count: int) -> None:
 
 class TestManyModels:
     def test_hundreds_are_listed_fast_and_right(self, tmp_path):
+        """Fast: at most 400 function calls a model, 220 a folder and 60 a file today; 900 models take 0.05 seconds."""
         write_models(tmp_path / "hub", 600)
         files = {}
         for i in range(300):
@@ -175,23 +176,22 @@ class TestManyModels:
             files[f"file{i:03}.safetensors"] = tmp_path / f"file{i:03}.safetensors"
             others = {f"blocks.{n}.weight": torch.zeros(1) for n in range(200)}
             save_file({key: torch.zeros(1), **others}, files[f"file{i:03}.safetensors"])
-        began = time.process_time()
-        found = checkpoint.find_models([tmp_path / "hub"], files)
-        took = time.process_time() - began
+        found = {}
+        cost = calls(lambda: found.update(checkpoint.find_models([tmp_path / "hub"], files)))
         expected = sorted(f"owner{i % 10}/model{i:03}" for i in range(1, 600, 2))
         assert list(found) == [*expected, *(f"file{i:03}.safetensors" for i in range(0, 300, 3))]
-        assert took < 2, f"{took:.2f} s of computing for 900 models"
+        assert cost <= 400 * 900
 
     def test_links_in_circles_name_each_model_once(self, tmp_path):
         write_models(tmp_path, 40)
+        before = calls(lambda: checkpoint.find_models([tmp_path], {}))
         for i in range(10):
             (tmp_path / f"loop{i}").symlink_to(tmp_path)
             (tmp_path / f"owner{i}" / "up").symlink_to(tmp_path)
             (tmp_path / f"owner{i}" / "self").symlink_to("self")
-        began = time.process_time()
-        found = checkpoint.find_models([tmp_path], {})
+        found = {}
+        assert calls(lambda: found.update(checkpoint.find_models([tmp_path], {}))) <= 2 * before
         assert list(found) == sorted(f"owner{i % 10}/model{i:03}" for i in range(1, 40, 2))
-        assert time.process_time() - began < 2
 
     def test_two_folders_that_link_to_each_other(self, tmp_path):
         for here, there in (("a", "b"), ("b", "a")):
@@ -389,10 +389,13 @@ class TestHeaders:
             read_lora(path, {"proj_out.weight": (8, 8)})
 
     def test_a_lora_with_names_of_many_parts_is_read_in_time(self, tmp_path):
+        """In a time that grows with the parts of all names and no faster: at most three function calls for each."""
         path = tmp_path / "lora.safetensors"
-        names = [f"{i}_" + "a_" * 490 for i in range(3000)]
+        names = [f"{i}_" + "a_" * 490 for i in range(300)]
         header_file(path, {name: entry(0, 0, 0) for name in names}, 0)
-        began = time.process_time()
-        with pytest.raises(LoraError, match="none of its 3000 keys"):
-            read_lora(path, {"proj_out.weight": (8, 8)})
-        assert time.process_time() - began < 2.5
+
+        def read() -> None:
+            with pytest.raises(LoraError, match="none of its 300 keys"):
+                read_lora(path, {"proj_out.weight": (8, 8)})
+
+        assert calls(read) <= 3 * 490 * len(names)

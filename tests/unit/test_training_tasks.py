@@ -7,6 +7,8 @@ import shutil
 
 import pytest
 import torch
+from accelerate import Accelerator
+from accelerate.state import AcceleratorState
 from cogvideox_fun.model_loading.blocks import sdpa
 from cogvideox_fun.model_loading.checkpoint import open_checkpoint
 from cogvideox_fun.model_loading.config import CheckpointError
@@ -16,11 +18,13 @@ from cogvideox_fun.training.attention import product_attention
 from cogvideox_fun.training.config import Batches, Data, Optimizer, Phase
 from cogvideox_fun.training.lora import add_lora, apply_lora, lora_state
 from cogvideox_fun.training.parts import Parts, export_half, measure_scale
+from cogvideox_fun.training.phase import run_phase
 from cogvideox_fun.training.trainer import open_clips, phase_batches
 from cogvideox_fun.training.transformer_task import noised, v_target
 from cogvideox_fun.training.vae_task import known_cells
 from safetensors.torch import load_file, save_file
 from tiny_model import write_tiny_model
+from torch.utils._python_dispatch import TorchDispatchMode
 
 
 def phase_of(model, task="full", **changes) -> Phase:
@@ -232,6 +236,40 @@ def test_another_text_encoder_takes_the_place_of_the_models(tiny_model, tmp_path
     for name, source in {"text_encoder": other, "vae": tiny_model}.items():
         (written,) = (tmp_path / "out" / name).glob("*.safetensors")
         assert written.read_bytes() == (source / name / written.name).read_bytes()
+
+
+class ConvolutionGradients(TorchDispatchMode):
+    """The dtypes in which gradients of convolutions are computed."""
+
+    def __init__(self):
+        super().__init__()
+        self.dtypes = set()
+
+    def __torch_dispatch__(self, function, types, args=(), kwargs=None):
+        if function is torch.ops.aten.convolution_backward.default:
+            self.dtypes |= {tensor.dtype for tensor in args[:3]}
+        return function(*args, **(kwargs or {}))
+
+
+@pytest.fixture
+def bf16_accelerator():
+    """One that autocasts; accelerate keeps the first one's precision for the whole process."""
+    AcceleratorState._reset_state(reset_partial_state=True)
+    yield Accelerator(cpu=True, mixed_precision="bf16")
+    AcceleratorState._reset_state(reset_partial_state=True)
+
+
+@pytest.mark.parametrize("amx, dtype", [(False, torch.bfloat16), (True, torch.float32)])
+@pytest.mark.parametrize("task", ["vae", "full"])
+def test_convolutions_are_trained_in_float32_where_the_cpu_has_amx(
+    tiny_model, tmp_path, monkeypatch, bf16_accelerator, task, amx, dtype
+):
+    """The gradient of oneDNN's bfloat16 convolution crashed there; this machine is told which of both it is."""
+    monkeypatch.setattr(torch.cpu, "_is_amx_tile_supported", lambda: amx)
+    phase = phase_of(tiny_model, task, output=str(tmp_path), mixed_precision="bf16", train_encoder=False)
+    with ConvolutionGradients() as seen:
+        run_phase(phase, bf16_accelerator, until=1)
+    assert seen.dtypes == {dtype}
 
 
 def test_a_control_model_cant_be_trained(tmp_path):
