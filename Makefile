@@ -7,7 +7,7 @@ TORCH ?= torch==2.13.0
 BIN := $(VENV)/bin
 READY := $(VENV)/.ready
 
-.PHONY: demo test evaluate bench lint format api blueprints pictures clean
+.PHONY: demo test evaluate bench gpu lint format api blueprints pictures clean
 
 $(READY): requirements.txt tests/requirements.txt training/requirements.txt Makefile
 	$(PYTHON) -m venv $(VENV)
@@ -25,6 +25,10 @@ evaluate: $(READY)
 # Measure speed and memory beside diffusers, into bench_output.
 bench: $(READY)
 	$(BIN)/python benchmarks/run.py
+
+# Measure on an NVIDIA GPU, into gpu_output, with the ComfyUI at COMFYUI_PATH and the Python that runs it.
+gpu:
+	$(or $(COMFYUI_PYTHON),python3) -m benchmarks.gpu.run
 
 test: $(READY) lint
 	$(BIN)/python -m pytest
@@ -50,4 +54,4 @@ pictures: $(READY)
 	$(BIN)/python tests/browser/screenshots.py
 
 clean:
-	rm -rf $(VENV) demo_output evaluation_output bench_output
+	rm -rf $(VENV) demo_output evaluation_output bench_output gpu_output

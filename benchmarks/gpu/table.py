@@ -1,0 +1,130 @@
+"""Write what `run` measured as a page: ``python -m benchmarks.gpu.table FOLDER > docs/gpu.md``.
+
+FOLDER holds the JSON files of a run; those of the run that the page shows lie in benchmarks/gpu/results.
+"""
+
+import json
+import sys
+from pathlib import Path
+
+HEAD = """# Measured on a GPU
+
+{device}, PyTorch {torch}, ComfyUI 0.33.0{dynamic}. Models of the real size with random weights, 480 x 720 pixels and
+49 frames unless a row says otherwise; GB are 1e9 bytes. Written by `python -m benchmarks.gpu.table`; measured by
+`make gpu`, whose files are in `benchmarks/gpu/results`.
+"""
+
+
+def read(folder: Path) -> dict[str, dict]:
+    return {path.stem: json.loads(path.read_text(encoding="utf-8")) for path in sorted(folder.glob("*.json"))}
+
+
+def rows(header: tuple[str, ...], lines: list[tuple]) -> str:
+    every = [header, ("---",) * len(header), *lines]
+    return "".join(f"| {' | '.join(map(str, line))} |\n" for line in every)
+
+
+def gb(value: float) -> str:
+    return f"{value / 1e9:.2f}"
+
+
+def runs(result: dict) -> str:
+    lines = [
+        (name, f"{value['seconds']:.1f}", f"{value['seconds'] / result['steps']:.2f}")
+        for name, value in result.items()
+        if isinstance(value, dict)
+    ]
+    return f"## {result['steps']} steps of the 5B, with guidance\n\n" + rows(("run", "seconds", "a step"), lines)
+
+
+def calls(result: dict) -> str:
+    lines = []
+    for name, value in result.items():
+        if isinstance(value, dict):
+            declared = result.get(name.replace("5B,", "declared,", 1)) if name.startswith("5B,") else None
+            ratio = f"{value['peak'] / declared:.2f}" if declared else ""
+            lines.append((name, f"{value['seconds']:.3f}", gb(value["peak"]), ratio))
+    return "## One call\n\n" + rows(("call", "seconds", "peak GB of activations", "of what is declared"), lines)
+
+
+def vae(result: dict) -> str:
+    lines = []
+    for name, value in result.items():
+        if isinstance(value, dict):
+            ratio = f"{value['peak'] / value['declared']:.2f}" if "declared" in value else ""
+            lines.append((name, f"{value['seconds']:.2f}", gb(value["peak"]), ratio))
+    return "## The VAE\n\n" + rows(("", "seconds", "peak GB", "of what is declared"), lines)
+
+
+def small(result: dict) -> str:
+    lines = [
+        (name, f"{value['seconds']:.2f}", gb(value["uploaded"])) if "seconds" in value else (name, value["error"], "")
+        for name, value in result.items()
+    ]
+    return "## With less memory: one call of one prompt\n\n" + rows(("memory", "seconds", "GB uploaded"), lines)
+
+
+def profile(result: dict) -> str:
+    text = "## Where the time goes\n\n"
+    for name, found in result.items():
+        title = {"call": "A guided call of the 5B", "decode": "Decoding"}[name]
+        kinds = [
+            (kind, f"{value['milliseconds']:.0f}", f"{100 * value['share']:.0f} %", value["launches"])
+            for kind, value in found["kinds"].items()
+        ]
+        text += f"{title}, {found['milliseconds']:.0f} ms:\n\n" + rows(("", "ms", "share", "launches"), kinds) + "\n"
+        longest = [
+            (f"`{kernel['kernel'][:90]}`", f"{kernel['milliseconds']:.1f}", kernel["launches"])
+            for kernel in found["longest"][:20]
+        ]
+        text += rows(("kernel", "ms", "launches"), longest) + "\n"
+    return text.rstrip() + "\n"
+
+
+def kernels(result: dict) -> str:
+    lines = [("copy on the device", f"{1e3 * result['copy']['seconds']:.2f}", f"{result['copy']['TB/s']:.2f} TB/s")]
+    for group in ("products", "attention", "elementwise"):
+        for name, value in result[group].items():
+            if "seconds" not in value:
+                lines.append((name, "", value["error"][:80]))
+                continue
+            rate = f"{value['TFLOP/s']:.0f} TFLOP/s" if "TFLOP/s" in value else ""
+            rate = f"{value['GB/s']:.0f} GB/s" if "GB/s" in value else rate
+            lines.append((name, f"{1e3 * value['seconds']:.2f}", rate))
+    text = f"## Single kernels, {result['tokens']} tokens\n\n"
+    return text + rows(("", "ms", "rate"), lines)
+
+
+def numbers(result: dict) -> str:
+    lines = [(name, *(f"{value:.1e}" for value in found.values())) for name, found in result["calls"].items()]
+    header = ("model", *next(iter(result["calls"].values())))
+    text = "## The numbers\n\nOne call of small models against the CPU in float32, |difference| / |expected|:\n\n"
+    text += rows(header, lines)
+    nano = [tuple(f"{value:.1f}" for value in result["nano"].values())]
+    text += "\nPSNR in dB of the nano model's video to the one made on the CPU in float32, by weight_dtype:\n\n"
+    return text + rows(tuple(result["nano"]), nano)
+
+
+SECTIONS = {
+    "loop": runs,
+    "calls": calls,
+    "vae": vae,
+    "small": small,
+    "profile": profile,
+    "kernels": kernels,
+    "numbers": numbers,
+}
+
+
+def page(folder: Path) -> str:
+    """The page of a folder of results; parts that were not measured are left out."""
+    found = read(folder)
+    about = next(iter(found.values()))
+    dynamic = " with dynamic VRAM" if about["dynamic VRAM"] else ""
+    parts = [HEAD.format(device=about["device"], torch=about["torch"], dynamic=dynamic)]
+    parts += [section(found[name]["result"]) for name, section in SECTIONS.items() if name in found]
+    return "\n".join(parts)
+
+
+if __name__ == "__main__":
+    sys.stdout.write(page(Path(sys.argv[1])))

@@ -1,0 +1,47 @@
+"""The measurements: rehearsed with small models on the CPU, and on a GPU held to bounds."""
+
+import os
+import shutil
+import subprocess
+
+import pytest
+from cogvideox_fun.benchmarks.gpu import table
+from cogvideox_fun.benchmarks.gpu.host import has_gpu
+from cogvideox_fun.demo import comfy
+
+
+def measured(folder, *arguments: str) -> dict:
+    """The results of a run in the tests' ComfyUI, by part."""
+    host = comfy.find_host()
+    if host is None:
+        pytest.skip(comfy.NO_HOST)
+    if not (host.path / "comfy" / "model_prefetch.py").exists():
+        pytest.skip("the measurements on a GPU need ComfyUI 0.33")
+    command = [str(host.python), "-m", "benchmarks.gpu.run", *arguments, "--output", str(folder)]
+    environment = {**os.environ, "COMFYUI_PATH": str(host.path)}
+    answer = subprocess.run(command, cwd=comfy.ROOT, env=environment, capture_output=True, text=True, timeout=600)
+    assert answer.returncode == 0, answer.stderr[-3000:]
+    return table.read(folder)
+
+
+def test_every_way_that_the_measurements_take(tmp_path):
+    """With small models; compilation and the VAE, which take minutes on a CPU, are left out."""
+    parts = "kernels", "calls", "small", "loop"
+    found = measured(tmp_path, *parts, "--rehearse", "--loops", "eager", "fp8")
+    assert set(found) == set(parts)
+    assert not [part["error"] for part in found.values() if "error" in part]
+    loop = found["loop"]["result"]
+    assert loop["steps"] == 2 and loop["eager"]["seconds"] > 0 and loop["fp8"]["seconds"] > 0
+    page = table.page(tmp_path)
+    for title in ("steps of the 5B", "One call", "With less memory", "Single kernels"):
+        assert f"{title}" in page
+
+
+@pytest.mark.skipif(shutil.which("nvidia-smi") is None or not has_gpu(), reason="needs an NVIDIA GPU")
+def test_numbers_on_a_gpu(tmp_path):
+    """Bounds of a few roundings: bfloat16 keeps 8 bits, float16 11, and the convolution of patches runs in TF32,
+    with 11, also in float32. A video of nano is the same but for them."""
+    result = measured(tmp_path, "numbers")["numbers"]["result"]
+    for found in result["calls"].values():
+        assert found["fp32"] <= 1e-3 and found["bf16"] <= 2e-2 and found["fp16"] <= 3e-3, found
+    assert min(result["nano"].values()) >= 40, result["nano"]
