@@ -60,6 +60,24 @@ def norm_rotate(x: torch.Tensor, norm: nn.Module, rope: torch.Tensor | None) -> 
     return x if rope is None else rotate(x, rope)
 
 
+def norm_modulate(x: torch.Tensor, norm: nn.Module, modulation: torch.Tensor, text_tokens: int) -> torch.Tensor:
+    """Norm tokens and scale and shift them, those of the text by parameters of their own.
+
+    Args:
+        x: B N C, text first.
+        norm: a LayerNorm over C.
+        modulation: B 6C: shift, scale and gate of the video, then of the text.
+    """
+    shift, scale, _, text_shift, text_scale, _ = modulation[:, None].chunk(6, dim=-1)
+    x = norm(x)
+    parts = (text_shift, x[:, :text_tokens], 1 + text_scale), (shift, x[:, text_tokens:], 1 + scale)
+    if not may_overwrite(x, shift):
+        return torch.cat([torch.addcmul(*part) for part in parts], dim=1)
+    for part in parts:
+        torch.addcmul(*part, out=part[1])
+    return x
+
+
 def rotation_matrices(rotations: torch.Tensor) -> torch.Tensor:
     """[N, d/2] unit complex numbers -> 1 1 N d/2 2 2 float32, the layout of ComfyUI's own models and fused kernel."""
     cos, sin = rotations.real, rotations.imag
@@ -120,26 +138,19 @@ class TimeEmbedding(nn.Module):
 class LayerNormZero(nn.Module):
     """Layer norm whose shift, scale and gate follow the timestep, separately for text and video."""
 
-    def __init__(self, config: TransformerConfig, operations, **factory):
+    def __init__(self, config: TransformerConfig, operations, norm_modulate, **factory):
         super().__init__()
         self.linear = operations.Linear(config.time_embed_dim, 6 * config.dim, **factory)
         self.norm = operations.LayerNorm(config.dim, eps=config.norm_eps, **factory)
+        self.norm_modulate = norm_modulate
 
     def forward(self, x: torch.Tensor, modulation: torch.Tensor, text_tokens: int):
         """x: B N C, text first; modulation: B 6C, what the linear makes of the timestep.
 
         Returns the modulated tokens and the two gates (text, image), B 1 C each.
         """
-        shift, scale, gate, text_shift, text_scale, text_gate = modulation[:, None].chunk(6, dim=-1)
-        x = self.norm(x)
-        text, image = x[:, :text_tokens], x[:, text_tokens:]
-        parts = (text_shift, text, 1 + text_scale), (shift, image, 1 + scale)
-        if may_overwrite(x, shift):
-            for part in parts:
-                torch.addcmul(*part, out=part[1])
-        else:
-            x = torch.cat([torch.addcmul(*part) for part in parts], dim=1)
-        return x, (text_gate, gate)
+        _, _, gate, _, _, text_gate = modulation[:, None].chunk(6, dim=-1)
+        return self.norm_modulate(x, self.norm, modulation, text_tokens), (text_gate, gate)
 
 
 class Attention(nn.Module):
@@ -221,11 +232,11 @@ class Block(nn.Module):
     The stream ``x`` is the caller's own to overwrite: where `may_overwrite`, it is updated in place.
     """
 
-    def __init__(self, config: TransformerConfig, operations, attention, norm_rotate, **factory):
+    def __init__(self, config: TransformerConfig, operations, attention, norm_rotate, norm_modulate, **factory):
         super().__init__()
-        self.norm1 = LayerNormZero(config, operations, **factory)
+        self.norm1 = LayerNormZero(config, operations, norm_modulate, **factory)
         self.attn1 = Attention(config, operations, attention, norm_rotate, **factory)
-        self.norm2 = LayerNormZero(config, operations, **factory)
+        self.norm2 = LayerNormZero(config, operations, norm_modulate, **factory)
         self.ff = FeedForward(config.dim, operations, **factory)
 
     @property

@@ -6,6 +6,7 @@ import logging
 import torch
 from comfy.ldm.modules.attention import attention_pytorch, optimized_attention
 
+from . import blocks
 from .blocks import may_overwrite, rotate, sdpa
 
 try:
@@ -27,17 +28,26 @@ def host_attention(q, k, v, heads: int, transformer_options: dict | None = None)
     return optimized_attention(q, k, v, heads, skip_reshape=True, transformer_options=transformer_options)
 
 
-def host_norm_rotation(device: torch.device):
-    """`blocks.norm_rotate` for a device, by the fastest kernels that this machine has for it."""
-    rotation, fused = host_rotation(), fused_norm_rotation(device)
+def host_norms(device: torch.device) -> dict:
+    """`blocks.norm_rotate` and `blocks.norm_modulate` for a device, by the fastest kernels that this machine has."""
+    rotation, triton = host_rotation(), triton_kernels(device)
 
-    def run(x: torch.Tensor, norm: torch.nn.Module, rope: torch.Tensor | None) -> torch.Tensor:
-        if fused is not None and x.device == device and may_overwrite(x) and is_at_hand(norm, x.device):
-            return fused(x, norm.weight, norm.bias, norm.eps, rope).transpose(1, 2)  # BNHD -> BHND
+    def usable(x: torch.Tensor, norm: torch.nn.Module) -> bool:
+        given = x.device == device and x.is_contiguous() and may_overwrite(x)
+        return triton is not None and given and is_at_hand(norm, device)
+
+    def norm_rotate(x, norm, rope):
+        if usable(x, norm):
+            return triton.norm_rotate_(x, norm.weight, norm.bias, norm.eps, rope).transpose(1, 2)  # BNHD -> BHND
         x = norm(x).transpose(1, 2)  # BNHD -> BHND
         return x if rope is None else rotation(x, rope)
 
-    return run
+    def norm_modulate(x, norm, modulation, text_tokens):
+        if usable(x, norm):
+            return triton.norm_modulate(x, norm.weight, norm.bias, norm.eps, modulation, text_tokens)
+        return blocks.norm_modulate(x, norm, modulation, text_tokens)
+
+    return {"norm_rotate": norm_rotate, "norm_modulate": norm_modulate}
 
 
 def is_at_hand(layer: torch.nn.Module, device: torch.device) -> bool:
@@ -46,21 +56,21 @@ def is_at_hand(layer: torch.nn.Module, device: torch.device) -> bool:
     return layer.weight.device == device and not changed and "forward" not in vars(layer)
 
 
-def fused_norm_rotation(device: torch.device):
-    """`triton_kernels.norm_rotate_` where Triton compiles it for the device, else None; the log says why not."""
+def triton_kernels(device: torch.device):
+    """The module `triton_kernels` where Triton compiles it for the device, else None; the log says why not."""
     if device.type == "cpu" or importlib.util.find_spec("triton") is None:
         return None
     try:
-        from .triton_kernels import norm_rotate_
+        from . import triton_kernels as kernels
 
         x = torch.ones(1, 1, 1, 64, device=device)
-        norm_rotate_(x, x.flatten(), x.flatten(), 1e-6, x.new_ones(1, 1, 1, 32, 2, 2))
+        kernels.norm_rotate_(x, x.flatten(), x.flatten(), 1e-6, x.new_ones(1, 1, 1, 32, 2, 2))
     except (
         Exception
     ) as error:  # no compiler, no Python headers, a GPU that it does not know: all are of their own kind
-        log.info("Triton can't be used (%s): q and k are normed by PyTorch, which is slower", error)
+        log.info("Triton can't be used (%s): norms run in PyTorch's kernels, which are slower", error)
         return None
-    return norm_rotate_
+    return kernels
 
 
 def host_rotation():

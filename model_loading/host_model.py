@@ -24,7 +24,7 @@ from ..sampling.masks import THRESHOLD, mask_to_latent
 from ..sampling.positions import PositionOptions
 from ..sampling.preview import PreviewFactors
 from .checkpoint import SAVED_CONFIG, Checkpoint, encode_config
-from .host_kernels import host_attention, host_norm_rotation
+from .host_kernels import host_attention, host_norms
 from .memory import transformer_bytes
 from .transformer import POSITIONS, CogVideoXTransformer
 
@@ -77,10 +77,8 @@ class HostTransformer(CogVideoXTransformer):
     """The transformer with the host's operations, attention, interruption and DIFFUSION_MODEL wrappers."""
 
     def __init__(self, config, device=None, dtype=None, operations=None):
-        norm_rotation = host_norm_rotation(comfy.model_management.get_torch_device())
-        super().__init__(
-            config, operations, host_attention, norm_rotation, check_interrupt, device=device, dtype=dtype
-        )
+        norms = host_norms(comfy.model_management.get_torch_device())
+        super().__init__(config, operations, host_attention, tick=check_interrupt, device=device, dtype=dtype, **norms)
 
     @property
     def in_channels(self) -> int:

@@ -19,6 +19,7 @@ from .blocks import (
     TimeEmbedding,
     after_text,
     may_overwrite,
+    norm_modulate,
     norm_rotate,
     rotation_matrices,
     sdpa,
@@ -38,6 +39,8 @@ class CogVideoXTransformer(nn.Module):
         operations: a namespace with Linear, Conv2d and LayerNorm.
         attention: (q, k, v, heads, transformer_options=) -> B N C, see `sdpa`.
         norm_rotate: (q or k, norm, rope) -> the same normed and rotated by position, see `blocks.norm_rotate`.
+        norm_modulate: (tokens, norm, modulation, text_tokens) -> the same normed, scaled and shifted, see
+            `blocks.norm_modulate`.
         tick: called with (done, total) before each block, to report progress or to interrupt.
         position_mode: how positions are made unless the options of a call say otherwise, see
             `sampling.positions.PositionOptions`.
@@ -50,6 +53,7 @@ class CogVideoXTransformer(nn.Module):
         operations=nn,
         attention=sdpa,
         norm_rotate=norm_rotate,
+        norm_modulate=norm_modulate,
         tick=None,
         position_mode="fun",
         # where
@@ -67,7 +71,8 @@ class CogVideoXTransformer(nn.Module):
         if config.ofs_embed_dim:
             self.ofs_embedding = TimeEmbedding(config.ofs_embed_dim, config.ofs_embed_dim, operations, **factory)
         self.transformer_blocks = nn.ModuleList(
-            Block(config, operations, attention, norm_rotate, **factory) for _ in range(config.num_layers)
+            Block(config, operations, attention, norm_rotate, norm_modulate, **factory)
+            for _ in range(config.num_layers)
         )
         self.norm_final = operations.LayerNorm(config.dim, eps=config.norm_eps, **factory)
         self.norm_out = NormOut(config, operations, **factory)

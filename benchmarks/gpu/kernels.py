@@ -6,7 +6,7 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from ...model_loading import blocks
 from ...model_loading.config import TEXT_TOKENS
-from ...model_loading.host_kernels import host_attention, host_norm_rotation, host_rotation
+from ...model_loading.host_kernels import host_attention, host_norms, host_rotation
 from .. import traced
 from .measure import Scale, bench
 
@@ -97,7 +97,10 @@ def elementwise(scale: Scale, tokens: int, config) -> dict:
     q = x.unflatten(-1, (heads, -1))
     weight, bias = make(scale, q.shape[-1]), make(scale, q.shape[-1])
     turned, norm = q.transpose(1, 2), torch.nn.LayerNorm(q.shape[-1], eps=1e-6, device=scale.device, dtype=q.dtype)
-    norm_rotate = host_norm_rotation(scale.device)
+    norm.requires_grad_(False)
+    norms = host_norms(scale.device)
+    stream_norm = torch.nn.LayerNorm(dim, device=scale.device, dtype=x.dtype).requires_grad_(False)
+    modulation = make(scale, batch, 6 * dim)
     angles = torch.rand(tokens - TEXT_TOKENS, q.shape[-1] // 2)
     rope = blocks.rotation_matrices(torch.polar(torch.ones_like(angles), angles)).to(scale.device)
     rope = blocks.after_text(rope, tokens - len(angles))
@@ -109,7 +112,10 @@ def elementwise(scale: Scale, tokens: int, config) -> dict:
         "modulation by addcmul": lambda: torch.addcmul(shift, x, 1 + scale_, out=x),
         "rotation, real arithmetic": lambda: blocks.rotate(turned, rope),
         "rotation, ComfyUI's": lambda: host_rotation()(turned, rope),
-        "q/k LayerNorm and rotation, as the blocks run them": lambda: norm_rotate(q, norm.requires_grad_(False), rope),
+        "q/k LayerNorm and rotation, as the blocks run them": lambda: norms["norm_rotate"](q, norm, rope),
+        "LayerNorm and modulation, as the blocks run them": lambda: norms["norm_modulate"](
+            x, stream_norm, modulation, TEXT_TOKENS
+        ),
         "gated add": lambda: x.addcmul_(x, scale_),
         "GELU in place": lambda: torch.ops.aten.gelu_(hidden, approximate="tanh"),
     }

@@ -5,6 +5,7 @@ import dataclasses
 import torch
 
 from ...model_loading.config import TransformerConfig
+from ...model_loading.host_kernels import host_attention, host_norms
 from ...model_loading.pipeline import Pipeline
 from ...model_loading.transformer import CogVideoXTransformer
 from . import models
@@ -49,7 +50,8 @@ def calls(device: torch.device) -> dict:
         timestep = torch.tensor([500, 20])
         outputs = {}
         for where, dtype in [("cpu", torch.float32), *((device, dtype) for dtype in DTYPES.values())]:
-            model = CogVideoXTransformer(config, dtype=dtype, device=where).requires_grad_(False)
+            kernels = {} if where == "cpu" else {"attention": host_attention, **host_norms(device)}
+            model = CogVideoXTransformer(config, dtype=dtype, device=where, **kernels).requires_grad_(False)
             model.load_state_dict(state)
             inputs = x.to(where, dtype), timestep.to(where), text.to(where, dtype)
             outputs[str(where), dtype] = model(*inputs, extra_latents=extra.to(where, dtype)).cpu()

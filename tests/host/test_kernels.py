@@ -1,4 +1,4 @@
-"""The Triton kernel, run by Triton's interpreter on the CPU in the host's own Python, against PyTorch's layers."""
+"""The Triton kernels, run by Triton's interpreter on the CPU in the host's own Python, against PyTorch's layers."""
 
 import json
 import os
@@ -30,11 +30,19 @@ for name in ("float32", "bfloat16"):
     for key, expected, given in (("norm", normed, None), ("norm and rotation", rotated, rope)):
         result = kernels.norm_rotate_(x.clone(), weight, bias, 1e-6, given).double()
         found[f"{name}, {key}"] = ((result - expected).norm() / expected.norm()).item()
+    x, modulation = torch.randn(2, 37, 192).to(dtype), torch.randn(2, 6 * 192).to(dtype)
+    weight, bias = torch.randn(192).to(dtype), torch.randn(192).to(dtype)
+    shift, scale, _, text_shift, text_scale, _ = modulation.double()[:, None].chunk(6, -1)
+    normed = F.layer_norm(x.double(), (192,), weight.double(), bias.double(), 1e-5)
+    text, image = normed[:, :5] * (1 + text_scale) + text_shift, normed[:, 5:] * (1 + scale) + shift
+    expected = torch.cat([text, image], 1)
+    result = kernels.norm_modulate(x, weight, bias, 1e-5, modulation, 5).double()
+    found[f"{name}, norm and modulation"] = ((result - expected).norm() / expected.norm()).item()
 print(json.dumps(found))
 """
 
 
-def test_norm_and_rotation_in_triton(host):
+def test_norms_in_triton(host):
     """Results are brought to the dtype of x once. In bfloat16 a GPU rounds them, by up to 2^-9, and the interpreter
     cuts them off, by up to 2^-8."""
     environment = {**os.environ, "TRITON_INTERPRET": "1"}
