@@ -8,7 +8,7 @@ from tqdm.auto import tqdm
 
 from ..sampling.recipes import run_recipe
 from ..sampling.schedule import NoiseSchedule, add_noise, cogvideox_ddim, dynamic_guidance, is_new
-from .host_model import TIMESTEP, model_of
+from .host_model import STEP, TIMESTEP, model_of
 
 NOT_FINITE = (
     "the sampled latent holds NaN or infinity: if weight_dtype is fp16, set it to bf16; otherwise check the LoRAs and "
@@ -58,14 +58,16 @@ class OnTimesteps(comfy.samplers.Sampler):
         model_sampling = model_wrap.inner_model.model_sampling
         alphas = getattr(model_sampling, "alphas_cumprod", None)
         if alphas is None:  # another schedule was patched in
-            alphas = 1 / (model_sampling.sigmas.double() ** 2 + 1)
+            alphas = 1 / (model_sampling.sigmas.cpu().double() ** 2 + 1)  # not every GPU has float64
 
-        table = model_sampling.sigmas.tolist()  # once: a number of the card's makes the CPU wait for it
+        # once: every number of the GPU's makes the CPU wait for it
+        table, levels = model_sampling.sigmas.tolist(), sigmas.tolist()
 
         def predict(x: torch.Tensor, timestep: float) -> torch.Tensor:
             sigma = table[round(timestep)]
             root = math.hypot(sigma, 1)
-            args = extra_args if timestep == round(timestep) else at_timestep(extra_args, timestep)
+            step = min(range(len(levels)), key=lambda i: abs(levels[i] - sigma))
+            args = with_options(extra_args, {TIMESTEP: timestep, STEP: step})
             denoised = model(x * root, x.new_full(x.shape[:1], sigma), **args)
             return torch.sub(x, denoised, alpha=root).div_(sigma)
 
@@ -131,11 +133,11 @@ def checked(callback):
     return on_step
 
 
-def at_timestep(extra_args: dict, timestep: float) -> dict:
-    """A sampler's arguments with a timestep between two of the host's whole ones."""
-    options = dict(extra_args["model_options"])
-    options["transformer_options"] = {**options.get("transformer_options", {}), TIMESTEP: timestep}
-    return {**extra_args, "model_options": options}
+def with_options(extra_args: dict, options: dict) -> dict:
+    """A sampler's arguments with more transformer_options."""
+    model_options = dict(extra_args["model_options"])
+    model_options["transformer_options"] = {**model_options.get("transformer_options", {}), **options}
+    return {**extra_args, "model_options": model_options}
 
 
 def with_dynamic_guidance(model, steps: int):
@@ -149,9 +151,9 @@ def with_dynamic_guidance(model, steps: int):
     patched = model.clone()
 
     def guide(args: dict) -> torch.Tensor:
-        sampling = patched.get_model_object("model_sampling")
-        whole = float(sampling.timestep(args["sigma"].flatten()[:1]))
-        timestep = args["model_options"].get("transformer_options", {}).get(TIMESTEP, whole)
+        timestep = args["model_options"].get("transformer_options", {}).get(TIMESTEP)
+        if timestep is None:  # a sampler of the host's, which says it on the GPU alone
+            timestep = float(patched.get_model_object("model_sampling").timestep(args["sigma"].flatten()[:1]))
         scale = dynamic_guidance(args["cond_scale"], timestep, steps)
         return args["uncond"] + scale * (args["cond"] - args["uncond"])
 
