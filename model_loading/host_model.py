@@ -46,8 +46,10 @@ CONDITIONING_REMEDIES = {  # by what the model takes
 # In a conditioning: from where to where of the schedule, 0..1, the control video counts.
 CONTROL_PERCENTS = "cogvideox_fun_control_percents"
 
-# In transformer_options: a timestep that lies between two of the host's whole ones.
+# In transformer_options of the authors' samplers: the timestep, which may lie between two of the host's whole ones,
+# and the number of the nearest of the run's sigmas. They are numbers of Python's; the host's own lie on the GPU.
 TIMESTEP = "cogvideox_fun_timestep"
+STEP = "cogvideox_fun_step"
 
 
 def accepts(function, name: str) -> bool:
@@ -109,9 +111,10 @@ class HostTransformer(CogVideoXTransformer):
 
     def forward(self, x, timestep, context, transformer_options=None, **conds):
         options = transformer_options or {}
-        if TIMESTEP in options:
-            timestep = torch.full_like(timestep, options[TIMESTEP])
         check_patches(options)
+        exact = options.get(TIMESTEP, 0)
+        if exact != round(exact):
+            timestep = torch.full_like(timestep, exact)
         wrappers = comfy.patcher_extension.get_all_wrappers(
             comfy.patcher_extension.WrappersMP.DIFFUSION_MODEL, options
         )
@@ -189,6 +192,9 @@ class CogVideoXFun(comfy.model_base.BaseModel):
 
     def extra_conds(self, **kwargs):
         out = super().extra_conds(**kwargs)
+        text = out.get("c_crossattn")
+        if text is not None:  # the host would upload it for every call
+            out["c_crossattn"] = text._copy_with(text.cond.to(kwargs["device"]))
         extra = self.extra_latents(
             kwargs["noise"], kwargs.get("concat_latent_image"), kwargs.get("concat_mask"), kwargs["device"]
         )

@@ -8,7 +8,7 @@ from tqdm.auto import tqdm
 
 from ..sampling.recipes import generator_after, make_scheduler, run_recipe, signal_power
 from ..sampling.schedule import NoiseSchedule, add_noise, cogvideox_ddim, dynamic_guidance, is_new
-from .host_model import TIMESTEP, model_of
+from .host_model import STEP, TIMESTEP, model_of
 
 NOT_FINITE = (
     "the sampled latent holds NaN or infinity: if weight_dtype is fp16, set it to bf16; otherwise check the LoRAs and "
@@ -58,15 +58,17 @@ class OnTimesteps(comfy.samplers.Sampler):
     ):
         model_sampling = model_wrap.inner_model.model_sampling
         alphas = self.alphas(model_sampling)
-        # once: a number of the GPU's makes the CPU wait for it
-        powers, table = alphas.tolist(), model_sampling.sigmas.tolist()
+        # once: every number of the GPU's makes the CPU wait for it
+        powers, table, levels = alphas.tolist(), model_sampling.sigmas.tolist(), sigmas.tolist()
 
         def ask(x: torch.Tensor, sigma: torch.Tensor, timestep: float) -> torch.Tensor:
             """The guided v, from the host's model, at its own sigma for the timestep."""
-            root = math.hypot(table[round(timestep)], 1)
-            args = extra_args if timestep == round(timestep) else at_timestep(extra_args, timestep)
+            level = table[round(timestep)]
+            root = math.hypot(level, 1)
+            step = min(range(len(levels)), key=lambda i: abs(levels[i] - level))
+            args = with_options(extra_args, {TIMESTEP: timestep, STEP: step})
             denoised = model_wrap(x * root, sigma, **args)
-            return torch.sub(x, denoised, alpha=root).div_(table[round(timestep)])
+            return torch.sub(x, denoised, alpha=root).div_(level)
 
         def predict(x: torch.Tensor, timestep: float) -> torch.Tensor:
             sigma = x.new_full(x.shape[:1], table[round(timestep)])
@@ -102,7 +104,7 @@ class CogVideoXDDIM(OnTimesteps):
     def alphas(self, model_sampling) -> torch.Tensor:
         alphas = getattr(model_sampling, "alphas_cumprod", None)
         if alphas is None:  # another schedule was patched in
-            alphas = 1 / (model_sampling.sigmas.double() ** 2 + 1)
+            alphas = 1 / (model_sampling.sigmas.cpu().double() ** 2 + 1)  # not every GPU has float64
         return alphas
 
     def run(self, predict, noise, latent, alphas, callback) -> torch.Tensor:
@@ -158,11 +160,11 @@ def checked(callback):
     return on_step
 
 
-def at_timestep(extra_args: dict, timestep: float) -> dict:
-    """A sampler's arguments with a timestep between two of the host's whole ones."""
-    options = dict(extra_args["model_options"])
-    options["transformer_options"] = {**options.get("transformer_options", {}), TIMESTEP: timestep}
-    return {**extra_args, "model_options": options}
+def with_options(extra_args: dict, options: dict) -> dict:
+    """A sampler's arguments with more transformer_options."""
+    model_options = dict(extra_args["model_options"])
+    model_options["transformer_options"] = {**model_options.get("transformer_options", {}), **options}
+    return {**extra_args, "model_options": model_options}
 
 
 def with_dynamic_guidance(model, steps: int):
@@ -176,9 +178,9 @@ def with_dynamic_guidance(model, steps: int):
     patched = model.clone()
 
     def guide(args: dict) -> torch.Tensor:
-        sampling = patched.get_model_object("model_sampling")
-        whole = float(sampling.timestep(args["sigma"].flatten()[:1]))
-        timestep = args["model_options"].get("transformer_options", {}).get(TIMESTEP, whole)
+        timestep = args["model_options"].get("transformer_options", {}).get(TIMESTEP)
+        if timestep is None:  # a sampler of the host's, which says it on the GPU alone
+            timestep = float(patched.get_model_object("model_sampling").timestep(args["sigma"].flatten()[:1]))
         scale = dynamic_guidance(args["cond_scale"], timestep, steps)
         return args["uncond"] + scale * (args["cond"] - args["uncond"])
 

@@ -80,9 +80,14 @@ class Canvas:
         return self.output
 
 
+def copies_aside(device: torch.device) -> bool:
+    """Whether copies from and to a device can run beside its work: on CUDA and ROCm."""
+    return torch.empty(0, device=device).is_cuda
+
+
 def upload(x: torch.Tensor, device: torch.device, dtype: torch.dtype) -> torch.Tensor:
     """Bring a chunk to a device and a dtype; to a GPU from page-locked memory, which nothing waits for."""
-    if device.type != "cuda" or x.device.type != "cpu":
+    if x.device.type != "cpu" or not copies_aside(device):
         return x.to(device, dtype)
     locked = torch.empty(x.shape, dtype=x.dtype, pin_memory=True).copy_(x)
     return locked.to(device, dtype, non_blocking=True)
@@ -90,7 +95,7 @@ def upload(x: torch.Tensor, device: torch.device, dtype: torch.dtype) -> torch.T
 
 def download(chunk: torch.Tensor, device: torch.device) -> Callable[[], torch.Tensor]:
     """Start to bring a chunk to a device; what is returned waits until it is there."""
-    if not chunk.is_cuda or device.type != "cpu":
+    if device.type != "cpu" or not copies_aside(chunk.device):
         return lambda: chunk.to(device)
     copied = chunk.to(device, non_blocking=True)  # into page-locked memory
     arrived = torch.cuda.Event()
@@ -165,7 +170,7 @@ def stream(
                     del chunk  # or it would stay on the device while the next one is computed
 
     total = shape[0] * len(tiles) * chunks
-    finished = one_ahead(made()) if device.type == "cuda" else made()
+    finished = one_ahead(made()) if copies_aside(device) else made()
     for done, (downloaded, *place) in enumerate(finished, 1):
         canvas.put(downloaded(), *place)
         if tick is not None:

@@ -1,6 +1,7 @@
 """Quantised transformers through a real host: scaled fp8 in its own layout, GGUF through ComfyUI-GGUF."""
 
 import json
+import shutil
 
 import pytest
 import torch
@@ -27,8 +28,8 @@ def expected_of(pipeline, state: dict[str, torch.Tensor]) -> torch.Tensor:
     return pipeline.sample(pipeline.noise(80, 48, 9, seed=1), *texts, steps=4) / pipeline.checkpoint.scale_factor
 
 
-def sampled(graph, model, clip, **options):
-    latent = graph.fun("EmptyLatent", width=80, height=48, length=9, batch_size=1)
+def sampled(graph, model, clip, length: int = 9, **options):
+    latent = graph.fun("EmptyLatent", width=80, height=48, length=length, batch_size=1)
     return graph.sampler(model, *graph.prompts(clip, *PROMPTS), latent, **options)
 
 
@@ -124,6 +125,59 @@ def test_a_lora_on_scaled_fp8(lab):
     said = "tiny.safetensors: 2 of the model's layers changed, 4 keys matched, 0 unmatched"
     assert lab.log_since(size).count(said) == 2
     assert error(plain, expected) > 2 * error(ours, expected), "the rounding of fp8 is less than what the LoRA does"
+
+
+def fp8_names(names: list[str], variant: str) -> set[str]:
+    """The parameters that fp8 storage is for: the blocks' matrices, on V1.5 but for the modulation."""
+    layers = ["attn1.to_q", "attn1.to_k", "attn1.to_v", "attn1.to_out.0", "ff.net.0.proj", "ff.net.2"]
+    layers += [] if variant == "v1.5" else ["norm1.linear", "norm2.linear"]
+    return {name for name in names if name.endswith(tuple(f".{layer}.weight" for layer in layers))}
+
+
+def saved_dtypes(lab, prefix: str) -> tuple[str, dict[str, torch.dtype]]:
+    """The file that ModelSave wrote, as the loader lists it, and its parameters' dtypes."""
+    (saved,) = (lab.base / "output").glob(f"{prefix}_*.safetensors")
+    (lab.base / "models" / "diffusion_models" / f"{prefix}.safetensors").symlink_to(saved)
+    state = {key.removeprefix(SAVED_PREFIX): value for key, value in load_file(saved).items()}
+    return f"{prefix}.safetensors", {k: v.dtype for k, v in state.items() if "." in k}  # the others are markers
+
+
+@pytest.mark.parametrize("stored", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize("variant", ["2b", "v1.5"])
+def test_fp8_storage_is_for_the_blocks_matrices_alone(lab, variant, stored):
+    """The rest stays as the file has it, also in what ModelSave writes of the model, and of it with a LoRA; what was
+    saved samples the same video. The LoRA is for layers of both kinds."""
+    name = f"{variant}-{str(stored)[6:]}"
+    folder = shutil.copytree(
+        lab.base / "models" / "CogVideoX_Fun" / f"tiny-{variant}", lab.base / "models" / "CogVideoX_Fun" / name
+    )
+    file = folder / "transformer" / "diffusion_pytorch_model.safetensors"
+    save_file({key: value.to(stored) for key, value in load_file(file).items()}, file)
+    lora, generator = {}, torch.Generator().manual_seed(0)
+    for layer, (rows, columns) in {LAYER: (128, 128), "patch_embed.text_proj": (128, 32)}.items():
+        lora[f"diffusion_model.{layer}.lora_A.weight"] = torch.randn(4, columns, generator=generator)
+        lora[f"diffusion_model.{layer}.lora_B.weight"] = torch.randn(rows, 4, generator=generator)
+    save_file(lora, lab.base / "models" / "loras" / f"{name}.safetensors")
+
+    graph = lab.graph()
+    model = graph.loader(name, "fp8_e4m3fn")
+    patched = [
+        graph.fun("LoraLoader", model=m, lora_name=f"{name}.safetensors", strength=0.2)
+        for m in (model, graph.loader(name))
+    ]
+    graph.node("ModelSave", model=model, filename_prefix=f"{name}-fp8")
+    graph.node("ModelSave", model=patched[0], filename_prefix=f"{name}-lora")
+    before, small, full = graph.get(*(sampled(graph, m, model[1], 5) for m in (model, *patched)))
+    assert error(small, full) < 0.5 * error(before, full), "the LoRA counts, and more than fp8 does"
+
+    for prefix, expected in ((f"{name}-fp8", before), (f"{name}-lora", small)):
+        listed, dtypes = saved_dtypes(lab, prefix)
+        small_ones = fp8_names(dtypes, variant)
+        assert {key for key, dtype in dtypes.items() if dtype == torch.float8_e4m3fn} == small_ones and small_ones
+        assert {dtype for key, dtype in dtypes.items() if key not in small_ones} == {stored}
+        graph = lab.graph()
+        (after,) = graph.get(sampled(graph, graph.loader(listed), graph.loader(name)[1], 5))
+        assert error(after, expected) <= TOLERANCE
 
 
 @pytest.fixture
