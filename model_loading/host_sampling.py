@@ -149,7 +149,9 @@ def with_dynamic_guidance(model, steps: int):
     patched = model.clone()
 
     def guide(args: dict) -> torch.Tensor:
-        sampling = patched.get_model_object("model_sampling")
+        # not of the clone: one that its own options hold lives on until Python collects its cycle, and the host then
+        # takes the model that it came from for a leak
+        sampling = args["model"].model_sampling
         whole = float(sampling.timestep(args["sigma"].flatten()[:1]))
         timestep = args["model_options"].get("transformer_options", {}).get(TIMESTEP, whole)
         scale = dynamic_guidance(args["cond_scale"], timestep, steps)
