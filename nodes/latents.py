@@ -7,6 +7,7 @@ import torch
 from comfy_api.latest import io
 
 from ..model_loading.host_model import length_limits
+from ..model_loading.host_vae import HostVAE
 from ..sampling.geometry import SPATIAL_COMPRESSION, check_size, frames_to_latent_t, legal_length
 from ..sampling.inpaint import reference_pixels
 from ..sampling.masks import check_image, fit_mask
@@ -26,20 +27,26 @@ def latent_shape(latent: dict) -> tuple[int, ...]:
     """The shape of a video's LATENT, B 16 T h w.
 
     Raises:
-        ValueError: it is of another kind.
+        ValueError: it is of another family.
     """
-    samples = latent["samples"]
-    if samples.ndim != 5 or samples.shape[1] != 16:
+    samples, ratio = latent["samples"], latent.get("downscale_ratio_spacial", SPATIAL_COMPRESSION)
+    if samples.is_nested or samples.ndim != 5 or samples.shape[1] != 16 or ratio != SPATIAL_COMPRESSION:
+        shape = "a list of tensors" if samples.is_nested else f"the shape {list(samples.shape)}"
         raise ValueError(
-            f"the latent has the shape {list(samples.shape)}, expected [batch, 16, frames, height / 8, width / 8]: "
-            "make it with CogVideoX-Fun's VAE Encode or Empty Latent"
+            f"the latent is of another family of models ({shape} at 1 / {ratio} of the video's size), expected "
+            "[batch, 16, frames, height / 8, width / 8]: use CogVideoX-Fun Empty Latent for a new video, or "
+            "CogVideoX-Fun VAE Encode"
         )
     return tuple(samples.shape)
 
 
 def check_vae(vae) -> None:
+    """Raise a ValueError unless a VAE is the pack's, which alone has the models' chunks and scaling."""
     if vae is None:
         raise ValueError("the VAE is empty: the model's folder has no vae, so load one with Load CogVideoX-Fun VAE")
+    if not isinstance(vae, HostVAE):
+        family = type(getattr(vae, "first_stage_model", vae)).__name__
+        raise ValueError(f"the VAE is of another family ({family}): load the model's own with Load CogVideoX-Fun VAE")
 
 
 def empty_latent(batch_size: int, latent_t: int, latent_h: int, latent_w: int) -> torch.Tensor:
@@ -117,6 +124,7 @@ class VAEEncode(io.ComfyNode):
     def execute(
         cls, vae, video, tile_size=0, overlap=64, noise_augmentation=0.0, noise_seed=0, mask=None
     ) -> io.NodeOutput:
+        common.check_numbers(noise_augmentation=noise_augmentation)
         samples = encode(vae, video, mask, tile_size, overlap, noise_augmentation, noise_seed)
         return io.NodeOutput({"samples": samples})
 
@@ -141,6 +149,7 @@ class VAEDecode(io.ComfyNode):
     @classmethod
     def execute(cls, vae, latent, tile_size=0, overlap=64) -> io.NodeOutput:
         check_vae(vae)
+        latent_shape(latent)
         tile, overlap = (n // SPATIAL_COMPRESSION for n in common.fit_tiles(tile_size, overlap))
         samples = latent["samples"]
         video = vae.decode_tiled(samples, tile_x=tile, tile_y=tile, overlap=overlap) if tile else vae.decode(samples)
