@@ -16,9 +16,10 @@ import torch
 
 from ..sampling.preview import PUBLISHED, PreviewFactors
 from ..sampling.schedule import NoiseSchedule
-from .config import CheckpointError, TransformerConfig, detect, hub_name, readable
+from .config import TransformerConfig, detect, hub_name
+from .errors import CheckpointError, listed, readable, shown
 from .vae import VAEConfig
-from .weights import MAX_HEADER, Weights, header_names, open_weights, read_json
+from .weights import MAX_HEADER, Reader, Weights, header_names, open_weights, read_file, read_json
 
 MODEL_FOLDERS = ("CogVideoX_Fun", "Fun_Models", "VideoX_Fun", "CogVideo")
 HUB_EXAMPLE = "alibaba-pai/CogVideoX-Fun-V1.1-2b-InP"
@@ -167,8 +168,8 @@ def tokenizer_beside(text_encoder: Path) -> Path | None:
     return folder if any((folder / name).is_file() for name in ("spiece.model", "tokenizer.json")) else None
 
 
-def _open_folder(folder: Path) -> Checkpoint:
-    weights = open_weights(folder / "transformer").without_prefix(SAVED_PREFIX).renamed(hub_name)
+def _open_folder(folder: Path, reader: Reader) -> Checkpoint:
+    weights = open_weights(folder / "transformer", reader).without_prefix(SAVED_PREFIX).renamed(hub_name)
     with naming(folder / "transformer") as part:
         config = detect(weights.shapes, read_json(part / "config.json"))
     schedule = config.default_schedule
@@ -198,8 +199,8 @@ def _open_folder(folder: Path) -> Checkpoint:
     )
 
 
-def _open_file(path: Path) -> Checkpoint:
-    weights = open_weights(path)
+def _open_file(path: Path, reader: Reader) -> Checkpoint:
+    weights = open_weights(path, reader)
     saved = next((key for key in weights if key.endswith(SAVED_CONFIG)), None)
     if saved and math.prod(weights.tensors[saved].shape) > MAX_HEADER:
         raise CheckpointError(f"{path}: the saved configuration is {weights.tensors[saved].shape} long, which none is")
@@ -231,17 +232,20 @@ def naming(path: Path) -> Iterator[Path]:
         raise CheckpointError(f"{path}: {error}") from error
 
 
-def open_checkpoint(path: str | os.PathLike) -> Checkpoint:
+def open_checkpoint(path: str | os.PathLike, reader: Reader = read_file) -> Checkpoint:
     """Open a model folder in hub layout or a single file, also one that ComfyUI's ModelSave wrote.
 
-    Reads headers and configurations only; weights are mapped when they are asked for.
+    Reads headers and configurations only; weights are read when they are asked for.
+
+    Args:
+        reader: how they are read, see `weights.open_weights`.
 
     Raises:
         CheckpointError: what is wrong, where, and what to do.
     """
     path = Path(path)
     with naming(path):
-        return _open_folder(path) if path.is_dir() else _open_file(path)
+        return _open_folder(path, reader) if path.is_dir() else _open_file(path, reader)
 
 
 def load_vae_config(path: Path, weights: Weights) -> VAEConfig:
@@ -298,13 +302,18 @@ def no_model_message(
     """What to say when a model can't be found: what there is, every folder looked in, and what to put there.
 
     Args:
-        name: what was asked for, or "" for any.
+        name: what was asked for; "" or None for nothing.
         what: "model", "text encoder" or "VAE".
         folders: where repositories are looked for.
         file_folders: where single files are looked for.
     """
-    listed = ", ".join(found)
-    problem = f"the {what} {name} is not among those found ({listed})" if listed else f"no CogVideoX-Fun {what} found"
+    names = listed(found)
+    if not names:
+        problem = f"no CogVideoX-Fun {what} found"
+    elif not name:
+        problem = f"no {what} is chosen, expected one of those found ({names})"
+    else:
+        problem = f"the {what} {shown(name)} is not among those found ({names})"
     return (
         f"{problem}. Download a whole repository, for example {HUB_EXAMPLE} of Hugging Face, into one of the folders "
         f"{', '.join(dict.fromkeys(map(str, folders)))}, or a single safetensors file into one of "

@@ -5,32 +5,16 @@ import math
 import re
 import reprlib
 import typing
-import unicodedata
 from collections.abc import Mapping
 
 from ..sampling.geometry import frames_to_latent_t
 from ..sampling.inpaint import REFERENCE_NOISE
 from ..sampling.schedule import NoiseSchedule
+from .errors import CheckpointError
 
 TEXT_TOKENS = 226
-LONGEST_MESSAGE = 2000  # characters
 LARGEST_SAMPLE = 1024  # latents, or frames: what a trained grid can have at most
 BLOCK = re.compile(r"transformer_blocks\.(\d{1,3})\.", re.ASCII)
-
-
-def readable(message: str) -> str:
-    """A message that may quote what a file holds, fit for a log: no control characters, and its middle left out where
-    it is very long."""
-    if len(message) > LONGEST_MESSAGE:
-        message = f"{message[: LONGEST_MESSAGE - 500]} ... {message[-400:]}"
-    return "".join(ascii(c)[1:-1] if unicodedata.category(c)[0] == "C" else c for c in message)
-
-
-class CheckpointError(ValueError):
-    """A file or folder that is no model of this pack; the message names the file, what is wrong and the remedy."""
-
-    def __init__(self, message: str):
-        super().__init__(readable(message))
 
 
 def is_finite(value: float) -> bool:

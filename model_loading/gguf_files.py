@@ -4,12 +4,12 @@ import math
 import os
 import struct
 import warnings
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 
 import torch
 
-from .config import CheckpointError
+from .errors import CheckpointError
 
 MAGIC = b"GGUF"
 SEARCHED = 1 << 20  # bytes of the beginning in which a tensor's name is looked for
@@ -156,13 +156,11 @@ def tensor_shape(reader, tensor) -> tuple[int, ...]:
     return tuple(int(n) for n in reversed(tensor.shape))
 
 
-def read_tensors(path: Path, names: Iterable[str]) -> Iterator[tuple[str, torch.Tensor]]:
-    """Tensors by name, mapped: floats of 16 and 32 bits in the model's shape, every other type as bytes."""
+def read_tensors(path: Path) -> Iterator[tuple[str, torch.Tensor]]:
+    """All tensors with their names, mapped: floats of 16 and 32 bits in the model's shape, other types as bytes."""
     reader = open_reader(path)
-    wanted = set(names)
     for tensor in reader.tensors:
-        if tensor.name in wanted:
-            with warnings.catch_warnings():  # the mapped file can't be written to, and nobody does
-                warnings.filterwarnings("ignore", message="The given NumPy array is not writable")
-                data = torch.from_numpy(tensor.data)
-            yield tensor.name, data.view(tensor_shape(reader, tensor)) if data.is_floating_point() else data
+        with warnings.catch_warnings():  # the mapped file can't be written to, and nobody does
+            warnings.filterwarnings("ignore", message="The given NumPy array is not writable")
+            data = torch.from_numpy(tensor.data)
+        yield tensor.name, data.view(tensor_shape(reader, tensor)) if data.is_floating_point() else data

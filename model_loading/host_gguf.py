@@ -7,7 +7,7 @@ import torch
 
 import nodes
 
-from .config import CheckpointError
+from .errors import CheckpointError
 from .weights import Weights
 
 UNLAYERED = {"patch_embed.pos_embedding"}  # parameters of no layer, which nothing unpacks later

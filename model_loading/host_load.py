@@ -10,7 +10,9 @@ import torch
 
 from . import host_gguf
 from .checkpoint import SAVED_PREFIX, Checkpoint, naming, open_checkpoint
-from .config import CheckpointError, TransformerConfig, hub_name
+from .config import TransformerConfig, hub_name
+from .errors import CheckpointError, shown
+from .host_files import read_file
 from .host_model import CogVideoXFun, CogVideoXFunConfig, accepts
 from .host_patcher import patcher_class
 from .host_quantized import check_format, read_quantization, renamed_layers
@@ -57,7 +59,7 @@ def choose_dtypes(checkpoint: Checkpoint, config: CogVideoXFunConfig, weight_dty
 
 
 def read_state(checkpoint: Checkpoint, config: CogVideoXFunConfig) -> dict[str, torch.Tensor]:
-    """The mapped tensors of a checkpoint, checked; what the host must know of their quantisation goes into ``config``.
+    """The tensors of a checkpoint, checked; what the host must know of their quantisation goes into ``config``.
 
     Raises:
         CheckpointError: a tensor is missing, broken, of another shape, or of no known transformer.
@@ -158,7 +160,7 @@ def load_model(
     Raises:
         CheckpointError: what is wrong with the files, and what to do.
     """
-    checkpoint = open_checkpoint(path)
+    checkpoint = open_checkpoint(path, read_file)
     config = CogVideoXFunConfig(checkpoint)
     operations, gguf_nodes = (model_options or {}).get("custom_operations"), None
     if checkpoint.weights.is_gguf:
@@ -186,7 +188,7 @@ def load_model(
     patcher.add_callback(comfy.patcher_extension.CallbacksMP.ON_DETACH, forget_positions)
     patcher.cached_patcher_init = (load_model, (str(path), weight_dtype, model_options))
     log.info(
-        "%s: CogVideoX-Fun %s, %s, %d channels", path, checkpoint.config.family, checkpoint.config.conditioning,
-        checkpoint.config.in_channels,
+        "%s: CogVideoX-Fun %s, %s, %d channels", shown(path), checkpoint.config.family,
+        checkpoint.config.conditioning, checkpoint.config.in_channels,
     )  # fmt: skip
     return patcher

@@ -6,6 +6,8 @@ from pathlib import Path
 import comfy.lora
 import torch
 
+from .errors import shown
+from .host_files import read_file
 from .host_model import model_of
 from .lora import read_lora
 from .transformer import CogVideoXTransformer
@@ -24,15 +26,16 @@ def add_lora(model, path: Path, strength: float):
     """
     with torch.device("meta"):
         whole = CogVideoXTransformer(model_of(model).config)
-    lora = read_lora(path, {name: tuple(value.shape) for name, value in whole.state_dict().items()})
+    lora = read_lora(path, {name: tuple(value.shape) for name, value in whole.state_dict().items()}, read_file)
     if strength == 0:
         return model
     targets = {layer: f"diffusion_model.{layer}.weight" for layer in lora.layers}
     patched = model.clone()
     added = patched.add_patches(comfy.lora.load_lora(lora.tensors, targets), strength)
+    layers = {key.removesuffix(".weight").removesuffix(".bias") for key in added}
     log.info(
         "%s: %d of the model's layers changed, %d keys matched, %d unmatched%s",
-        path, len(added), len(lora.tensors), len(lora.unmatched),
-        f" (the first is {lora.unmatched[0]})" if lora.unmatched else "",
+        shown(path), len(layers), len(lora.tensors), len(lora.unmatched),
+        f" (the first is {shown(lora.unmatched[0])})" if lora.unmatched else "",
     )  # fmt: skip
     return patched

@@ -5,7 +5,7 @@ import json
 import comfy.utils
 import torch
 
-from .config import CheckpointError
+from .errors import CheckpointError
 from .weights import SCALED_FP8, is_quantization
 
 LAYERS = "_quantization_metadata"  # in a file's header, JSON: which layers are quantised, and how

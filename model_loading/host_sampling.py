@@ -180,7 +180,9 @@ def with_dynamic_guidance(model, steps: int):
     def guide(args: dict) -> torch.Tensor:
         timestep = args["model_options"].get("transformer_options", {}).get(TIMESTEP)
         if timestep is None:  # a sampler of the host's, which says it on the GPU alone
-            timestep = float(patched.get_model_object("model_sampling").timestep(args["sigma"].flatten()[:1]))
+            # not of the clone: one that its own options hold lives on until Python collects its cycle, and the host
+            # then takes the model that it came from for a leak
+            timestep = float(args["model"].model_sampling.timestep(args["sigma"].flatten()[:1]))
         scale = dynamic_guidance(args["cond_scale"], timestep, steps)
         return args["uncond"] + scale * (args["cond"] - args["uncond"])
 

@@ -12,7 +12,9 @@ import comfy.text_encoders.t5
 import folder_paths
 
 from .checkpoint import naming
-from .config import TEXT_TOKENS, CheckpointError
+from .config import TEXT_TOKENS
+from .errors import CheckpointError, shown
+from .host_files import read_file
 from .host_model import accepts
 from .host_quantized import read_quantization
 from .text_encoder import (
@@ -20,6 +22,7 @@ from .text_encoder import (
     PAD,
     FolderTokenizer,
     check_t5_config,
+    check_vocabulary,
     fit_tokens,
     host_t5_config,
     prompt_length,
@@ -143,7 +146,7 @@ def load_clip(path: str | Path, tokenizer: str | Path | None = None, disable_dyn
         CheckpointError: what is wrong with the files, and what to do.
     """
     path = Path(path)
-    weights = t5_weights(open_weights(path))
+    weights = t5_weights(open_weights(path, read_file))
     with naming(path):
         config = host_t5_config(read_json(path / "config.json")) if path.is_dir() else dict(T5_XXL)
         try:
@@ -151,7 +154,6 @@ def load_clip(path: str | Path, tokenizer: str | Path | None = None, disable_dyn
         except CheckpointError as error:
             why = "" if path.is_dir() else " (T5-XXL): other T5s need their folder with config.json"
             raise CheckpointError(f"{error}{why}") from error
-    weights.check_finite()
     state, model_options = quantization(weights.load(), weights.metadata)
     model_options["dtype"] = weights.tensors["encoder.final_layer_norm.weight"].dtype
 
@@ -171,10 +173,11 @@ def load_clip(path: str | Path, tokenizer: str | Path | None = None, disable_dyn
         clip = comfy.sd.CLIP(target, **options)
         clip.load_sd(dict(state))
     weights.check({key: tuple(value.shape) for key, value in encoder_state(clip).items()})
+    check_vocabulary(tokenizer or "ComfyUI's T5 tokenizer", clip.tokenizer.t5xxl.inv_vocab, config, path)
     clip.patcher.cached_patcher_init = (reload_clip_patcher, (str(path), str(tokenizer) if tokenizer else None))
     if tokenizer is None and path.is_dir():
-        log.warning("%s has no tokenizer beside it: using the host's T5 tokenizer", path)
-    log.info("%s: T5, tokenizer %s", path, tokenizer or "of the host")
+        log.warning("%s has no tokenizer beside it: using the host's T5 tokenizer", shown(path))
+    log.info("%s: T5, tokenizer %s", shown(path), shown(tokenizer or "of the host"))
     return clip
 
 

@@ -12,6 +12,8 @@ import torch
 
 from ..sampling.geometry import SPATIAL_COMPRESSION, TEMPORAL_COMPRESSION, legal_length
 from .checkpoint import load_vae_config
+from .errors import shown
+from .host_files import read_file
 from .host_model import progress_tick
 from .memory import decode_bytes, encode_bytes
 from .tiles import tile_spans
@@ -46,7 +48,7 @@ class HostVAE(comfy.sd.VAE):
     """
 
     def __init__(self, path: str | Path, device=None, dtype=None):
-        weights = open_weights(Path(path))
+        weights = open_weights(Path(path), read_file)
         config = load_vae_config(Path(path), weights)
         self._describe(config.latent_channels)
 
@@ -61,7 +63,7 @@ class HostVAE(comfy.sd.VAE):
         self.patcher = comfy.model_patcher.ModelPatcher(
             self.first_stage_model, load_device=self.device, offload_device=offload_device
         )
-        log.info("%s: CogVideoX VAE, %s", path, self.vae_dtype)
+        log.info("%s: CogVideoX VAE, %s", shown(path), self.vae_dtype)
 
     def _describe(self, latent_channels: int) -> None:
         """What the host's nodes ask of a VAE."""

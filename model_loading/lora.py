@@ -6,15 +6,16 @@ what stands before it must be a known prefix, and what follows gets the name tha
 
 import dataclasses
 import json
-import math
 import re
 from collections.abc import Mapping
 from pathlib import Path
 
 import torch
 
-from .config import is_finite, readable
-from .weights import open_weights
+from . import lora_sizes
+from .config import is_finite
+from .errors import CheckpointError
+from .weights import Reader, open_weights, read_file
 
 PREFIXES = (
     "",
@@ -40,16 +41,15 @@ SUFFIXES = (  # pattern of what follows the layer -> the host's name
     (r"lora_linear_layer\.(down|up)\.weight", r"lora_\1.weight"),
     (r"lora_magnitude_vector(?:\.default)?(?:\.weight)?", "dora_scale"),
     (r"(alpha|dora_scale|diff|diff_b|set_weight|reshape_weight|w_norm|b_norm)", r"\1"),
-    (r"((?:lora_mid|oft_blocks|oft_diag|rescale|hada_[wt]\w+|lokr_[wt]\w+|[ab][12])(?:\.weight)?)", r"\1"),
+    (r"(oft_blocks|rescale|hada_w[12]_[ab]|hada_t[12]|lokr_w[12](?:_[ab])?|lokr_t2)(?:\.weight)?", r"\1"),
+    (r"(lora_mid|[ab][12])(?:\.weight)?", r"\1.weight"),
 )
+CHANGING = {*lora_sizes.LEADING, "diff_b"}  # parts without which the others of a layer change nothing
 PEFT_METADATA = "lora_adapter_metadata"  # JSON that diffusers writes, with the alpha that its tensors lack
 
 
-class LoraError(ValueError):
+class LoraError(CheckpointError):
     """A LoRA that does not fit; the message says to which model it belongs, where that can be told."""
-
-    def __init__(self, message: str):
-        super().__init__(readable(message))
 
 
 @dataclasses.dataclass(frozen=True)
@@ -101,66 +101,59 @@ def host_suffix(suffix: str) -> str | None:
     return None
 
 
-def read_lora(path: Path, parameters: Mapping[str, tuple[int, ...]]) -> Lora:
+def read_lora(path: Path, parameters: Mapping[str, tuple[int, ...]], reader: Reader = read_file) -> Lora:
     """Read a LoRA for a model.
 
     Args:
         parameters: the model's parameters and their shapes, named as on the hub.
+        reader: how tensors are read, see `weights.open_weights`.
 
     Raises:
         LoraError: no key belongs to the model, or a layer has another size.
         CheckpointError: the file can't be read.
     """
-    weights = open_weights(path)
-    weights.check_finite()
     names = layer_names(parameters)
-    parts, unmatched = {}, []
-    for key in weights:
-        split = split_key(key, names)
-        if split is None:
+    layers: dict[str, dict[str, torch.Tensor]] = {}  # layer -> the host's name of a part -> the part
+    unmatched = []
+    weights = open_weights(path, reader)
+    for key, tensor in weights.load().items():
+        layer, suffix = split_key(key, names) or (None, None)
+        if layer is None:
             unmatched.append(key)
         else:
-            parts[split] = weights[key]
-    layers = sorted({layer for layer, _ in parts})
+            layers.setdefault(layer, {})[suffix] = tensor
+    for layer, parts in list(layers.items()):
+        check_sizes(path, layer, parts, parameters)
+        if not CHANGING & parts.keys():
+            unmatched += [f"{layer}.{suffix}" for suffix in layers.pop(layer)]
     if not layers:
         raise LoraError(
             f"{path}: none of its {len(unmatched)} keys belongs to a CogVideoX transformer (the first is "
             f"{min(unmatched, default='missing')}): choose a LoRA that was trained for CogVideoX-Fun"
         )
-    for layer in layers:
-        check_size(path, layer, parts, parameters[f"{layer}.weight"])
-    alphas = {(layer, "alpha"): alpha for layer, alpha in metadata_alphas(weights.metadata, layers).items()}
-    parts = {**{name: torch.tensor(alpha) for name, alpha in alphas.items()}, **parts}
-    return Lora({f"{layer}.{suffix}": value for (layer, suffix), value in parts.items()}, layers, unmatched)
+    for layer, alpha in metadata_alphas(weights.metadata, list(layers)).items():
+        layers[layer].setdefault("alpha", torch.tensor(alpha))
+    for layer, parts in layers.items():
+        if "dora_scale" in parts and parts["dora_scale"].ndim == 1:  # PEFT's: one value an output
+            parts["dora_scale"] = parts["dora_scale"].reshape(-1, *(1 for _ in parameters[f"{layer}.weight"][1:]))
+    tensors = {f"{layer}.{suffix}": value for layer, parts in layers.items() for suffix, value in parts.items()}
+    return Lora(tensors, sorted(layers), unmatched)
 
 
-def check_size(path: Path, layer: str, parts: Mapping[tuple[str, str], torch.Tensor], shape: tuple[int, ...]) -> None:
-    """Raise a LoraError unless a layer's low-rank pair has the layer's inputs and outputs."""
-    up, down = parts.get((layer, "lora_up.weight")), parts.get((layer, "lora_down.weight"))
-    if up is None and down is None:
-        return
-    if up is None or down is None:
-        lacking = "lora_up" if up is None else "lora_down"
-        raise LoraError(f"{path}: {layer} has no {lacking}: the file is incomplete, download it again")
-    if not up.ndim > 1 < down.ndim or not up.numel() or not down.numel() or up[0].numel() != len(down):
+def check_sizes(path: Path, layer: str, parts: Mapping[str, torch.Tensor], parameters: Mapping) -> None:
+    """Raise a LoraError unless what a file holds for a layer fits it, see `lora_sizes`."""
+    shapes = {suffix: tuple(value.shape) for suffix, value in parts.items()}
+    weight = parameters[f"{layer}.weight"]
+    try:
+        lora_sizes.check(shapes, weight, parameters.get(f"{layer}.bias"))
+    except lora_sizes.SizeError as error:
+        raise LoraError(f"{path}: {layer} {error}") from error
+    reshaped = parts.get("reshape_weight")
+    if reshaped is not None and tuple(reshaped.flatten().tolist()) != weight:
         raise LoraError(
-            f"{path}: {layer} has lora_up of {list(up.shape)} and lora_down of {list(down.shape)}, which do not fit "
-            "together: download it again"
+            f"{path}: {layer} asks for a weight of {reshaped.flatten().tolist()}, but the model's is {list(weight)}: "
+            "choose a LoRA of the model that is loaded"
         )
-    given = len(up), down[0].numel()
-    expected = shape[0], math.prod(shape[1:])
-    if given != expected:
-        raise LoraError(
-            f"{path}: {layer} is {given[0]} x {given[1]}, but the model's is {expected[0]} x {expected[1]}: "
-            f"{belongs_to(given)}choose a LoRA of the model that is loaded"
-        )
-
-
-def belongs_to(size: tuple[int, int]) -> str:
-    """What a LoRA layer's outputs and inputs say of its model, as the beginning of a remedy; empty if nothing."""
-    families = {30 * 64: "2B", 48 * 64: "5B"}
-    found = {family for width, family in families.items() if any(n % width == 0 for n in size)}
-    return f"this LoRA belongs to a {found.pop()} model, " if len(found) == 1 else ""
 
 
 def metadata_alphas(metadata: Mapping[str, str], layers: list[str]) -> dict[str, float]:

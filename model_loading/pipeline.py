@@ -16,7 +16,7 @@ from ..sampling.masks import fit_mask, mask_to_latent
 from ..sampling.recipes import generator_after, run_recipe
 from ..sampling.schedule import add_noise, cogvideox_ddim, is_new
 from .checkpoint import Checkpoint, load_vae_config, open_checkpoint
-from .config import CheckpointError
+from .errors import CheckpointError
 from .text_encoder import TextEncoder
 from .transformer import CogVideoXTransformer
 from .vae import CogVideoXVAE, draw

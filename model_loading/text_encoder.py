@@ -6,12 +6,14 @@ id 0, truncated with its end token kept, no attention mask, as the authors do.
 
 import logging
 import reprlib
+from collections.abc import Iterable
 from pathlib import Path
 
 import torch
 
 from .checkpoint import naming
-from .config import TEXT_TOKENS, CheckpointError
+from .config import TEXT_TOKENS
+from .errors import CheckpointError, shown
 from .weights import Weights, header_names, open_weights, read_json
 
 log = logging.getLogger(__name__)
@@ -46,6 +48,8 @@ class FolderTokenizer:
                 tokenizer = tokenizers.Tokenizer.from_file(str(fast))
             except Exception as error:  # the library raises bare Exceptions
                 raise CheckpointError(f"{fast} is no tokenizer ({error}): download it again") from error
+            tokenizer.no_padding()  # `fit_tokens` pads and cuts; a file may ask for millions of tokens
+            tokenizer.no_truncation()
             self._encode = lambda text: tokenizer.encode(text, add_special_tokens=False).ids
             self.decode = tokenizer.decode
             self._vocab = tokenizer.get_vocab()
@@ -81,7 +85,7 @@ def fit_tokens(tokens: list, decode=None, end=END, pad=PAD, length: int = TEXT_T
     """
     if len(tokens) > length:
         cut = tokens[length - 1 : -1]
-        text = f": {decode(cut)!r} was left out" if decode else ""
+        text = f': "{shown(decode(cut))}" was left out' if decode else ""
         log.warning("the prompt has %d tokens, the model reads %d%s", len(tokens), length, text)
         tokens = [*tokens[: length - 1], end]
     return [*tokens, *[pad] * (length - len(tokens))]
@@ -159,6 +163,22 @@ def check_t5_config(config: dict, weights: Weights) -> None:
         )
 
 
+def check_vocabulary(tokenizer: str | Path, vocabulary: Iterable[int], config: dict, text_encoder: Path) -> None:
+    """Raise a CheckpointError if a tokenizer gives ids that a T5 of this configuration has no embedding for.
+
+    Args:
+        tokenizer: where it comes from, for the message.
+        vocabulary: its ids.
+        text_encoder: the T5's folder or file.
+    """
+    largest = max(vocabulary, default=0)
+    if largest >= config["vocab_size"]:
+        raise CheckpointError(
+            f"{tokenizer} gives ids up to {largest}, but the text encoder {text_encoder} has embeddings for "
+            f"{config['vocab_size']}: put the model's own tokenizer folder beside it"
+        )
+
+
 def t5_weights(weights: Weights) -> Weights:
     """The encoder's weights under the names both T5s use, from a file or folder that may also hold a decoder.
 
@@ -173,7 +193,7 @@ def t5_weights(weights: Weights) -> Weights:
         raise CheckpointError(
             f"{weights.name} is no T5 encoder: it lacks encoder.final_layer_norm.weight or shared.weight"
         )
-    return Weights(kept, weights.metadata, weights.name)
+    return weights.of(kept)
 
 
 def is_t5_file(path: Path) -> bool:
@@ -188,15 +208,17 @@ class TextEncoder:
         import transformers
 
         values, weights = read_json(Path(folder) / "config.json"), t5_weights(open_weights(folder))
+        self.tokenizer = FolderTokenizer(tokenizer)
         with naming(Path(folder)):
-            check_t5_config(host_t5_config(values), weights)
+            config = host_t5_config(values)
+            check_t5_config(config, weights)
+            check_vocabulary(tokenizer, self.tokenizer.get_vocab().values(), config, Path(folder))
         self.model = transformers.T5EncoderModel(transformers.T5Config.from_dict(values)).eval().to(dtype)
         state = weights.load()
         missing, _ = self.model.load_state_dict(state, strict=False)
         missing = [key for key in missing if key != "encoder.embed_tokens.weight"]  # tied to shared.weight
         if missing:
             raise CheckpointError(f"{folder} lacks {missing[0]}: download it again")
-        self.tokenizer = FolderTokenizer(tokenizer)
 
     @torch.no_grad()
     def __call__(self, prompt: str) -> torch.Tensor:

@@ -1,4 +1,4 @@
-"""Weight files: headers, shards, and tensors mapped from disk when they are asked for. No host, no model."""
+"""Weight files: headers, shards, and tensors read when they are asked for. No host, no model."""
 
 import contextlib
 import dataclasses
@@ -11,7 +11,7 @@ from pathlib import Path
 import torch
 
 from . import gguf_files
-from .config import CheckpointError
+from .errors import CheckpointError
 
 LFS_POINTER = b"version https://git-lfs"
 # Bytes of a header or a configuration. The largest of a CogVideoX repository is below 1 MB, and as Python's objects
@@ -53,6 +53,9 @@ QUANTIZATION = (
 def is_quantization(key: str) -> bool:
     """Whether a tensor describes how others are quantised."""
     return key == SCALED_FP8 or key.endswith(QUANTIZATION)
+
+
+Reader = Callable[[Path], Mapping[str, torch.Tensor]]  # a file's tensors by their names there
 
 
 @dataclasses.dataclass(frozen=True)
@@ -231,20 +234,47 @@ def _reading(path: Path) -> Iterator[None]:
 
     try:
         yield
-    except (OSError, SafetensorError) as error:
+    except CheckpointError:
+        raise
+    except (OSError, KeyError, ValueError, SafetensorError) as error:
         raise CheckpointError(f"{path} can't be read ({error}): load it anew, or download it again") from error
 
 
-class Weights(Mapping):
-    """Tensors of one or several files, mapped from disk when they are asked for."""
+def read_file(path: Path) -> dict[str, torch.Tensor]:
+    """All tensors of a safetensors or GGUF file, mapped from disk; the default of `open_weights`."""
+    from safetensors import safe_open
 
-    def __init__(self, tensors: Mapping[str, TensorInfo], metadata: Mapping | None = None, name: str = ""):
+    if path.suffix == ".gguf":
+        return dict(gguf_files.read_tensors(path))
+    with safe_open(str(path), framework="pt") as file:
+        return {key: file.get_tensor(key) for key in file.keys()}  # noqa: SIM118, it is no mapping
+
+
+class Weights(Mapping):
+    """Tensors of one or several files: `load` reads them all, a single one is read as a copy."""
+
+    def __init__(
+        self,
+        tensors: Mapping[str, TensorInfo],
+        metadata: Mapping | None = None,
+        name: str = "",
+        reader: Reader = read_file,
+    ):
         self.tensors = dict(tensors)
         self.metadata = dict(metadata or {})
         self.name = name  # for messages: the file or folder
+        self.reader = reader
 
     def __getitem__(self, key: str) -> torch.Tensor:
-        return next(self._read([key]))[1]
+        """A tensor, of which the file may be changed afterwards: read on its own, without `reader`."""
+        from safetensors import safe_open
+
+        info = self.tensors[key]
+        with _reading(info.file):
+            if info.ggml_type is not None:
+                return read_file(info.file)[info.key].clone()
+            with safe_open(str(info.file), framework="pt") as file:
+                return file.get_tensor(info.key).clone()
 
     def __contains__(self, key) -> bool:
         return key in self.tensors  # Mapping's own would read the tensor
@@ -255,24 +285,31 @@ class Weights(Mapping):
     def __len__(self) -> int:
         return len(self.tensors)
 
-    def _read(self, keys: Iterable[str]) -> Iterator[tuple[str, torch.Tensor]]:
-        from safetensors import safe_open
-
+    def _read(self) -> Iterator[tuple[str, torch.Tensor]]:
         by_file: dict[Path, list[str]] = {}
-        for key in keys:
-            by_file.setdefault(self.tensors[key].file, []).append(key)
+        for key, info in self.tensors.items():
+            by_file.setdefault(info.file, []).append(key)
         for path, names in by_file.items():
-            if path.suffix == ".gguf":
-                by_key = {self.tensors[name].key: name for name in names}
-                yield from ((by_key[key], tensor) for key, tensor in gguf_files.read_tensors(path, by_key))
-                continue
-            with _reading(path), safe_open(str(path), framework="pt") as file:
+            with _reading(path):
+                found = self.reader(path)
                 for name in names:
-                    yield name, file.get_tensor(self.tensors[name].key)
+                    yield name, found[self.tensors[name].key]
 
     def load(self) -> dict[str, torch.Tensor]:
-        """All tensors, mapped."""
-        return dict(self._read(self.tensors))
+        """All tensors, read once.
+
+        Raises:
+            CheckpointError: names the first tensor that holds NaN or infinity.
+        """
+        found = {}
+        for key, tensor in self._read():
+            self._check_finite(key, tensor)
+            found[key] = tensor
+        return found
+
+    def of(self, tensors: Mapping[str, TensorInfo]) -> "Weights":
+        """Others of the same files."""
+        return Weights(tensors, self.metadata, self.name, self.reader)
 
     @property
     def shapes(self) -> dict[str, tuple[int, ...]]:
@@ -283,11 +320,11 @@ class Weights(Mapping):
         if not any(key.startswith(prefix) for key in self.tensors):
             return self
         kept = {key[len(prefix) :]: info for key, info in self.tensors.items() if key.startswith(prefix)}
-        return Weights(kept, self.metadata, self.name)
+        return self.of(kept)
 
     def renamed(self, rename: Callable[[str], str]) -> "Weights":
         """The same tensors under other names."""
-        return Weights({rename(key): info for key, info in self.tensors.items()}, self.metadata, self.name)
+        return self.of({rename(key): info for key, info in self.tensors.items()})
 
     @property
     def is_gguf(self) -> bool:
@@ -308,7 +345,7 @@ class Weights(Mapping):
                 )
 
     def load_for(self, module: torch.nn.Module) -> dict[str, torch.Tensor]:
-        """The mapped tensors of exactly a module's parameters, checked: all there, of the right shape, and finite.
+        """The tensors of exactly a module's parameters, checked: all there, of the right shape, and finite.
 
         Args:
             module: may lie on the meta device.
@@ -318,12 +355,7 @@ class Weights(Mapping):
         """
         expected = {key: tuple(value.shape) for key, value in module.state_dict().items()}
         self.check(expected)
-        found = {}
-        for key, tensor in self._read(self.tensors):  # once: a file of gigabytes is read from disk here
-            self._check_finite(key, tensor)
-            if key in expected:
-                found[key] = tensor
-        return found
+        return {key: tensor for key, tensor in self.load().items() if key in expected}
 
     def assign_to(self, module: torch.nn.Module, dtype: torch.dtype) -> None:
         """Make the tensors a module's parameters, of ``dtype``: those that have it stay mapped and cost no memory.
@@ -339,29 +371,27 @@ class Weights(Mapping):
         state = self.load_for(module)
         module.load_state_dict({key: tensor.to(dtype) for key, tensor in state.items()}, assign=True)
 
-    def check_finite(self) -> None:
-        """Raise a CheckpointError that names the first tensor with NaN or infinity."""
-        for key, tensor in self._read(self.tensors):
-            self._check_finite(key, tensor)
-
     def _check_finite(self, key: str, tensor: torch.Tensor) -> None:
         if tensor.is_floating_point() and tensor.element_size() > 1 and not torch.isfinite(tensor.sum()):
             if not torch.isfinite(tensor).all():
                 raise CheckpointError(f"{self.name}: {key} holds NaN or infinity: download it again")
 
 
-def open_weights(path: Path) -> Weights:
+def open_weights(path: Path, reader: Reader = read_file) -> Weights:
     """The weights of a file, or of a folder in which they lie whole or in shards.
+
+    Args:
+        reader: how the tensors of one file are read, once its header is found to be right.
 
     Raises:
         CheckpointError: none found, a shard missing, or a broken file.
     """
     path = Path(path)
     if path.is_file() and path.suffix == ".gguf":
-        return Weights(read_gguf_header(path), name=str(path))
+        return Weights(read_gguf_header(path), name=str(path), reader=reader)
     if path.is_file():
         tensors, metadata = read_header(path)
-        return Weights(tensors, metadata, str(path))
+        return Weights(tensors, metadata, str(path), reader)
     if path.suffix in (".safetensors", ".gguf", *PICKLES) and not path.exists():
         raise CheckpointError(f"{path} is not there: refresh, or download it")
     index = sorted(path.glob("*.safetensors.index.json"))
@@ -375,7 +405,7 @@ def open_weights(path: Path) -> Weights:
         found, file_metadata = read_header(file)
         tensors.update(found)
         metadata.update(file_metadata)
-    return Weights(tensors, metadata, str(path))
+    return Weights(tensors, metadata, str(path), reader)
 
 
 def _indexed(folder: Path, index: Path) -> list[Path]:

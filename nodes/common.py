@@ -7,10 +7,13 @@ import folder_paths
 from comfy_api.latest import io, ui
 
 from ..model_loading import checkpoint
+from ..model_loading.config import is_finite
+from ..model_loading.errors import listed, shown
 from ..sampling.schedule import SPACINGS
 
 CATEGORY = "CogVideoX-Fun"
 NO_MODEL = "(no model found)"
+FIRST = object()  # the default of a loader's name, where `execute` is called without it
 OWN_MODELS = Path(__file__).resolve().parent.parent / "models"  # the nano model, which comes with the pack
 SPACING_OPTIONS = ["auto", *SPACINGS]
 
@@ -159,27 +162,41 @@ def find_parts(part: str, kind: str, is_one) -> dict[str, Path]:
     return found | {name: path for name, path in parts([OWN_MODELS]).items() if name not in found}
 
 
-def missing(found: dict[str, Path], name: str, what: str, kind: str) -> str:
+def missing(found: dict[str, Path], name, what: str, kind: str) -> str:
     """What to say of a name that is not found; see `choose`."""
     name = "" if name == NO_MODEL else name
     return checkpoint.no_model_message(name, what, found, hub_roots(), map(Path, folder_paths.get_folder_paths(kind)))
 
 
-def choose(found: dict[str, Path], name: str, what: str, kind: str) -> Path:
-    """The path of a listed name; the first one if no name is given.
+def choose(found: dict[str, Path], name, what: str, kind: str) -> Path:
+    """The path of a listed name.
 
     Args:
+        name: as typed, or what another node gave; `FIRST` is the first in the list.
         what: what is looked for, for messages.
         kind: the host's folder of single files.
 
     Raises:
         ValueError: nothing by that name; the message names every folder that was looked in.
     """
-    if not name and found:
+    if name is FIRST and found:
         return next(iter(found.values()))
-    if name not in found:
-        raise ValueError(missing(found, name, what, kind))
+    if not isinstance(name, str) or name not in found:
+        raise ValueError(missing(found, NO_MODEL if name is FIRST else name, what, kind))
     return found[name]
+
+
+def one_of(name: str, value, options) -> None:
+    """Raise a ValueError unless a choice is among its options: the host checks what is typed, not what is linked."""
+    if value not in list(options):
+        raise ValueError(f"{name} is {shown(value)}, expected one of {listed(options)}")
+
+
+def check_numbers(**values) -> None:
+    """Raise a ValueError unless every input is a finite number: to the host, NaN is in every range."""
+    for name, value in values.items():
+        if not isinstance(value, int | float) or not is_finite(value):
+            raise ValueError(f"{name} is {shown(value)}, expected a number: check where it comes from")
 
 
 def fingerprint(path: Path | None) -> str:

@@ -125,6 +125,7 @@ class ControlConditioning(io.ComfyNode):
         cls, positive, negative, control_latent, strength=1.0, start_percent=0.0, end_percent=1.0
     ) -> io.NodeOutput:
         latent_shape(control_latent)
+        common.check_numbers(strength=strength, start_percent=start_percent, end_percent=end_percent)
         if start_percent > end_percent:
             raise ValueError(
                 f"start_percent is {start_percent}, after end_percent {end_percent}, and the control would never "

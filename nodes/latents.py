@@ -27,20 +27,26 @@ def latent_shape(latent: dict) -> tuple[int, ...]:
     """The shape of a video's LATENT, B 16 T h w.
 
     Raises:
-        ValueError: it is of another kind.
+        ValueError: it is of another family.
     """
-    samples = latent["samples"]
-    if samples.ndim != 5 or samples.shape[1] != 16:
+    samples, ratio = latent["samples"], latent.get("downscale_ratio_spacial", SPATIAL_COMPRESSION)
+    if samples.is_nested or samples.ndim != 5 or samples.shape[1] != 16 or ratio != SPATIAL_COMPRESSION:
+        shape = "a list of tensors" if samples.is_nested else f"the shape {list(samples.shape)}"
         raise ValueError(
-            f"the latent has the shape {list(samples.shape)}, expected [batch, 16, frames, height / 8, width / 8]: "
-            "make it with CogVideoX-Fun's VAE Encode or Empty Latent"
+            f"the latent is of another family of models ({shape} at 1 / {ratio} of the video's size), expected "
+            "[batch, 16, frames, height / 8, width / 8]: use CogVideoX-Fun Empty Latent for a new video, or "
+            "CogVideoX-Fun VAE Encode"
         )
     return tuple(samples.shape)
 
 
 def check_vae(vae) -> None:
+    """Raise a ValueError unless a VAE is the pack's, which alone has the models' chunks and scaling."""
     if vae is None:
         raise ValueError("the VAE is empty: the model's folder has no vae, so load one with Load CogVideoX-Fun VAE")
+    if not isinstance(vae, HostVAE):
+        family = type(getattr(vae, "first_stage_model", vae)).__name__
+        raise ValueError(f"the VAE is of another family ({family}): load the model's own with Load CogVideoX-Fun VAE")
 
 
 def empty_latent(batch_size: int, latent_t: int, latent_h: int, latent_w: int) -> torch.Tensor:
@@ -175,6 +181,7 @@ class VAEEncode(io.ComfyNode):
         sample_posterior=False,
         model=None,
     ) -> io.NodeOutput:
+        common.check_numbers(noise_augmentation=noise_augmentation)
         shown = None
         if noise_augmentation < 0:
             noise_augmentation, reason = noise_of(model, sample_posterior)
@@ -205,6 +212,7 @@ class VAEDecode(io.ComfyNode):
     @classmethod
     def execute(cls, vae, latent, tile_size=0, overlap=64) -> io.NodeOutput:
         check_vae(vae)
+        latent_shape(latent)
         tile, overlap = (n // SPATIAL_COMPRESSION for n in common.fit_tiles(tile_size, overlap))
         samples = latent["samples"]
         video = vae.decode_tiled(samples, tile_x=tile, tile_y=tile, overlap=overlap) if tile else vae.decode(samples)

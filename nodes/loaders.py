@@ -7,6 +7,7 @@ import folder_paths
 from comfy_api.latest import io
 
 from ..model_loading import checkpoint, text_encoder
+from ..model_loading.errors import listed, shown
 from ..model_loading.host_load import WEIGHT_DTYPES, load_model
 from ..model_loading.host_lora import add_lora
 from ..model_loading.host_text import load_clip
@@ -14,8 +15,6 @@ from ..model_loading.host_vae import load_vae
 from . import common
 
 log = logging.getLogger(__name__)
-
-LISTED = 20  # names of LoRAs in a message
 
 
 def check(found: dict[str, Path], name: str | None, what: str, kind: str) -> bool | str:
@@ -81,18 +80,19 @@ class ModelLoader(io.ComfyNode):
         return fingerprint(common.find_models(), model)
 
     @classmethod
-    def execute(cls, model="", weight_dtype="default") -> io.NodeOutput:
+    def execute(cls, model=common.FIRST, weight_dtype="default") -> io.NodeOutput:
+        common.one_of("weight_dtype", weight_dtype, WEIGHT_DTYPES)
         path = common.choose(common.find_models(), model, "model", "diffusion_models")
         opened = checkpoint.open_checkpoint(path)
         clip = vae = None
         if opened.text_encoder is not None:
             clip = load_clip(opened.text_encoder, opened.tokenizer)
         else:
-            log.warning("%s has no text_encoder: load one with Load CogVideoX-Fun Text Encoder", path)
+            log.warning("%s has no text_encoder: load one with Load CogVideoX-Fun Text Encoder", shown(path))
         if opened.vae is not None:
             vae = load_vae(opened.vae)
         else:
-            log.warning("%s has no vae: load one with Load CogVideoX-Fun VAE", path)
+            log.warning("%s has no vae: load one with Load CogVideoX-Fun VAE", shown(path))
         return io.NodeOutput(load_model(path, weight_dtype), clip, vae)
 
 
@@ -133,7 +133,7 @@ class TextEncoderLoader(io.ComfyNode):
         return fingerprint(found, text_encoder) + (common.fingerprint(tokenizer) if tokenizer else "")
 
     @classmethod
-    def execute(cls, text_encoder="") -> io.NodeOutput:
+    def execute(cls, text_encoder=common.FIRST) -> io.NodeOutput:
         path = common.choose(cls.found(), text_encoder, "text encoder", "text_encoders")
         return io.NodeOutput(load_clip(path, checkpoint.tokenizer_beside(path) if path.is_dir() else None))
 
@@ -170,7 +170,7 @@ class VAELoader(io.ComfyNode):
         return fingerprint(cls.found(), vae_name)
 
     @classmethod
-    def execute(cls, vae_name="") -> io.NodeOutput:
+    def execute(cls, vae_name=common.FIRST) -> io.NodeOutput:
         return io.NodeOutput(load_vae(common.choose(cls.found(), vae_name, "VAE", "vae")))
 
 
@@ -213,8 +213,12 @@ class LoraLoader(io.ComfyNode):
     @staticmethod
     def missing(files, name):
         """What to say of a LoRA that is not found."""
-        listed = ", ".join(list(files)[:LISTED]) + (f" and {len(files) - LISTED} more" if len(files) > LISTED else "")
-        problem = f"the LoRA {name} is not among those found ({listed})" if files else "no LoRA found"
+        if not files:
+            problem = "no LoRA found"
+        elif not name:
+            problem = f"no LoRA is chosen, expected one of those found ({listed(files)})"
+        else:
+            problem = f"the LoRA {shown(name)} is not among those found ({listed(files)})"
         folders = ", ".join(folder_paths.get_folder_paths("loras"))
         return f"{problem}: put a safetensors file into {folders}, then refresh"
 
@@ -228,10 +232,11 @@ class LoraLoader(io.ComfyNode):
         return fingerprint(common.single_files("loras"), lora_name)
 
     @classmethod
-    def execute(cls, model, lora_name="", strength=1.0) -> io.NodeOutput:
+    def execute(cls, model, lora_name=common.FIRST, strength=1.0) -> io.NodeOutput:
+        common.check_numbers(strength=strength)
         files = common.single_files("loras")
-        if not lora_name and files:
-            lora_name = next(iter(files))
-        if lora_name not in files:
+        if lora_name is common.FIRST:
+            lora_name = next(iter(files), "")
+        if not isinstance(lora_name, str) or lora_name not in files:
             raise ValueError(cls.missing(files, lora_name))
         return io.NodeOutput(add_lora(model, files[lora_name], strength))

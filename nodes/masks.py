@@ -6,8 +6,9 @@ from collections.abc import Callable
 import torch
 from comfy_api.latest import io, ui
 
-from ..sampling.mask_edit import adjust_mask
-from ..sampling.masks import build_start_end, mask_to_latent
+from ..model_loading.host_model import progress_tick
+from ..sampling.mask_edit import MAX_BLUR, MAX_GROW, adjust_mask
+from ..sampling.masks import FITS, build_start_end, mask_to_latent
 from ..sampling.sheets import mask_sheet, video_sheet
 from . import common
 from .latents import fit_length, latent_shape
@@ -51,7 +52,7 @@ class StartEndImage(io.ComfyNode):
                 common.length_input(),
                 io.Combo.Input(
                     "fit",
-                    options=["crop", "stretch"],
+                    options=list(FITS),
                     default="crop",
                     tooltip="How an image of another shape is brought to size. crop keeps its proportions and cuts "
                     "the longer side evenly; stretch distorts it, as the authors' code does.",
@@ -74,6 +75,7 @@ class StartEndImage(io.ComfyNode):
     def execute(
         cls, width=720, height=480, length=49, fit="crop", start_image=None, end_image=None, model=None
     ) -> io.NodeOutput:
+        common.one_of("fit", fit, FITS)
         length = fit_length(length, model)
         video, mask = build_start_end(width, height, length, start_image, end_image, fit)
         return io.NodeOutput(video, mask, ui=preview(lambda: video_sheet(video, mask)))
@@ -126,8 +128,8 @@ class MaskAdjust(io.ComfyNode):
                 io.Int.Input(
                     "grow",
                     default=0,
-                    min=-512,
-                    max=512,
+                    min=-MAX_GROW,
+                    max=MAX_GROW,
                     tooltip="Pixels by which what is generated grows in every direction, by a square; negative "
                     "shrinks it. A region that covers its object with 16 pixels to spare leaves no seam of it.",
                 ),
@@ -135,7 +137,7 @@ class MaskAdjust(io.ComfyNode):
                     "blur",
                     default=0.0,
                     min=0.0,
-                    max=128.0,
+                    max=MAX_BLUR,
                     step=0.5,
                     tooltip="Sigma of a Gaussian blur in pixels, 0 = none. VAE Encode and Mask Resize 3D cut at 0.5 "
                     "unless soft is on; Composite with Source blends by it: grow by three times as much there, so "
@@ -152,5 +154,6 @@ class MaskAdjust(io.ComfyNode):
 
     @classmethod
     def execute(cls, mask, grow=0, blur=0.0, invert=False) -> io.NodeOutput:
-        adjusted = adjust_mask(mask, grow, blur, invert)
+        common.check_numbers(grow=grow, blur=blur)
+        adjusted = adjust_mask(mask, grow, blur, invert, progress_tick())
         return io.NodeOutput(adjusted, ui=preview(lambda: mask_sheet(adjusted)))

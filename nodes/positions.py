@@ -52,4 +52,6 @@ class PositionInterpolation(io.ComfyNode):
 
     @classmethod
     def execute(cls, model, mode="fun", temporal_scale=1.0, riflex_k=0) -> io.NodeOutput:
+        common.one_of("mode", mode, POSITION_MODES)
+        common.check_numbers(temporal_scale=temporal_scale)
         return io.NodeOutput(with_positions(model, PositionOptions(mode, temporal_scale, riflex_k)))

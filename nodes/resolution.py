@@ -83,6 +83,7 @@ class Resolution(io.ComfyNode):
     def execute(
         cls, base_resolution=512, aspect_ratio="7:4", token_length=0, length=49, image=None, model=None
     ) -> io.NodeOutput:
+        common.one_of("aspect_ratio", aspect_ratio, BUCKETS)
         bucket = BUCKETS[aspect_ratio]
         if image is not None:
             check_image(image, "image")

@@ -11,8 +11,10 @@ from ..model_loading.host_model import model_of
 from ..model_loading.host_sampling import NOT_FINITE, CogVideoXDDIM, Recipe, checked, run_sigmas, with_dynamic_guidance
 from ..sampling.recipes import RECIPES
 from . import common
+from .latents import latent_shape
 
 DDIM = "cogvideox_ddim"
+SAMPLERS = [DDIM, *comfy.samplers.SAMPLER_NAMES, *RECIPES]
 
 
 class Sampler(io.ComfyNode):
@@ -62,7 +64,7 @@ class Sampler(io.ComfyNode):
                 ),
                 io.Combo.Input(
                     "sampler_name",
-                    options=[DDIM, *comfy.samplers.SAMPLER_NAMES, *RECIPES],
+                    options=SAMPLERS,
                     default=DDIM,
                     tooltip="cogvideox_ddim is the authors' sampler, to the digit. The other names with cogvideox_ "
                     "are the schedulers of their recipes, from diffusers. Of all these only cogvideox_ddim knows the "
@@ -100,6 +102,10 @@ class Sampler(io.ComfyNode):
         denoise=1.0,
         dynamic_cfg=False,
     ) -> io.NodeOutput:
+        common.check_numbers(cfg=cfg, denoise=denoise)
+        common.one_of("sampler_name", sampler_name, SAMPLERS)
+        common.one_of("spacing", spacing, common.SPACING_OPTIONS)
+        latent_shape(latent)
         sigmas = run_sigmas(model, steps, spacing, denoise)
         run = model_of(model).schedule, steps, spacing, denoise
         if sampler_name == DDIM:
@@ -112,7 +118,7 @@ class Sampler(io.ComfyNode):
             sampler = comfy.samplers.sampler_object(sampler_name)
         if dynamic_cfg and cfg > 1:
             model = with_dynamic_guidance(model, steps)
-        samples = comfy.sample.fix_empty_latent_channels(model, latent["samples"])
+        samples = latent["samples"]
         if not torch.isfinite(samples).all():
             raise ValueError("the given latent holds NaN or infinity: check the node that made it")
         if len(sigmas) == 0:  # denoise 0: as KSampler, nothing is done
@@ -159,4 +165,6 @@ class Scheduler(io.ComfyNode):
 
     @classmethod
     def execute(cls, model, steps=50, spacing="auto", denoise=1.0) -> io.NodeOutput:
+        common.check_numbers(denoise=denoise)
+        common.one_of("spacing", spacing, common.SPACING_OPTIONS)
         return io.NodeOutput(run_sigmas(model, steps, spacing, denoise))

@@ -60,4 +60,6 @@ class ContextWindows(io.ComfyNode):
         context_schedule=SCHEDULES[0],
         fuse_method=FUSE_METHODS[0],
     ) -> io.NodeOutput:
+        common.one_of("context_schedule", context_schedule, SCHEDULES)
+        common.one_of("fuse_method", fuse_method, FUSE_METHODS)
         return io.NodeOutput(with_windows(model, context_length, context_overlap, context_schedule, fuse_method))

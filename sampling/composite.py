@@ -43,7 +43,7 @@ def composite(
         paste_known: take the source's pixels where the mask is 0, to the bit.
 
     Returns:
-        F H W 3, 0..1 as the inputs.
+        F H W 3, 0..1.
 
     Raises:
         ValueError: fewer frames or another size, or a match_colors outside 0..1.
@@ -71,7 +71,7 @@ def composite(
         for part in parts(length):
             share = mask[part, ..., None].clamp(0, 1).to(video)
             result[part] = torch.where(share == 0, source[part], torch.lerp(source[part], result[part], share))
-    return result
+    return result.clamp_(0, 1)
 
 
 def parts(length: int) -> Iterator[slice]:

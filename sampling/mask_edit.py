@@ -1,51 +1,70 @@
-"""Masks made larger, smaller, softer or the other way round, with kornia."""
+"""Masks made larger, smaller, softer or the other way round."""
 
 import math
 
 import torch
+import torch.nn.functional as F
 
 from .libraries import import_kornia
 from .masks import as_frames
 
-MAX_STEP = 32  # pixels that a mask grows at once: kornia needs as many copies of a frame as its kernel has pixels
+MAX_GROW = 512  # pixels
+MAX_BLUR = 128.0  # sigma in pixels
 
 
-def adjust_mask(mask: torch.Tensor, grow: int = 0, blur: float = 0.0, invert: bool = False) -> torch.Tensor:
+def adjust_mask(mask: torch.Tensor, grow: int = 0, blur: float = 0.0, invert: bool = False, tick=None) -> torch.Tensor:
     """Invert, then grow, then blur a mask, each frame on its own.
 
     Args:
         mask: F H W (or H W, F 1 H W), 0..1, 1 = generate.
         grow: pixels by which what is generated grows in every direction, by a square; negative shrinks it.
         blur: sigma of a Gaussian in pixels, 0 or more.
+        tick: called with (done, total) before each frame, to report progress or to interrupt.
 
     Returns:
         F H W, 0..1.
 
     Raises:
-        ValueError: blur is negative, or the mask no mask.
+        ValueError: grow or blur is out of range, or the mask no mask.
     """
-    if blur < 0:
-        raise ValueError(f"blur is {blur}, expected 0 or more pixels")
+    if not -MAX_GROW <= grow <= MAX_GROW:
+        raise ValueError(f"grow is {float(grow):g}, expected -{MAX_GROW} to {MAX_GROW} pixels")
+    if not 0 <= blur <= MAX_BLUR:
+        raise ValueError(f"blur is {float(blur):g}, expected 0 to {MAX_BLUR:g} pixels")
     mask = as_frames(mask).clamp(0, 1)
     if invert:
         mask = 1 - mask
     if not grow and not blur:
         return mask
     still = len(mask) > 1 and torch.equal(mask, mask[:1].expand_as(mask))  # one mask over a whole video
-    frames = [blurred(grown(frame[None, None], grow), blur)[0, 0] for frame in (mask[:1] if still else mask)]
+    frames = []
+    for index, frame in enumerate(mask[:1] if still else mask):
+        if tick is not None:
+            tick(index, 1 if still else len(mask))
+        frames.append(blurred(grown(frame[None, None], grow), blur)[0, 0])
     return frames[0].expand_as(mask).clone() if still else torch.stack(frames)
 
 
 def grown(frame: torch.Tensor, pixels: int) -> torch.Tensor:
     """A B 1 H W mask dilated by a square of 2 ``pixels`` + 1, or eroded where ``pixels`` is negative."""
-    morphology = import_kornia().morphology
-    change, left = (morphology.dilation if pixels > 0 else morphology.erosion), abs(pixels)
-    while left:
-        step = min(left, MAX_STEP)
-        for kernel in (torch.ones(1, 2 * step + 1), torch.ones(2 * step + 1, 1)):  # a square, one side at a time
-            frame = change(frame, kernel.to(frame))
-        left -= step
+    if pixels < 0:
+        return -grown(-frame, -pixels)
+    for axis in (2, 3) if pixels else ():
+        frame = largest_around(frame, pixels, axis)
     return frame
+
+
+def largest_around(x: torch.Tensor, pixels: int, axis: int) -> torch.Tensor:
+    """The largest value within ``pixels`` on either side along an axis, by windows that double in size."""
+    padding = [0, 0] * (x.ndim - 1 - axis) + [pixels, pixels]
+    x = F.pad(x, padding, value=-math.inf)
+    window, wanted = 1, 2 * pixels + 1
+    while window < wanted:
+        step = min(window, wanted - window)
+        rest = x.shape[axis] - step
+        x = torch.maximum(x.narrow(axis, 0, rest), x.narrow(axis, step, rest))
+        window += step
+    return x
 
 
 def blurred(frame: torch.Tensor, sigma: float) -> torch.Tensor:

@@ -9,6 +9,7 @@ from .geometry import SPATIAL_COMPRESSION, check_size, frames_to_latent_t, laten
 
 log = logging.getLogger(__name__)
 
+FITS = "crop", "stretch"  # how an image of another shape is brought to size
 THRESHOLD = 0.5  # of the authors' mask processor: at and above it, a pixel is generated
 
 
@@ -123,8 +124,8 @@ def resize_image(image: torch.Tensor, width: int, height: int, fit: str = "crop"
     import numpy as np
     from PIL import Image
 
-    if fit not in ("crop", "stretch"):
-        raise ValueError(f"fit is {fit!r}, expected 'crop' or 'stretch'")
+    if fit not in FITS:
+        raise ValueError(f"fit is {fit!r}, expected {' or '.join(FITS)}")
     source_h, source_w = image.shape[1:3]
     box = (0.0, 0.0, float(source_w), float(source_h))
     if fit == "crop":

@@ -7,7 +7,7 @@ import torch
 from cogvideox_fun.model_loading import checkpoint, config, pipeline
 from cogvideox_fun.model_loading.checkpoint import CheckpointError
 from cogvideox_fun.model_loading.vae import CogVideoXVAE, VAEConfig
-from cogvideox_fun.model_loading.weights import open_weights, read_header
+from cogvideox_fun.model_loading.weights import open_weights, read_file, read_header
 from cogvideox_fun.sampling.schedule import NoiseSchedule
 from cogvideox_fun.training.hub import write_json
 from quantised import linear_layers, scaled_fp8, write_gguf
@@ -305,6 +305,21 @@ def test_weights_are_mapped_not_read(tiny_model, monkeypatch):
     monkeypatch.setattr(safetensors, "safe_open", fail)
     opened = checkpoint.open_checkpoint(tiny_model)
     assert "proj_out.weight" in opened.weights and len(opened.weights) > 20
+
+
+def test_every_file_is_read_once_by_the_reader_that_is_given(tiny_model):
+    """And a tensor asked for on its own is a copy, which needs no reader."""
+    read = []
+
+    def reader(path):
+        read.append(path.name)
+        return read_file(path)
+
+    opened = checkpoint.open_checkpoint(tiny_model, reader)
+    single = opened.weights["proj_out.weight"]
+    assert not read
+    model = pipeline.load_transformer(opened)
+    assert read == ["diffusion_pytorch_model.safetensors"] and torch.equal(model.proj_out.weight, single)
 
 
 def test_vae_files_without_configuration(tmp_path):

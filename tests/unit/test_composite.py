@@ -52,6 +52,17 @@ def test_the_known_part_comes_back_to_the_bit(source, mask):
     assert torch.equal(composite(video, source, mask, 0.0, paste_known=False), video)
 
 
+@pytest.mark.parametrize("match_colors", [0.0, 0.5, 1.0])
+def test_nothing_leaves_the_range(source, mask, match_colors):
+    """What no VAE gives, but other nodes do; the inputs stay as they are."""
+    video, wild = 3 * source - 1, 2 * source - 0.5
+    given = video.clone()
+    for about in (None, mask):
+        result = composite(video, wild, about, match_colors)
+        assert 0 <= result.min() and result.max() <= 1
+    assert torch.equal(video, given)
+
+
 def test_a_feathered_mask_blends(source):
     half = torch.full((1, 64, 96), 0.25)
     result = composite(torch.ones_like(source), source, half, match_colors=0.0)

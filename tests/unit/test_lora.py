@@ -7,6 +7,7 @@ import torch
 from cogvideox_fun.model_loading.config import TransformerConfig
 from cogvideox_fun.model_loading.lora import LoraError, read_lora
 from cogvideox_fun.model_loading.transformer import CogVideoXTransformer
+from lora_kinds import CONVOLUTION, LINEAR
 from safetensors.torch import save_file
 from tiny_model import TINY
 
@@ -75,12 +76,72 @@ def test_every_style_is_the_same_lora(parameters, tmp_path, style, with_alpha):
     assert all(torch.equal(lora.tensors[key], value) for key, value in expected.items())
 
 
-def test_other_kinds_of_adapter_pass_through(parameters, tmp_path):
-    layer = LAYERS[0]
-    state = {f"diffusion_model.{layer}.{end}": torch.ones(64, 64) for end in ("lokr_w1", "diff", "hada_w1_a")}
+KINDS = [("transformer_blocks.1.attn1.to_q", kind, parts) for kind, parts in LINEAR.items()]
+KINDS += [("patch_embed.proj", kind, parts) for kind, parts in CONVOLUTION.items()]
+KIND_NAMES = [f"{layer.rpartition('.')[2]}, {kind}" for layer, kind, _ in KINDS]
+ALONE = {"alpha", "dora_scale", "rescale", "diff", "diff_b", "b_norm", "lora_mid.weight"}  # what the rest does without
+
+
+def read_parts(parameters, tmp_path, layer: str, parts: dict):
+    state = {f"diffusion_model.{layer}.{part}": value.contiguous() for part, value in parts.items()}
     save_file(state, tmp_path / "lora.safetensors")
+    return read_lora(tmp_path / "lora.safetensors", parameters)
+
+
+@pytest.mark.parametrize("layer, kind, parts", KINDS, ids=KIND_NAMES)
+def test_every_kind_of_the_right_size_is_read(parameters, tmp_path, layer, kind, parts):
+    lora = read_parts(parameters, tmp_path, layer, parts)
+    assert lora.layers == [layer] and not lora.unmatched
+    assert all(torch.equal(lora.tensors[f"{layer}.{part}"], value) for part, value in parts.items())
+
+
+@pytest.mark.parametrize("layer, kind, parts", KINDS, ids=KIND_NAMES)
+def test_every_part_of_a_wrong_size_is_an_error(parameters, tmp_path, layer, kind, parts):
+    """Each axis of each part one longer, and an axis more: ComfyUI would leave the layer as it is, or end without its
+    name."""
+    for part, value in parts.items():
+        wrong = [torch.cat([value, value.narrow(axis, 0, 1)], axis) for axis in range(value.ndim)]
+        wrong += [torch.stack([value] * 2)]
+        for size in wrong:
+            with pytest.raises(LoraError, match=f"{layer} (has|is) "):
+                read_parts(parameters, tmp_path, layer, {**parts, part: size})
+
+
+@pytest.mark.parametrize("layer, kind, parts", KINDS, ids=KIND_NAMES)
+def test_a_missing_part_is_an_error(parameters, tmp_path, layer, kind, parts):
+    needed = parts.keys() - (ALONE - {"alpha"} if kind == "butterfly oft" else ALONE)
+    for part in needed:
+        rest = {name: value for name, value in parts.items() if name != part}
+        with pytest.raises(LoraError, match="the file is incomplete|none of its|do not fit together"):
+            read_parts(parameters, tmp_path, layer, rest or {"other": torch.ones(1)})
+
+
+def test_parts_that_change_nothing_are_unmatched(parameters, tmp_path):
+    state = {f"{LAYERS[0]}.{part}": value for part, value in LINEAR["lora"].items()}
+    save_file({**state, f"{LAYERS[1]}.alpha": torch.tensor(1.0)}, tmp_path / "lora.safetensors")
     lora = read_lora(tmp_path / "lora.safetensors", parameters)
-    assert set(lora.tensors) == {f"{layer}.{end}" for end in ("lokr_w1", "diff", "hada_w1_a")}
+    assert lora.layers == [LAYERS[0]] and lora.unmatched == [f"{LAYERS[1]}.alpha"]
+
+
+def test_two_kinds_at_once_are_an_error(parameters, tmp_path):
+    with pytest.raises(LoraError, match="holds diff and lora at once"):
+        read_parts(parameters, tmp_path, LAYERS[0], {**LINEAR["lora"], **LINEAR["diff"]})
+
+
+def test_another_shape_of_the_weight_is_an_error(parameters, tmp_path):
+    """`reshape_weight`, by which a LoRA for other models makes a layer larger."""
+    parts = {**LINEAR["lora"], "reshape_weight": torch.tensor([128, 128])}
+    assert read_parts(parameters, tmp_path, LAYERS[0], parts).layers == [LAYERS[0]]
+    parts["reshape_weight"][1] = 256
+    with pytest.raises(LoraError, match=r"asks for a weight of \[128, 256\], but the model's is \[128, 128\]"):
+        read_parts(parameters, tmp_path, LAYERS[0], parts)
+
+
+def test_the_magnitude_of_peft_scales_outputs(parameters, tmp_path):
+    """PEFT writes one value an output; as it is, ComfyUI would scale the inputs of a square layer by it."""
+    parts = {**LINEAR["lora"], "lora_magnitude_vector": torch.arange(128.0)}
+    lora = read_parts(parameters, tmp_path, LAYERS[0], parts)
+    assert torch.equal(lora.tensors[f"{LAYERS[0]}.dora_scale"], torch.arange(128.0)[:, None])
 
 
 def test_alpha_comes_from_peft_metadata_where_no_tensor_has_it(parameters, tmp_path):

@@ -9,6 +9,7 @@ from cogvideox_fun.sampling import mask_edit, sheets
 from cogvideox_fun.sampling.mask_edit import adjust_mask
 from cogvideox_fun.sampling.masks import fit_mask
 from PIL import Image, ImageDraw, ImageFilter
+from torch.utils._python_dispatch import TorchDispatchMode
 
 
 @pytest.fixture
@@ -27,6 +28,41 @@ def test_grow_by_a_square(mask, pixels):
     expected = torch.nn.functional.max_pool2d(mask[:, None], size, stride=1, padding=pixels)[:, 0]
     assert torch.equal(adjust_mask(mask, grow=pixels), expected)
     assert torch.equal(adjust_mask(1 - mask, grow=-pixels), 1 - expected), "what is kept grows"
+
+
+class Work(TorchDispatchMode):
+    """Counts the values that torch computes."""
+
+    values = 0
+
+    def __torch_dispatch__(self, function, types, args=(), kwargs=None):
+        result = function(*args, **(kwargs or {}))
+        self.values += result.numel() if isinstance(result, torch.Tensor) else 0
+        return result
+
+
+def test_the_largest_growth_is_no_work_of_its_size():
+    """Windows that double find a maximum of 1025 values in 11 steps an axis: 167 values a pixel with padding, where
+    kernels of 65 pixels computed 10,500 and took 0.9 seconds a frame."""
+    mask = torch.zeros(1, 480, 720)
+    mask[:, 20:30, 20:32] = 1
+    with Work() as work:
+        grown = adjust_mask(mask, grow=512)
+    assert grown[:, :541, :543].all() and not grown[:, :, 544:].any()
+    assert work.values < 300 * mask.numel()
+
+
+def test_every_frame_is_told_before_it_begins(mask):
+    told = []
+    adjust_mask(mask, grow=1, tick=lambda *args: told.append(args))
+    assert told == [(0, 4), (1, 4), (2, 4), (3, 4)]
+
+
+@pytest.mark.parametrize("options", [{"grow": 2**64}, {"grow": -513}, {"blur": 129.0}, {"blur": float("nan")}])
+def test_out_of_range(mask, options):
+    (name,) = options
+    with pytest.raises(ValueError, match=f"{name} is .*, expected .* pixels"):
+        adjust_mask(mask, **options)
 
 
 def test_shrinking_undoes_growing(mask):
@@ -77,7 +113,7 @@ def test_what_goes_in_is_not_overwritten(mask):
 
 
 def test_bad_input(monkeypatch, mask):
-    with pytest.raises(ValueError, match="blur is -1, expected 0 or more"):
+    with pytest.raises(ValueError, match="blur is -1, expected 0 to 128"):
         adjust_mask(mask, blur=-1)
     with monkeypatch.context() as without:
         without.setitem(sys.modules, "kornia", None)

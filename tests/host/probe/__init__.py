@@ -5,7 +5,7 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from .memory import ProbeLoading, ProbePartialLoad
-from .stress import AnyType, ProbeFail, ProbeOutOfMemory, ProbePause, ProbeText, ProbeTrim
+from .stress import AnyType, ProbeFail, ProbeNumber, ProbeOutOfMemory, ProbePause, ProbeShorten, ProbeText, ProbeTrim
 
 
 def read(path: str, key: str) -> torch.Tensor:
@@ -351,7 +351,9 @@ NODE_CLASS_MAPPINGS = {
         ProbeLoading,
         ProbeFail,
         ProbeOutOfMemory,
+        ProbeNumber,
         ProbePause,
+        ProbeShorten,
         ProbeText,
         ProbeTrim,
     )

@@ -4,7 +4,9 @@ import copy
 import ctypes
 import gc
 import operator
+import os
 import time
+from pathlib import Path
 
 import torch
 
@@ -146,6 +148,43 @@ class ProbeText:
 
     def give(self, text):
         return (text,)
+
+
+class ProbeNumber:
+    """A number written as Python, that fits every input."""
+
+    RETURN_TYPES = (AnyType("*"),)
+    FUNCTION = "give"
+    CATEGORY = "probe"
+
+    @classmethod
+    def INPUT_TYPES(cls):
+        return {"required": {"text": ("STRING", {"default": "0"})}}
+
+    def give(self, text):
+        return (int(text) if text.lstrip("-").isdigit() else float(text),)
+
+
+class ProbeShorten:
+    """Anything, passed on once files are cut to their first bytes in place, as by a download that begins again."""
+
+    RETURN_TYPES = (AnyType("*"),)
+    FUNCTION = "shorten"
+    CATEGORY = "probe"
+
+    @classmethod
+    def INPUT_TYPES(cls):
+        return {"required": {"value": (AnyType("*"), {}), "folder": ("STRING", {"default": ""})}}
+
+    @classmethod
+    def VALIDATE_INPUTS(cls, **_inputs):
+        return True
+
+    def shorten(self, value, folder):
+        for path in Path(folder).rglob("*.*"):
+            if path.suffix in (".safetensors", ".gguf"):
+                os.truncate(path, 100)
+        return (value,)
 
 
 class ProbeTrim:

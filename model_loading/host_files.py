@@ -1,0 +1,20 @@
+"""Tensors read as ComfyUI reads them, so that its options count: --disable-mmap, and reading straight to the GPU."""
+
+from pathlib import Path
+
+import comfy.utils
+import torch
+
+from . import weights
+
+
+def read_file(path: Path) -> dict[str, torch.Tensor]:
+    """All tensors of a file whose header was checked before.
+
+    By default they are mapped, and a file that is shortened while they are in use ends ComfyUI: the system takes the
+    pages away. With --disable-mmap they are copies, and with dynamic VRAM they know where they lie in the file.
+    """
+    if path.suffix != ".gguf":
+        return comfy.utils.load_torch_file(str(path))
+    found = weights.read_file(path)
+    return {key: tensor.clone() for key, tensor in found.items()} if comfy.utils.DISABLE_MMAP else found

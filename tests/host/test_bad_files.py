@@ -1,0 +1,168 @@
+"""Files that change while they are in use, LoRAs of every kind and size, and tokenizers that do not fit."""
+
+import json
+import shutil
+
+import pytest
+import torch
+from cogvideox_fun.demo import comfy
+from graph import Failed, Lab
+from lora_kinds import CONVOLUTION, LINEAR
+from safetensors.torch import load_file, save_file
+from test_stress import sampled
+from tiny_model import write_tiny_model
+
+LINEAR_LAYER, CONVOLUTION_LAYER = "transformer_blocks.0.attn1.to_q", "patch_embed.proj"
+KINDS = [(LINEAR_LAYER, kind) for kind in LINEAR] + [(CONVOLUTION_LAYER, kind) for kind in CONVOLUTION]
+
+
+# shortened in place
+
+
+@pytest.fixture(scope="module")
+def unmapped(host, lab, tmp_path_factory):
+    """A host that reads files instead of mapping them."""
+    base = tmp_path_factory.mktemp("unmapped")
+    (base / "custom_nodes").mkdir()
+    for entry in (lab.base / "custom_nodes").iterdir():
+        if entry.name != "cogvideox-fun":
+            (base / "custom_nodes" / entry.name).symlink_to(entry.resolve())
+    with comfy.serve(host, base, "--disable-mmap") as server:
+        yield Lab(server, base)
+
+
+@pytest.fixture
+def ours(unmapped):
+    """A model of its own to spoil, and a LoRA for it."""
+    folder = unmapped.base / "models" / "CogVideoX_Fun" / "spoiled"
+    write_tiny_model(folder, "5b")
+    loras = unmapped.base / "models" / "loras"
+    loras.mkdir(exist_ok=True)
+    save_file(
+        {f"{LINEAR_LAYER}.{part}": value for part, value in LINEAR["lora"].items()}, loras / "spoiled.safetensors"
+    )
+    yield folder
+    shutil.rmtree(folder)
+
+
+@pytest.mark.parametrize("part", ["transformer", "vae", "text_encoder", "loras"])
+def test_a_file_shortened_in_place_spoils_nothing_without_mmap(unmapped, ours, part):
+    """Between loading and running: what was read is used, the video is the same, and the next load names the file."""
+
+    def video(spoil: bool) -> torch.Tensor:
+        graph = unmapped.graph()
+        loaded = graph.loader("spoiled")
+        parts = {"transformer": loaded[0], "vae": loaded[2], "text_encoder": loaded[1]}
+        if part == "loras":
+            parts[part] = graph.fun("LoraLoader", model=loaded[0], lora_name="spoiled.safetensors", strength=1.0)
+        if spoil:
+            folder = unmapped.base / "models" / "loras" if part == "loras" else ours / part
+            parts[part] = graph.node("ProbeShorten", value=parts[part], folder=str(folder))
+        model = parts.get("loras", parts["transformer"])
+        latent = graph.fun("EmptyLatent", width=48, height=48, length=5, batch_size=1)
+        value = graph.sampler(model, *graph.prompts(parts["text_encoder"]), latent, steps=2)
+        return graph.get(graph.fun("VAEDecode", vae=parts["vae"], latent=value, tile_size=0, overlap=64))[0]
+
+    unmapped.server.post("/free", {"unload_models": True, "free_memory": True})
+    expected = video(spoil=False)
+    unmapped.server.post("/free", {"unload_models": True, "free_memory": True})
+    assert torch.equal(video(spoil=True), expected)
+    unmapped.server.post("/free", {"unload_models": True, "free_memory": True})
+    with pytest.raises(Failed, match="spoiled.*safetensors is truncated.*download it again"):
+        video(spoil=False)
+
+
+def test_a_gguf_shortened_in_place_spoils_nothing_without_mmap(host, unmapped, lab):
+    if not (host.path / "custom_nodes" / "ComfyUI-GGUF").is_dir():
+        pytest.skip("ComfyUI-GGUF is not installed in the host")
+    folder = unmapped.base / "models" / "diffusion_models"
+    folder.mkdir(exist_ok=True)
+    shutil.copy(lab.base / "models" / "diffusion_models" / "q8.gguf", folder)
+
+    def latent(spoil: bool) -> torch.Tensor:
+        graph = unmapped.graph()
+        model = graph.loader("q8.gguf")[0]
+        model = graph.node("ProbeShorten", value=model, folder=str(folder)) if spoil else model
+        text = graph.tensor("Conditioning", torch.ones(1, 226, 32))
+        empty = graph.fun("EmptyLatent", width=48, height=48, length=5, batch_size=1)
+        return graph.get(graph.sampler(model, text, text, empty, steps=2))[0]
+
+    expected = latent(spoil=False)
+    unmapped.server.post("/free", {"unload_models": True, "free_memory": True})
+    assert torch.equal(latent(spoil=True), expected)
+
+
+# LoRAs
+
+
+def with_lora(lab, parts: dict[str, torch.Tensor], layer: str) -> torch.Tensor:
+    path = lab.base / "models" / "loras" / f"kind-{next(lab.numbers)}.safetensors"
+    save_file({f"diffusion_model.{layer}.{part}": value.contiguous() for part, value in parts.items()}, path)
+    graph, model, *rest = lab.setting("tiny-5b")
+    patched = graph.fun("LoraLoader", model=model, lora_name=path.name, strength=1.0)
+    return graph.get(graph.sampler(patched, *rest, steps=2))[0]
+
+
+@pytest.mark.parametrize("layer, kind", KINDS)
+def test_every_kind_of_lora_changes_its_layer(lab, layer, kind):
+    """And no part of it is one that the host leaves out with a word in its log."""
+    parts = (LINEAR if layer == LINEAR_LAYER else CONVOLUTION)[kind]
+    without, size = sampled(lab, "tiny-5b"), lab.log_size
+    assert (with_lora(lab, parts, layer) - without).abs().max() > 1e-3
+    log = lab.log_since(size)
+    assert f"1 of the model's layers changed, {len(parts)} keys matched, 0 unmatched" in log
+    assert "ERROR" not in log and "not loaded" not in log and "MISMATCH" not in log
+
+
+@pytest.mark.parametrize("layer, kind", KINDS)
+def test_a_lora_of_a_wrong_size_is_an_error(lab, layer, kind):
+    parts = dict((LINEAR if layer == LINEAR_LAYER else CONVOLUTION)[kind])
+    part = next(part for part, value in parts.items() if value.ndim)
+    parts[part] = torch.cat([parts[part], parts[part][:1]])
+    with pytest.raises(Failed, match=f"CogVideoXFunLoraLoader: .*{layer} (is|has) "):
+        with_lora(lab, parts, layer)
+
+
+def test_the_magnitude_of_a_peft_dora_scales_the_outputs(lab):
+    """One value an output, as PEFT writes it, against the same as a column."""
+    magnitude = torch.linspace(0.5, 3, 128)
+    pair = {part: value for part, value in LINEAR["lora"].items() if part != "alpha"}
+    found = with_lora(lab, {**pair, "lora_magnitude_vector": magnitude}, LINEAR_LAYER)
+    expected = with_lora(lab, {**pair, "dora_scale": magnitude[:, None]}, LINEAR_LAYER)
+    assert torch.equal(found, expected)
+    assert (found - with_lora(lab, pair, LINEAR_LAYER)).abs().max() > 1e-3
+
+
+# tokenizers
+
+
+@pytest.fixture
+def text_model(lab):
+    """A model whose text encoder may be spoiled."""
+    folder = write_tiny_model(lab.base / "models" / "CogVideoX_Fun" / "other-text", "5b")
+    yield folder
+    shutil.rmtree(folder)
+
+
+@pytest.mark.parametrize("loader", ["ModelLoader", "TextEncoderLoader"])
+@pytest.mark.parametrize("case", ["no tokenizer", "fewer embeddings"])
+def test_a_tokenizer_with_more_words_than_the_text_encoder(lab, text_model, case, loader):
+    """The host's own, where the folder has none, and the folder's beside another T5: an error from the loader, where
+    some prompts would end in an IndexError."""
+    words = "ComfyUI's T5 tokenizer gives ids up to 32099, .* has embeddings for 128"
+    if case == "no tokenizer":
+        shutil.rmtree(text_model / "tokenizer")
+    else:
+        words = ".*tokenizer gives ids up to [0-9]+, .* has embeddings for 50"
+        config = json.loads((text_model / "text_encoder" / "config.json").read_text())
+        (text_model / "text_encoder" / "config.json").write_text(json.dumps({**config, "vocab_size": 50}))
+        (weights,) = (text_model / "text_encoder").glob("*.safetensors")
+        state = load_file(weights)
+        save_file({**state, "shared.weight": state["shared.weight"][:50].contiguous()}, weights)
+    graph = lab.graph()
+    if loader == "ModelLoader":
+        clip = graph.loader("other-text")[1]
+    else:
+        clip = graph.fun("TextEncoderLoader", text_encoder="other-text/text_encoder")
+    with pytest.raises(Failed, match=f"CogVideoXFun{loader}: {words}: put the model's own tokenizer"):
+        graph.get(graph.prompts(clip)[0])

@@ -1,0 +1,237 @@
+"""Inputs that a user can type or link, but no node can use: an error that names the input, and a host that goes on."""
+
+import json
+import math
+import time
+
+import pytest
+import torch
+from graph import ENCODE, Failed
+from test_stress import LOADERS, load, sampled
+
+FORGED = "x\n[INFO] got prompt\x1b[31m\r\x9b31m\u2028[INFO] Prompt executed"
+PICTURES = torch.rand(5, 48, 80, 3, generator=torch.Generator().manual_seed(0))
+
+
+# another family
+
+
+@pytest.mark.parametrize("node", ["EmptyLTXVLatentVideo", "EmptyLatentImage"])
+def test_a_latent_of_another_family(lab, node):
+    """Empty latents of the host's, which it would stretch to 16 channels at the wrong size."""
+    graph, model, positive, negative, _ = lab.setting("tiny-5b")
+    length = {"length": 9} if "Video" in node else {}
+    latent = graph.node(node, width=96, height=64, batch_size=1, **length)
+    with pytest.raises(Failed, match="the latent is of another family.*use CogVideoX-Fun Empty Latent"):
+        graph.get(graph.sampler(model, positive, negative, latent, steps=1))
+
+
+@pytest.mark.parametrize("node", ["VAEDecode", "VAEEncode"])
+def test_a_vae_of_another_family(lab, node):
+    graph = lab.graph()
+    vae = graph.node("VAELoader", vae_name="pixel_space")
+    if node == "VAEDecode":
+        latent = graph.fun("EmptyLatent", width=80, height=48, length=5, batch_size=1)
+        value = graph.fun("VAEDecode", vae=vae, latent=latent, tile_size=0, overlap=64)
+    else:
+        value = graph.fun("VAEEncode", vae=vae, video=graph.tensor("Image", PICTURES), **ENCODE)
+    with pytest.raises(Failed, match="the VAE is of another family .*Load CogVideoX-Fun VAE"):
+        graph.get(value)
+
+
+# names
+
+
+@pytest.mark.parametrize("name, linked", [(None, False), ("", False), ("", True)], ids=["null", "empty", "linked"])
+@pytest.mark.parametrize("loader", LOADERS)
+def test_no_name_is_not_the_first_in_the_list(lab, loader, name, linked):
+    with pytest.raises(Failed) as error:
+        load(lab, loader, name, linked)
+    assert f"no {LOADERS[loader][1]} is chosen, expected one of those found" in str(error.value)
+
+
+@pytest.mark.parametrize("linked", [False, True], ids=["typed", "linked"])
+@pytest.mark.parametrize("loader", LOADERS)
+def test_a_name_forges_no_line_of_the_log(lab, loader, linked):
+    size = lab.log_size
+    with pytest.raises(Failed, match="is not among those found"):
+        load(lab, loader, FORGED, linked)
+    assert_unforged(lab.log_since(size))
+
+
+def assert_unforged(log: str) -> None:
+    """The name is there, and what would end its line or colour it is written out."""
+    assert "x\\n[INFO] got prompt\\x1b[31m" in log
+    assert not [raw for raw in ("got prompt\x1b", "\x9b31m", "\u2028") if raw in log]
+
+
+def test_a_file_of_such_a_name_forges_no_line_of_the_log(lab):
+    """Loaded, so that the log tells its name."""
+    models = lab.base / "models" / "CogVideoX_Fun"
+    link = models / FORGED.replace("\x9b", "")
+    link.symlink_to(models / "tiny-5b", target_is_directory=True)
+    try:
+        size = lab.log_size
+        sampled(lab, link.name)
+        assert_unforged(lab.log_since(size))
+    finally:
+        link.unlink()
+
+
+def test_a_long_name_is_cut_in_the_message(lab):
+    for linked in (False, True):
+        with pytest.raises(Failed) as error:
+            load(lab, "ModelLoader", "x" * 1_000_000, linked)
+        message = str(error.value)
+        assert "is not among those found" in message
+        assert message.count("x") < 2000 or not linked  # typed, the host quotes the name again
+
+
+def test_a_prompt_of_a_megabyte_is_not_logged_whole(lab):
+    size = lab.log_size
+    graph = lab.graph()
+    (features,) = graph.get(graph.prompts(graph.loader("tiny-5b")[1], "sun\nmoon\x1b[31m " * 70_000)[0])
+    assert features.shape == (1, 226, 32)
+    log = lab.log_since(size)
+    assert "the model reads 226" in log and len(log) < 5000 and "moon\x1b" not in log
+
+
+CHOICES = {  # node -> input, and what else the node needs
+    "ModelLoader": ("weight_dtype", {"model": "tiny-5b"}),
+    "Sampler": ("sampler_name", {}),
+    "Sampler ": ("spacing", {}),
+    "Scheduler": ("spacing", {}),
+    "Resolution": ("aspect_ratio", {"base_resolution": 512, "token_length": 0, "length": 9}),
+    "StartEndImage": ("fit", {"width": 80, "height": 48, "length": 9}),
+    "PositionInterpolation": ("mode", {}),
+    "ContextWindows": ("context_schedule", {"context_length": 9, "context_overlap": 0}),
+    "ContextWindows ": ("fuse_method", {"context_length": 9, "context_overlap": 0}),
+}
+
+
+@pytest.mark.parametrize("node", CHOICES)
+def test_a_linked_choice_that_is_none(lab, node):
+    name, inputs = CHOICES[node]
+    node = node.strip()
+    graph, model, positive, negative, latent = lab.setting("tiny-5b")
+    choice = graph.node("ProbeText", text="moon\n" + "x" * 1000)
+    if node == "Sampler":
+        value = graph.sampler(model, positive, negative, latent, **{name: choice})
+    elif node == "Scheduler":
+        value = graph.fun("Scheduler", model=model, steps=1, denoise=1.0, spacing=choice)
+    elif node == "ContextWindows":
+        choices = {"context_schedule": "standard_static", "fuse_method": "pyramid", name: choice}
+        value = graph.fun(node, model=model, **inputs, **choices)
+    elif node == "PositionInterpolation":
+        value = graph.fun(node, model=model, mode=choice)
+    elif node == "Resolution":
+        size = graph.fun(node, aspect_ratio=choice, **inputs)
+        value = graph.fun("EmptyLatent", width=size[0], height=size[1], length=size[2], batch_size=1)
+    else:
+        value = graph.fun(node, **inputs, **{name: choice})
+    if node in ("ModelLoader", "ContextWindows", "PositionInterpolation"):
+        value = graph.fun("Scheduler", model=value, steps=1, denoise=1.0, spacing="auto")
+    with pytest.raises(Failed, match=rf"{name} is moon\\nx+ \.\.\. x+, expected one of ") as error:
+        graph.get(value)
+    assert len(str(error.value)) < 1500
+
+
+# numbers
+
+NUMBERS = {  # node -> its inputs of fractions, without which none may be added
+    "Sampler": ["cfg", "denoise"],
+    "Scheduler": ["denoise"],
+    "LoraLoader": ["strength"],
+    "MaskAdjust": ["blur"],
+    "VAEEncode": ["noise_augmentation"],
+    "ControlConditioning": ["strength", "start_percent", "end_percent"],
+    "PositionInterpolation": ["temporal_scale"],
+    "CompositeSource": ["match_colors"],
+}
+
+
+def test_every_fraction_is_tested(lab):
+    info = lab.server.get("/object_info")
+    found = {}
+    for node, about in info.items():
+        if node.startswith("CogVideoXFun"):
+            inputs = {**about["input"].get("required", {}), **about["input"].get("optional", {})}
+            names = [name for name, (kind, *_) in inputs.items() if kind == "FLOAT"]
+            found |= {node.removeprefix("CogVideoXFun"): names} if names else {}
+    assert found == NUMBERS
+
+
+def with_number(lab, node: str, name: str, value):
+    """A graph in which a node has a number, and the output to ask for."""
+    graph, model, positive, negative, latent = lab.setting("tiny-5b")
+    video, mask = graph.tensor("Image", PICTURES), graph.tensor("Mask", torch.ones(5, 48, 80))
+    value = graph.node("ProbeNumber", text=value) if isinstance(value, str) else value
+    if node == "Sampler":
+        return graph, graph.sampler(model, positive, negative, latent, **{"steps": 1, name: value})
+    if node == "VAEEncode":
+        return graph, graph.fun(node, vae=model[2], video=video, **{**ENCODE, name: value})
+    inputs = {
+        "Scheduler": {"model": model, "steps": 1, "spacing": "auto"},
+        "LoraLoader": {"model": model, "lora_name": "ring.safetensors"},
+        "MaskAdjust": {"mask": mask, "grow": 0, "blur": 0.0, "invert": False},
+        "ControlConditioning": {
+            **{"positive": positive, "negative": negative, "control_latent": latent},
+            **{"strength": 1.0, "start_percent": 0.0, "end_percent": 1.0},
+        },
+        "PositionInterpolation": {"model": model, "mode": "fun"},
+        "CompositeSource": {"video": video, "source": video, "paste_known": False},
+    }[node]
+    output = graph.fun(node, **{**inputs, name: value})
+    if node in ("LoraLoader", "PositionInterpolation"):
+        output = graph.fun("Scheduler", model=output, steps=1, denoise=1.0, spacing="auto")
+    return graph, output
+
+
+@pytest.mark.parametrize("value", [math.nan, "nan", "inf", "-inf"], ids=["NaN", "nan", "inf", "-inf"])
+@pytest.mark.parametrize("node, name", [(node, name) for node, names in NUMBERS.items() for name in names])
+def test_nan_is_no_number(lab, node, name, value):
+    """Typed, where it comes through the host's ranges, and linked, where those don't count."""
+    graph, output = with_number(lab, node, name, value)
+    with pytest.raises(Failed, match=f"CogVideoXFun{node}: {name} is (nan|inf|-inf), expected "):
+        graph.get(output)
+
+
+@pytest.mark.parametrize("value", [str(2**64), str(-(2**64)), "513"])
+def test_a_linked_grow_out_of_range(lab, value):
+    graph, output = with_number(lab, "MaskAdjust", "grow", value)
+    start = time.monotonic()
+    with pytest.raises(Failed, match="grow is .*, expected -512 to 512 pixels"):
+        graph.get(output)
+    assert time.monotonic() - start < 20
+
+
+def test_adjust_mask_can_be_interrupted(lab):
+    """Two hundred frames at the largest blur take about a minute; the host stops within a frame of it."""
+    graph = lab.graph()
+    mask = torch.rand(200, 480, 720, generator=torch.Generator().manual_seed(0))
+    adjusted = graph.fun("MaskAdjust", mask=graph.tensor("Mask", mask), grow=512, blur=128.0, invert=False)
+    graph.node("ProbeSave", value=adjusted, path=lab.path())
+    prompt = lab.server.queue(graph.workflow)
+    time.sleep(8)
+    lab.server.post("/interrupt", {})
+    start = time.monotonic()
+    history = lab.server.wait(prompt, 30)
+    assert "execution_interrupted" in [kind for kind, _ in history["status"]["messages"]]
+    assert time.monotonic() - start < 10
+
+
+# patched models that come and go
+
+
+def test_the_host_sees_no_leak_after_dynamic_guidance(lab):
+    """It warns of a model whose last patched copy was found in a reference cycle along with the copy before it."""
+    size = lab.log_size
+    for strength in range(5):
+        graph = lab.graph()
+        loaded = graph.loader("nano")
+        latent = graph.fun("EmptyLatent", width=64, height=64, length=1, batch_size=1)
+        model = graph.fun("LoraLoader", model=loaded, lora_name="ring.safetensors", strength=0.5 + strength / 10)
+        prompts = graph.prompts(loaded[1], json.dumps(strength))
+        graph.get(graph.sampler(model, *prompts, latent, steps=2, dynamic_cfg=True))
+        graph.node("ProbeTrim", count=next(lab.numbers))
+    assert "memory leak" not in lab.log_since(size)
