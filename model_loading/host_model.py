@@ -158,9 +158,10 @@ class CogVideoXFunConfig(comfy.supported_models_base.BASE):
 
     def process_unet_state_dict_for_saving(self, state_dict):
         """Let ModelSave's file carry the configuration that its shapes don't tell."""
-        return super().process_unet_state_dict_for_saving(
-            {**state_dict, SAVED_CONFIG: encode_config(self.checkpoint_config)}
-        )
+        # 0.8.0 leaves quantised weights packed beside their scales, which safetensors can't write
+        state_dict = {key: getattr(value, "_qdata", value) for key, value in state_dict.items()}
+        state_dict[SAVED_CONFIG] = encode_config(self.checkpoint_config)
+        return super().process_unet_state_dict_for_saving(state_dict)
 
 
 class CogVideoXFun(comfy.model_base.BaseModel):

@@ -43,6 +43,9 @@ def test_the_pictures_under_the_mask_nodes(lab, built):
 
 def test_a_cached_node_still_shows_its_picture(lab, built):
     """The same graph with another node at its end: the mask nodes do not run again."""
+    version = lab.server.get("/system_stats")["system"]["comfyui_version"]
+    if version.startswith("0.8."):
+        pytest.skip("ComfyUI 0.8 sends no picture of a node whose result it kept")
     graph, builder, resizer, first = built
     graph.node("ProbeSave", value=builder[0], path=lab.path())
     again = lab.run(graph.workflow)
