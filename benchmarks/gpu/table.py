@@ -122,7 +122,11 @@ def page(folder: Path) -> str:
     about = next(iter(found.values()))
     dynamic = " with dynamic VRAM" if about["dynamic VRAM"] else ""
     parts = [HEAD.format(device=about["device"], torch=about["torch"], dynamic=dynamic)]
-    parts += [section(found[name]["result"]) for name, section in SECTIONS.items() if name in found]
+    for name, section in SECTIONS.items():
+        if name in found:
+            parts.append(section(found[name]["result"]))
+            if "note" in found[name]:
+                parts.append(found[name]["note"] + "\n")
     return "\n".join(parts)
 
 
