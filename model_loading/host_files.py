@@ -12,7 +12,8 @@ def read_file(path: Path) -> dict[str, torch.Tensor]:
     """All tensors of a file whose header was checked before.
 
     By default they are mapped, and a file that is shortened while they are in use ends ComfyUI: the system takes the
-    pages away. With --disable-mmap they are copies, and with dynamic VRAM they know where they lie in the file.
+    pages away. With --disable-mmap they are copies. With dynamic VRAM they are mapped whatever the options say, and
+    know where they lie in the file.
     """
     if path.suffix != ".gguf":
         return comfy.utils.load_torch_file(str(path))

@@ -78,11 +78,6 @@ def encode(
 ) -> torch.Tensor:
     """A video, black where the mask generates, as an unscaled latent; zeros, without the VAE, if it keeps nothing."""
     check_vae(vae)
-    if sample_posterior and not isinstance(vae, HostVAE):
-        raise ValueError(
-            f"sample_posterior is on, but the VAE is the host's own {type(vae).__name__}, which gives only the mode: "
-            "load it with Load CogVideoX-Fun VAE, or turn sample_posterior off"
-        )
     check_image(video, "video")
     video = video[: fit_length(len(video))]
     length, height, width, _ = video.shape

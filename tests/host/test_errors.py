@@ -164,15 +164,6 @@ def test_sizes_in_the_encoder(lab, width, height, words):
     )
 
 
-def test_a_draw_from_a_vae_of_the_hosts_own(lab):
-    """It has no distribution to draw from; as a mode its latent is taken."""
-    graph = lab.graph()
-    vae = graph.node("VAELoader", vae_name="pixel_space")
-    video = graph.tensor("Image", torch.rand(1, 48, 80, 3))
-    encoded = graph.fun("VAEEncode", vae=vae, video=video, **ENCODE, sample_posterior=True)
-    fails(graph, encoded, "sample_posterior is on, but the VAE is the host's own VAE")
-
-
 def test_pndm_with_too_few_steps(setting):
     graph, *rest = setting
     latent = graph.fun("EmptyLatent", width=80, height=48, length=5, batch_size=1)

@@ -5,7 +5,17 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from .memory import ProbeLoading, ProbePartialLoad
-from .stress import AnyType, ProbeFail, ProbeNumber, ProbeOutOfMemory, ProbePause, ProbeShorten, ProbeText, ProbeTrim
+from .stress import (
+    AnyType,
+    ProbeCollect,
+    ProbeFail,
+    ProbeNumber,
+    ProbeOutOfMemory,
+    ProbePause,
+    ProbeShorten,
+    ProbeText,
+    ProbeTrim,
+)
 
 
 def read(path: str, key: str) -> torch.Tensor:
@@ -349,6 +359,7 @@ NODE_CLASS_MAPPINGS = {
         ProbeForeignModel,
         ProbePartialLoad,
         ProbeLoading,
+        ProbeCollect,
         ProbeFail,
         ProbeOutOfMemory,
         ProbeNumber,

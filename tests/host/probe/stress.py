@@ -187,6 +187,26 @@ class ProbeShorten:
         return (value,)
 
 
+class ProbeCollect:
+    """Anything, passed on once Python has looked for reference cycles; the count is there to run it again."""
+
+    RETURN_TYPES = (AnyType("*"),)
+    FUNCTION = "collect"
+    CATEGORY = "probe"
+
+    @classmethod
+    def INPUT_TYPES(cls):
+        return {"required": {"value": (AnyType("*"), {}), "count": ("INT", {"default": 0})}}
+
+    @classmethod
+    def VALIDATE_INPUTS(cls, **_inputs):
+        return True
+
+    def collect(self, value, count):
+        gc.collect()
+        return (value,)
+
+
 class ProbeTrim:
     """Hand the memory that nothing holds back to the system, and say how many bytes the tensors that are left have."""
 
