@@ -1,6 +1,7 @@
 """What the nodes share: inputs with their ranges, the wording of tooltips, and where models lie."""
 
 import os
+import weakref
 from pathlib import Path
 
 import folder_paths
@@ -16,6 +17,8 @@ NO_MODEL = "(no model found)"
 FIRST = object()  # the default of a loader's name, where `execute` is called without it
 OWN_MODELS = Path(__file__).resolve().parent.parent / "models"  # the nano model, which comes with the pack
 SPACING_OPTIONS = ["auto", *SPACINGS]
+
+LOADED: weakref.WeakValueDictionary = weakref.WeakValueDictionary()  # see `held`
 
 SPACING_TOOLTIP = (
     "Which of the 1000 timesteps are run. auto: what the model's own configuration says; trailing ends its strides at "
@@ -205,3 +208,21 @@ def fingerprint(path: Path | None) -> str:
         return "missing"
     files = [path] if path.is_file() else sorted(p for p in path.glob("**/*") if p.is_file())
     return ";".join(f"{file}:{file.stat().st_mtime_ns}:{file.stat().st_size}" for file in files)
+
+
+def held(load, *paths: Path | None):
+    """What a loader made of files, if anything still holds it: ComfyUI may hold what a node gave before its input
+    changed, and nothing is kept for this."""
+    return LOADED.get(_key(load, paths))
+
+
+def once(load, *paths: Path | None):
+    """What a loader makes of files, which is what it made of them before if that is `held`."""
+    found = held(load, *paths)
+    if found is None:
+        found = LOADED[_key(load, paths)] = load(*paths)
+    return found
+
+
+def _key(load, paths: tuple[Path | None, ...]) -> tuple:
+    return load, *((path, fingerprint(path)) for path in paths)

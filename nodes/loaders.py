@@ -4,7 +4,10 @@ import logging
 from pathlib import Path
 
 import folder_paths
+from comfy.cli_args import args
 from comfy_api.latest import io
+from comfy_execution.graph_utils import GraphBuilder
+from comfy_execution.utils import get_executing_context
 
 from ..model_loading import checkpoint, text_encoder
 from ..model_loading.errors import listed, shown
@@ -69,6 +72,7 @@ class ModelLoader(io.ComfyNode):
                 io.Clip.Output(display_name="CLIP", tooltip="For CLIP Text Encode; empty without a text_encoder."),
                 io.Vae.Output(display_name="VAE", tooltip="For encoding and decoding videos; empty without a vae."),
             ],
+            enable_expand=True,
         )
 
     @classmethod
@@ -82,18 +86,32 @@ class ModelLoader(io.ComfyNode):
     @classmethod
     def execute(cls, model=common.FIRST, weight_dtype="default") -> io.NodeOutput:
         common.one_of("weight_dtype", weight_dtype, WEIGHT_DTYPES)
-        path = common.choose(common.find_models(), model, "model", "diffusion_models")
-        opened = checkpoint.open_checkpoint(path)
+        found = common.find_models()
+        path = common.choose(found, model, "model", "diffusion_models")
+        opened, name = checkpoint.open_checkpoint(path), next(name for name in found if found[name] == path)
+        # --cache-none keeps nothing, and on 0.3.64 it can't run what a node adds to the graph
+        graph = GraphBuilder() if get_executing_context() and not args.cache_none else None
         clip = vae = None
         if opened.text_encoder is not None:
-            clip = load_clip(opened.text_encoder, opened.tokenizer)
+            clip = common.held(load_clip, opened.text_encoder, opened.tokenizer)
+            clip = clip or load_part(TextEncoderLoader, f"{name}/text_encoder", graph)
         else:
             log.warning("%s has no text_encoder: load one with Load CogVideoX-Fun Text Encoder", shown(path))
         if opened.vae is not None:
-            vae = load_vae(opened.vae)
+            vae = common.held(load_vae, opened.vae) or load_part(VAELoader, f"{name}/vae", graph)
         else:
             log.warning("%s has no vae: load one with Load CogVideoX-Fun VAE", shown(path))
-        return io.NodeOutput(load_model(path, weight_dtype), clip, vae)
+        expanded = graph.finalize() if graph and graph.nodes else None
+        return io.NodeOutput(load_model(path, weight_dtype), clip, vae, expand=expanded)
+
+
+def load_part(loader: type[io.ComfyNode], name: str, graph: GraphBuilder | None):
+    """A part of a model folder by its own loader: as a node of the graph that ComfyUI is running, whose output it
+    keeps when another input of the model's loader changes; without a graph, loaded now."""
+    if graph is None:
+        return loader.execute(name).result[0]
+    schema = loader.GET_SCHEMA()
+    return graph.node(schema.node_id, **{schema.inputs[0].id: name}).out(0)
 
 
 class TextEncoderLoader(io.ComfyNode):
@@ -135,7 +153,8 @@ class TextEncoderLoader(io.ComfyNode):
     @classmethod
     def execute(cls, text_encoder=common.FIRST) -> io.NodeOutput:
         path = common.choose(cls.found(), text_encoder, "text encoder", "text_encoders")
-        return io.NodeOutput(load_clip(path, checkpoint.tokenizer_beside(path) if path.is_dir() else None))
+        tokenizer = checkpoint.tokenizer_beside(path) if path.is_dir() else None
+        return io.NodeOutput(common.once(load_clip, path, tokenizer))
 
 
 class VAELoader(io.ComfyNode):
@@ -171,7 +190,7 @@ class VAELoader(io.ComfyNode):
 
     @classmethod
     def execute(cls, vae_name=common.FIRST) -> io.NodeOutput:
-        return io.NodeOutput(load_vae(common.choose(cls.found(), vae_name, "VAE", "vae")))
+        return io.NodeOutput(common.once(load_vae, common.choose(cls.found(), vae_name, "VAE", "vae")))
 
 
 class LoraLoader(io.ComfyNode):

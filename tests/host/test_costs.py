@@ -1,9 +1,12 @@
 """What a new seed and a new prompt cost, where nothing is encoded twice, and what the host's cache saves."""
 
 import json
+import os
+import shutil
 from pathlib import Path
 
 import pytest
+import torch
 from cogvideox_fun.demo import comfy
 from cogvideox_fun.training.evaluation.measure import psnr
 from graph import read_workflow
@@ -33,6 +36,32 @@ def test_nothing_is_encoded_twice(lab, name):
     first["inputs"]["text"] = json.dumps(first["inputs"]["text"]) + " in the evening"
     after = executed(lab, workflow)
     assert after.count("CLIPTextEncode") == 1 and not ENCODERS & set(after), after
+
+
+def loads(log: str) -> list[int]:
+    """How often a log tells of a transformer, a T5 and a VAE that were loaded."""
+    return [log.count(said) for said in (": CogVideoX-Fun ", ": T5, tokenizer ", ": CogVideoX VAE, ")]
+
+
+def test_another_weight_dtype_loads_no_text_encoder_and_no_vae_again(lab):
+    """They are kept with the loader's other outputs, and loaded again when their files change."""
+    name = "changed-dtype"
+    folder = lab.base / "models" / "CogVideoX_Fun" / name
+    shutil.copytree(lab.base / "models" / "CogVideoX_Fun" / "tiny-2b", folder)
+    videos = []
+    for dtype, expected in (("fp32", [1, 1, 1]), ("bf16", [1, 0, 0]), ("bf16", [0, 0, 0]), ("fp8_e4m3fn", [1, 0, 0])):
+        graph, model, positive, negative, latent = lab.setting(name)
+        graph.workflow[model.key]["inputs"]["weight_dtype"] = dtype
+        sampled = graph.sampler(model, positive, negative, latent, seed=7, steps=1)
+        size = lab.log_size
+        videos += graph.get(graph.fun("VAEDecode", vae=model[2], latent=sampled, tile_size=0, overlap=64))
+        assert loads(lab.log_since(size)) == expected, dtype
+    assert len(videos[0]) == 9 and not torch.equal(videos[0], videos[-1])
+    file = folder / "vae" / "diffusion_pytorch_model.safetensors"
+    os.utime(file, (0, 0))
+    size = lab.log_size
+    graph.get(graph.fun("VAEDecode", vae=model[2], latent=sampled, tile_size=0, overlap=64))
+    assert loads(lab.log_since(size))[1:] == [0, 1]
 
 
 @pytest.mark.parametrize(
