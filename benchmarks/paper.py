@@ -73,7 +73,7 @@ def copies_table() -> str:
 
 
 def one_pass(x: torch.Tensor, _norm, _rope) -> torch.Tensor:
-    """Read and write B N heads d once, as `triton_kernels.norm_rotate_` does; B heads N d."""
+    """Read and write B N heads d once, as `host_triton.norm_rotate_` does; B heads N d."""
     return x.mul_(1).transpose(1, 2)
 
 

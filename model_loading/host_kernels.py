@@ -57,11 +57,11 @@ def is_at_hand(layer: torch.nn.Module, device: torch.device) -> bool:
 
 
 def triton_kernels(device: torch.device):
-    """The module `triton_kernels` where Triton compiles it for the device, else None; the log says why not."""
+    """The module `host_triton` where Triton compiles it for the device, else None; the log says why not."""
     if device.type == "cpu" or importlib.util.find_spec("triton") is None:
         return None
     try:
-        from . import triton_kernels as kernels
+        from . import host_triton as kernels
 
         x = torch.ones(1, 1, 1, 64, device=device)
         kernels.norm_rotate_(x, x.flatten(), x.flatten(), 1e-6, x.new_ones(1, 1, 1, 32, 2, 2))

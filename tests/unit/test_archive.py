@@ -31,7 +31,8 @@ HOST = {
     "nodes",
     "server",
 }
-OPTIONAL = {"gguf"}  # comes with the node pack that GGUF files are loaded through
+# gguf comes with the node pack that GGUF files are loaded through, and triton with PyTorch where a GPU can use it
+OPTIONAL = {"gguf", "triton"}
 DISTRIBUTIONS = {"PIL": "pillow"}
 ACCELERATORS = {"NVIDIA CUDA", "AMD ROCm", "Intel Arc", "Apple Metal"}  # that the registry knows
 
