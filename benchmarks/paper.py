@@ -9,7 +9,7 @@ from collections import Counter
 import torch
 from torch.utils.flop_counter import FlopCounterMode
 
-from ..model_loading.config import TEXT_TOKENS, TransformerConfig
+from ..model_loading.config import TEXT_TOKENS, TransformerConfig, goes_to_fp8
 from ..model_loading.tiles import tile_spans
 from ..model_loading.transformer import CogVideoXTransformer
 from .moved_bytes import KINDS, copies_of_a_block
@@ -45,8 +45,10 @@ def call_flops(config: TransformerConfig, video_tokens: int) -> float:
 
 
 def weight_bytes(config: TransformerConfig, element: int = 2) -> int:
+    """Bytes of the weights in bf16, or in fp8 where ``element`` is 1: what fp8 is not for stays in bf16."""
     with torch.device("meta"):
-        return element * sum(parameter.numel() for parameter in CogVideoXTransformer(config).parameters())
+        parameters = CogVideoXTransformer(config).named_parameters()
+    return sum(p.numel() * (element if goes_to_fp8(name, p.shape, config) else 2) for name, p in parameters)
 
 
 def call_bytes(config: TransformerConfig, video_tokens: int, copies: float, element: int = 2) -> float:

@@ -10,7 +10,7 @@ import torch
 
 from . import host_gguf
 from .checkpoint import SAVED_PREFIX, Checkpoint, naming, open_checkpoint
-from .config import TransformerConfig, hub_name
+from .config import TransformerConfig, goes_to_fp8, hub_name
 from .errors import CheckpointError, shown
 from .host_files import read_file
 from .host_model import CogVideoXFun, CogVideoXFunConfig, accepts
@@ -84,17 +84,6 @@ def read_state(checkpoint: Checkpoint, config: CogVideoXFunConfig) -> dict[str, 
         setattr(config, name, value)
     state.pop(SCALED_FP8, None)
     return state
-
-
-def goes_to_fp8(name: str, shape: tuple[int, ...], config: TransformerConfig) -> bool:
-    """Whether fp8 storage is for a parameter: for the matrices of the blocks alone, 97 % of the weights or more.
-
-    Everything else in fp8 makes most of its error: on the nano model 3.2 % with all, 0.6 % with these. The modulation
-    of V1.5 is kept too, as users of ComfyUI-CogVideoXWrapper found necessary.
-    """
-    modulation = ".norm" in name
-    in_block = name.startswith("transformer_blocks.") and len(shape) == 2
-    return in_block and not (modulation and config.patch_size_t is not None)
 
 
 def kept_dtypes(state: dict[str, torch.Tensor], config: TransformerConfig, stored, compute) -> dict[str, torch.dtype]:

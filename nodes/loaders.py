@@ -64,7 +64,8 @@ class ModelLoader(io.ComfyNode):
                     options=list(WEIGHT_DTYPES),
                     default="default",
                     tooltip="How the weights are stored. default: what suits the file and your card. fp8 halves the "
-                    "memory at some cost in quality. fp16 overflows in the 5B models, which compute in bf16.",
+                    "memory at some cost in quality; norms, embeddings and the output layer stay as in the file. fp16 "
+                    "overflows in the 5B models, which compute in bf16.",
                 ),
             ],
             outputs=[
