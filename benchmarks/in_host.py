@@ -26,7 +26,7 @@ def measured_apart() -> dict | None:
     if host is None:
         return None
     command = [str(host.python), str(RUN), "host", str(host.path)]
-    answer = subprocess.run(command, capture_output=True, text=True, timeout=900)
+    answer = subprocess.run(command, capture_output=True, text=True, timeout=3600)
     if answer.returncode:
         raise RuntimeError(f"measuring in {host.path} failed:\n{answer.stderr[-2000:]}")
     return json.loads(answer.stdout.splitlines()[-1])

@@ -16,7 +16,7 @@ from .live_bytes import attention_as_its_output, tensors_of
 from .traced import CONFIGS, SIZES, tokens_of
 
 LINEAR = {"addmm", "mm", "bmm", "baddbmm"}
-KINDS = ("linear layers", "attention", "norms", "everything else")
+KINDS = ("linear layers", "attention", "norms and elementwise")
 ALLOCATE = {"empty", "empty_like", "empty_strided", "new_empty", "new_empty_strided"}
 WRITE_ONLY = {"copy_", "fill_", "zero_"}  # the other operations in place read what they overwrite
 
@@ -43,12 +43,13 @@ class MovedBytes(TorchDispatchMode):
             storage_of(tensor) for tensor in tensors_of(result)
         }
         if not views and name not in ALLOCATE:
-            self.count(kind_of(name), *accesses(function._schema, name, args, kwargs, result))
+            kind = KINDS[0] if name in LINEAR else KINDS[2]
+            self.count(kind, *accesses(function._schema, name, args, kwargs, result))
         return result
 
     def attend(self, query, key, value, output) -> None:
         """Count an attention that reads q, k and v once, as fused kernels do."""
-        self.count("attention", query, key, value, output)
+        self.count(KINDS[1], query, key, value, output)
 
     def count(self, kind: str, *tensors: torch.Tensor) -> None:
         self.moved[kind] += sum(size_of(tensor) for tensor in tensors if storage_of(tensor) not in self._weights)
@@ -56,12 +57,6 @@ class MovedBytes(TorchDispatchMode):
 
 def storage_of(tensor: torch.Tensor) -> int:
     return tensor.untyped_storage()._cdata
-
-
-def kind_of(name: str) -> str:
-    if name in LINEAR:
-        return "linear layers"
-    return "norms" if name == "native_layer_norm" else "everything else"
 
 
 def accesses(schema, name: str, args: tuple, kwargs: dict, result) -> list[torch.Tensor]:

@@ -37,6 +37,12 @@ class Card:
 
 CARDS = (Card("H100 SXM", 989e12, 3.35e12), Card("RTX 4090", 165e12, 1.008e12))
 
+# what `triton_kernels` move: each tensor is read and written once
+TRITON = {
+    "norm_rotate": lambda x, _norm, _rope: x.mul_(1).transpose(1, 2),
+    "norm_modulate": lambda x, _norm, _modulation, _text_tokens: x.clone(),
+}
+
 
 def call_flops(config: TransformerConfig, video_tokens: int) -> float:
     """Multiplications and additions of one call: linear layers 24 N d^2 and attention 4 N^2 d a block."""
@@ -61,9 +67,10 @@ def copies_table() -> str:
     """Markdown: copies of the token stream that a block moves, by kind of operation; guidance in one call."""
     rows = {
         "5B, ours": ("5B", transformer_call, {}),
-        "5B, ours, Triton norms and rotates q and k": ("5B", transformer_call, {"norm_rotate": one_pass}),
+        "5B, ours, with the Triton kernels": ("5B", transformer_call, TRITON),
         "5B, diffusers": ("5B", diffusers_call, {}),
         "2B, ours": ("2B", transformer_call, {}),
+        "2B, ours, with the Triton kernels": ("2B", transformer_call, TRITON),
         "2B, diffusers": ("2B", diffusers_call, {}),
     }
     lines = [f"| block | {' | '.join(KINDS)} | all |", "|---" * (len(KINDS) + 2) + "|"]
@@ -74,17 +81,12 @@ def copies_table() -> str:
     return "\n".join(lines) + "\n"
 
 
-def one_pass(x: torch.Tensor, _norm, _rope) -> torch.Tensor:
-    """Read and write B N heads d once, as `host_triton.norm_rotate_` does; B heads N d."""
-    return x.mul_(1).transpose(1, 2)
-
-
 def steps_table() -> str:
     """Markdown: cost of a step (two calls, guidance) by model and token length, and each GPU's limit."""
     head = ["model", "tokens", "TFLOP a step", "GB moved a step", *(f"{card.name}, at least" for card in CARDS)]
     lines = [f"| {' | '.join(head)} |", "|---" * len(head) + "|"]
     for name, config in CONFIGS.items():
-        copies = sum(copies_of_a_block(transformer_call, name, norm_rotate=one_pass).values())
+        copies = sum(copies_of_a_block(transformer_call, name, **TRITON).values())
         for tokens in TOKENS:
             flops, moved = 2 * call_flops(config, tokens), 2 * call_bytes(config, tokens, copies)
             limits = [f"{max(flops / card.flops, moved / card.bandwidth):.2f} s" for card in CARDS]
