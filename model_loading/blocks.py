@@ -92,8 +92,9 @@ def after_text(rope: torch.Tensor, text_tokens: int) -> torch.Tensor:
 
 def may_overwrite(*tensors: torch.Tensor) -> bool:
     """Whether to compute in place: not where a gradient needs the old value, nor under torch.compile, which fuses
-    better what is out of place."""
-    return not (torch.compiler.is_compiling() or any(tensor.requires_grad for tensor in tensors))
+    better what is out of place, nor on MPS, where addcmul into a part of a tensor was wrong before PyTorch 2.4."""
+    kept = any(tensor.requires_grad or tensor.device.type == "mps" for tensor in tensors)
+    return not (kept or torch.compiler.is_compiling())
 
 
 class PatchEmbed(nn.Module):
@@ -180,8 +181,8 @@ class Attention(nn.Module):
         for patch in patches:
             out = patch(q, k, v, pe=rope, attn_mask=None, extra_options=options)
             q, k, v, rope = (out.get(name, kept) for name, kept in (("q", q), ("k", k), ("v", v), ("pe", rope)))
-        if patches and rope is not None:
-            q, k = rotate(q, rope), rotate(k, rope)
+        if patches and rope is not None:  # of clones: a patch may hold what it gave
+            q, k = rotate(q.clone(), rope), rotate(k.clone(), rope)
         return q, k, v
 
     def forward(self, q, k, v, options: dict) -> torch.Tensor:

@@ -1,9 +1,10 @@
-"""The fastest kernels that a machine has for what the blocks take as functions: attention, and norm and rotation."""
+"""The fastest kernels that a machine has for attention, for norm and rotation, and for norm and modulation."""
 
 import importlib.util
 import logging
 
 import torch
+from comfy.cli_args import args
 from comfy.ldm.modules.attention import attention_pytorch, optimized_attention
 
 from . import blocks
@@ -28,9 +29,13 @@ def host_attention(q, k, v, heads: int, transformer_options: dict | None = None)
     return optimized_attention(q, k, v, heads, skip_reshape=True, transformer_options=transformer_options)
 
 
-def host_norms(device: torch.device) -> dict:
-    """`blocks.norm_rotate` and `blocks.norm_modulate` for a device, by the fastest kernels that this machine has."""
-    rotation, triton = host_rotation(), triton_kernels(device)
+def host_norms(device: torch.device, dtype: torch.dtype) -> dict:
+    """`blocks.norm_rotate` and `blocks.norm_modulate` by the fastest kernels that this machine has.
+
+    Args:
+        dtype: that the model computes in, or is stored in if that is fp8.
+    """
+    rotation, triton = host_rotation(), triton_kernels(device, dtype)
 
     def usable(x: torch.Tensor, norm: torch.nn.Module) -> bool:
         given = x.device == device and x.is_contiguous() and may_overwrite(x)
@@ -51,23 +56,30 @@ def host_norms(device: torch.device) -> dict:
 
 
 def is_at_hand(layer: torch.nn.Module, device: torch.device) -> bool:
-    """Whether a layer's weights can be used as they are: on the device, and not patched or cast for a call."""
-    changed = any(getattr(layer, f"{name}_function", None) for name in ("weight", "bias"))
-    return layer.weight.device == device and not changed and "forward" not in vars(layer)
+    """Whether a layer's weights can be used as they are: on the device, not packed, and not patched for a call."""
+    changes = [f"{name}{kind}" for name in ("weight", "bias") for kind in ("_function", "_lowvram_function")]
+    packed = any(type(part.data) is not torch.Tensor or part.itemsize < 2 for part in (layer.weight, layer.bias))
+    changed = any(getattr(layer, name, None) for name in changes) or "forward" in vars(layer)
+    return layer.weight.device == device and not packed and not changed
 
 
-def triton_kernels(device: torch.device):
-    """The module `host_triton` where Triton compiles it for the device, else None; the log says why not."""
-    if device.type == "cpu" or importlib.util.find_spec("triton") is None:
+def triton_kernels(device: torch.device, dtype: torch.dtype):
+    """The module `host_triton` where Triton compiles it for the device, else None; the log says why not.
+
+    ComfyUI's --disable-triton-backend turns it off.
+    """
+    off = device.type == "cpu" or getattr(args, "disable_triton_backend", False)
+    if off or importlib.util.find_spec("triton") is None:
         return None
+    # What can go wrong differs: there is no C compiler, there are no Python headers, Triton does not know the GPU.
     try:
         from . import host_triton as kernels
 
-        x = torch.ones(1, 1, 1, 64, device=device)
-        kernels.norm_rotate_(x, x.flatten(), x.flatten(), 1e-6, x.new_ones(1, 1, 1, 32, 2, 2))
-    except (
-        Exception
-    ) as error:  # no compiler, no Python headers, a GPU that it does not know: all are of their own kind
+        x = torch.ones(1, 1, 1, 64, device=device, dtype=dtype if dtype.itemsize > 1 else torch.float16)
+        rope, modulation = torch.ones(1, 1, 1, 32, 2, 2, device=device), x.new_ones(1, 6 * 64)
+        kernels.norm_rotate_(x, x.flatten(), x.flatten(), 1e-6, rope)
+        kernels.norm_modulate(x[0], x.flatten(), x.flatten(), 1e-5, modulation, 0)
+    except Exception as error:
         log.info("Triton can't be used (%s): norms run in PyTorch's kernels, which are slower", error)
         return None
     return kernels

@@ -70,7 +70,7 @@ def check_patches(options: dict) -> None:
         kinds = [parameter.kind for parameter in inspect.signature(patch).parameters.values()]
         if not accepts(patch, "pe") and inspect.Parameter.VAR_KEYWORD not in kinds:
             raise ValueError(
-                f"the MODEL has a patch of attention for U-Nets ({patch.__module__}), and CogVideoX-Fun is none: "
+                f"the MODEL has a patch of attention for U-Nets ({patch.__module__}), and CogVideoX-Fun is not one: "
                 "remove the node that set it, for example Tome Patch Model"
             )
 
@@ -79,7 +79,7 @@ class HostTransformer(CogVideoXTransformer):
     """The transformer with the host's operations, attention, interruption and DIFFUSION_MODEL wrappers."""
 
     def __init__(self, config, device=None, dtype=None, operations=None):
-        norms = host_norms(comfy.model_management.get_torch_device())
+        norms = host_norms(comfy.model_management.get_torch_device(), dtype or torch.float32)
         super().__init__(config, operations, host_attention, tick=check_interrupt, device=device, dtype=dtype, **norms)
 
     @property

@@ -47,10 +47,11 @@ def norm_rotate_(
     """
     batch, tokens, heads, width = x.shape
     rows = batch * tokens * heads
-    _norm_rotate[(triton.cdiv(rows, ROWS),)](
-        x, weight, bias, x if rope is None else rope, rows, tokens, heads, eps, rope is not None, width, ROWS,
-        num_warps=1,
-    )  # fmt: skip
+    with torch.cuda.device_of(x):  # Triton launches on the current one
+        _norm_rotate[(triton.cdiv(rows, ROWS),)](
+            x, weight, bias, x if rope is None else rope, rows, tokens, heads, eps, rope is not None, width, ROWS,
+            num_warps=1,
+        )  # fmt: skip
     return x
 
 
@@ -86,8 +87,9 @@ def norm_modulate(
     """
     batch, tokens, width = x.shape
     out = torch.empty_like(x)
-    _norm_modulate[(batch * tokens,)](
-        x, out, weight, bias, modulation, modulation.stride(0), tokens, text_tokens, eps, width,
-        triton.next_power_of_2(width), num_warps=8,
-    )  # fmt: skip
+    with torch.cuda.device_of(x):
+        _norm_modulate[(batch * tokens,)](
+            x, out, weight, bias, modulation, modulation.stride(0), tokens, text_tokens, eps, width,
+            triton.next_power_of_2(width), num_warps=8,
+        )  # fmt: skip
     return out

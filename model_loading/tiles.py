@@ -99,7 +99,7 @@ def download(chunk: torch.Tensor, device: torch.device) -> Callable[[], torch.Te
         return lambda: chunk.to(device)
     copied = chunk.to(device, non_blocking=True)  # into page-locked memory
     arrived = torch.cuda.Event()
-    arrived.record()
+    arrived.record(torch.cuda.current_stream(chunk.device))
 
     def wait() -> torch.Tensor:
         arrived.synchronize()

@@ -131,7 +131,7 @@ def group_norm(x: torch.Tensor, norm: nn.Module) -> torch.Tensor:
     if not may_overwrite(x, norm.weight):
         return norm(x)
     scale, shift = scale_and_shift(x, norm)
-    return torch.addcmul(shift, x, scale, out=torch.empty_like(x))
+    return torch.addcmul(shift, x, scale, out=torch.empty_like(x, memory_format=torch.contiguous_format))
 
 
 class SpatialNorm3D(nn.Module):
@@ -154,7 +154,7 @@ class SpatialNorm3D(nn.Module):
             scale, shift = scale_and_shift(x, self.norm_layer)
             shift = torch.addcmul(latent_shift.float(), shift, latent_scale.float())
             scale = scale * latent_scale
-            source, target = x, torch.empty_like(x)
+            source, target = x, torch.empty_like(x, memory_format=torch.contiguous_format)
         else:
             scale, shift, source, target = latent_scale, latent_shift, self.norm_layer(x), None
         scale, shift = (rearrange(part, "b c t h w -> b c t 1 h 1 w 1") for part in (scale, shift))

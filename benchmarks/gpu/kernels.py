@@ -98,7 +98,7 @@ def elementwise(scale: Scale, tokens: int, config) -> dict:
     weight, bias = make(scale, q.shape[-1]), make(scale, q.shape[-1])
     turned, norm = q.transpose(1, 2), torch.nn.LayerNorm(q.shape[-1], eps=1e-6, device=scale.device, dtype=q.dtype)
     norm.requires_grad_(False)
-    norms = host_norms(scale.device)
+    norms = host_norms(scale.device, torch.bfloat16)
     stream_norm = torch.nn.LayerNorm(dim, device=scale.device, dtype=x.dtype).requires_grad_(False)
     modulation = make(scale, batch, 6 * dim)
     angles = torch.rand(tokens - TEXT_TOKENS, q.shape[-1] // 2)

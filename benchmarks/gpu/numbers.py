@@ -50,7 +50,7 @@ def calls(device: torch.device) -> dict:
         timestep = torch.tensor([500, 20])
         outputs = {}
         for where, dtype in [("cpu", torch.float32), *((device, dtype) for dtype in DTYPES.values())]:
-            kernels = {} if where == "cpu" else {"attention": host_attention, **host_norms(device)}
+            kernels = {} if where == "cpu" else {"attention": host_attention, **host_norms(device, dtype)}
             model = CogVideoXTransformer(config, dtype=dtype, device=where, **kernels).requires_grad_(False)
             model.load_state_dict(state)
             inputs = x.to(where, dtype), timestep.to(where), text.to(where, dtype)

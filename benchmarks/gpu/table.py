@@ -9,9 +9,9 @@ from pathlib import Path
 
 HEAD = """# Measured on a GPU
 
-{device}, PyTorch {torch}, ComfyUI 0.33.0{dynamic}. Models of the real size with random weights, 480 x 720 pixels and
-49 frames unless a row says otherwise; GB are 1e9 bytes. Written by `python -m benchmarks.gpu.table`; measured by
-`make gpu`, whose files are in `benchmarks/gpu/results`.
+{device}, PyTorch {torch}, ComfyUI 0.33.0{dynamic}. Models of the real size with
+random weights, 480 x 720 pixels and 49 frames unless a row says otherwise; GB are 1e9 bytes. Measured by the parts of
+`make gpu`, whose files are in `benchmarks/gpu/results`; printed by `python -m benchmarks.gpu.table` from them.
 """
 
 
@@ -41,7 +41,8 @@ def calls(result: dict) -> str:
     lines = []
     for name, value in result.items():
         if isinstance(value, dict):
-            declared = result.get(name.replace("5B,", "declared,", 1)) if name.startswith("5B,") else None
+            size, batch = name.split(", ")[-2:]
+            declared = result.get(f"declared, {size}, {batch}") if name.startswith("5B") else None
             ratio = f"{value['peak'] / declared:.2f}" if declared else ""
             lines.append((name, f"{value['seconds']:.3f}", gb(value["peak"]), ratio))
     return "## One call\n\n" + rows(("call", "seconds", "peak GB of activations", "of what is declared"), lines)
@@ -76,6 +77,7 @@ def profile(result: dict) -> str:
         longest = [
             (f"`{kernel['kernel'][:90]}`", f"{kernel['milliseconds']:.1f}", kernel["launches"])
             for kernel in found["longest"][:20]
+            if kernel["milliseconds"] >= 0.5
         ]
         text += rows(("kernel", "ms", "launches"), longest) + "\n"
     return text.rstrip() + "\n"
@@ -98,7 +100,8 @@ def kernels(result: dict) -> str:
 def numbers(result: dict) -> str:
     lines = [(name, *(f"{value:.1e}" for value in found.values())) for name, found in result["calls"].items()]
     header = ("model", *next(iter(result["calls"].values())))
-    text = "## The numbers\n\nOne call of small models against the CPU in float32, |difference| / |expected|:\n\n"
+    text = "## The numbers\n\nOne call of small models against the CPU in float32, |difference| / |expected|. "
+    text += "PyTorch runs the convolution that\nembeds the patches of the 2B and the 5B in TF32, also in float32:\n\n"
     text += rows(header, lines)
     nano = [tuple(f"{value:.1f}" for value in result["nano"].values())]
     text += "\nPSNR in dB of the nano model's video to the one made on the CPU in float32, by weight_dtype:\n\n"

@@ -24,8 +24,13 @@ def measured(folder, *arguments: str) -> dict:
     return table.read(folder)
 
 
-def test_every_way_that_the_measurements_take(tmp_path):
-    """With small models; compilation and the VAE, which take minutes on a CPU, are left out."""
+def test_the_page_shows_the_results():
+    results = comfy.ROOT / "benchmarks" / "gpu" / "results"
+    assert (comfy.ROOT / "docs" / "gpu.md").read_text(encoding="utf-8") == table.page(results)
+
+
+def test_measuring_with_small_models(tmp_path):
+    """Compilation, the VAE and the nano model, which take minutes on a CPU, are left out."""
     parts = "kernels", "calls", "small", "loop"
     found = measured(tmp_path, *parts, "--rehearse", "--loops", "eager", "fp8")
     assert set(found) == set(parts)

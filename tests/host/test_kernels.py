@@ -55,3 +55,30 @@ def test_norms_in_triton(host):
     found = json.loads(answer.stdout.splitlines()[-1])
     assert max(value for key, value in found.items() if "float32" in key) <= 1e-6, found
     assert max(found.values()) <= 2**-8, found
+
+
+@pytest.fixture(scope="module")
+def chosen(host):
+    script = str(pack.ROOT / "tests" / "host" / "chosen_kernels.py")
+    command = [str(host.python), script, str(host.path)]
+    answer = subprocess.run(command, cwd=host.path, capture_output=True, text=True, timeout=300)
+    assert answer.returncode == 0, answer.stderr[-3000:]
+    return json.loads(answer.stdout.splitlines()[-1])
+
+
+def test_tritons_norms_are_used_where_they_can_be(chosen):
+    """On tokens that lie together and need no gradient, with weights that are used as they are."""
+    assert [name for name, used in chosen["norms"].items() if used] == ["plain"]
+    assert len(chosen["norms"]) == 8
+
+
+def test_comfy_kitchens_rotation_is_ours(chosen):
+    if chosen["kitchen"] is None:
+        pytest.skip("this ComfyUI has no comfy-kitchen that rotates in place")
+    assert chosen["kitchen"] <= 1e-5  # float32, values of size 1
+
+
+def test_the_next_blocks_weights_are_asked_for_while_one_runs(chosen):
+    """Where ComfyUI's dynamic VRAM is in use: each block before it runs, and the end after the last. The modulations
+    have run by then, once a call."""
+    assert chosen["fetched"] == {"unasked": 0, "order": [3, 0, 1, 2, None], "all but the modulations": True}
