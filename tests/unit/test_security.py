@@ -38,7 +38,9 @@ METHODS = {  # of any object, whatever it is called here
 ALLOWED = {  # why: see the function
     ("host_gguf.py", "import importlib"),  # a module of ComfyUI-GGUF beside one that the host has already imported
     ("host_gguf.py", "import_module"),
-    ("host_model.py", "vars"),  # whether a layer's forward was replaced, by its name
+    ("host_kernels.py", "import importlib.util"),  # whether Triton is installed, by its name
+    ("host_kernels.py", "vars"),  # whether a layer's forward was replaced, by its name
+    ("host_model.py", "vars"),  # the same
 }
 
 
