@@ -105,6 +105,18 @@ class Cases:
         mask[..., :5] = 0
         self.sample(steps, latent={"samples": latent(), "noise_mask": mask})
 
+    def another_schedule(self, steps: int):
+        """As after the host's ModelSamplingDiscrete: what the MODEL knew of alphas is gone."""
+        from comfy.model_sampling import V_PREDICTION, ModelSamplingDiscrete
+
+        class Sampling(ModelSamplingDiscrete, V_PREDICTION):
+            pass
+
+        sampling, model = Sampling(), self.models["5b"].model
+        self.gpu.to_gpu(sampling)
+        with replaced(model, model_sampling=sampling):
+            self.sample(steps)
+
     def of_steps(self) -> dict:
         from cogvideox_fun.model_loading.host_windows import FUSE_METHODS, SCHEDULES
         from cogvideox_fun.sampling.recipes import RECIPES
@@ -122,6 +134,7 @@ class Cases:
             "control": self.control,
             "inpaint": self.inpaint,
             "noise mask": self.noise_mask,
+            "another schedule": self.another_schedule,
         }
 
     def of_chunks(self) -> dict:

@@ -1,5 +1,7 @@
 """Load a MODEL onto a pretended GPU through ComfyUI's own patchers, run it, unload it, and count what stays there.
 
+Also which dtype the VAE takes.
+
 ``python pretended_unload.py COMFYUI MODELS OUTPUT``, as `pretended`.
 """
 
@@ -95,6 +97,19 @@ def dynamic(path: Path) -> dict:
         return {"loaded": loaded, "kept": kept, "left": bytes_on_the_gpu() - before}
 
 
+def vae_dtypes(path: Path) -> list[str]:
+    """What the VAE computes in on GPUs with bf16 and fp16, with fp16 alone, and with neither."""
+    import comfy.model_management
+    from cogvideox_fun.model_loading.host_vae import HostVAE
+
+    found = []
+    for has in ((True, True), (False, True), (False, False)):
+        bf16, fp16 = (lambda *_args, answer=answer, **_options: answer for answer in has)
+        with replaced(comfy.model_management, should_use_bf16=bf16, should_use_fp16=fp16):
+            found.append(str(HostVAE(path, device=GPU).vae_dtype))
+    return found
+
+
 def main(comfyui: str, models: str, output: str) -> None:
     start(comfyui)
     import comfy.model_patcher
@@ -102,7 +117,7 @@ def main(comfyui: str, models: str, output: str) -> None:
     runs = {"plain": plain}
     if hasattr(comfy.model_patcher, "ModelPatcherDynamic"):
         runs["dynamic"] = dynamic
-    found = {}
+    found = {"VAE": vae_dtypes(Path(models) / "tiny-2b" / "vae")}
     with pretended_gpu(), on_the_gpu(), replaced(torch.nn.Module, _apply=converted):
         for kind, run in runs.items():
             for variant in ("2b", "5b"):
