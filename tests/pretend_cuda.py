@@ -47,6 +47,7 @@ def pretended_gpu():
         torch.cuda,
         Event=lambda: PretendedEvent(gpu),
         current_device=lambda: 0,
+        current_stream=lambda *_device: None,
         set_device=lambda _device: None,
         synchronize=lambda *_device: gpu.wait(torch.cuda.synchronize),
     )
@@ -155,7 +156,7 @@ class PretendedEvent:
     def __init__(self, gpu: PretendedGPU):
         self.gpu = gpu
 
-    def record(self) -> None:
+    def record(self, _stream) -> None:
         self.gpu.seen.order.append("copy")
 
     def synchronize(self) -> None:
