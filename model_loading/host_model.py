@@ -12,6 +12,7 @@ import comfy.latent_formats
 import comfy.model_base
 import comfy.model_management
 import comfy.model_patcher
+import comfy.ops
 import comfy.patcher_extension
 import comfy.supported_models_base
 import comfy.utils
@@ -284,7 +285,10 @@ class CogVideoXFun(comfy.model_base.BaseModel):
     def memory_required(self, input_shape, cond_shapes=None) -> float:
         """Bytes of activations of one call."""
         element = comfy.model_management.dtype_size(self.inference_dtype())
-        return transformer_bytes(self.config, input_shape, element)
+        linear = self.diffusion_model.transformer_blocks[0].ff.net[2]
+        quantised = getattr(linear, "layout_type", None) and not linear._full_precision_mm
+        packs_inputs = bool(quantised) or isinstance(linear, comfy.ops.fp8_ops.Linear)
+        return transformer_bytes(self.config, input_shape, element, packs_inputs)
 
 
 def model_of(patcher) -> CogVideoXFun:

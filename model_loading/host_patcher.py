@@ -6,6 +6,7 @@ them where they lie (`CogVideoXTransformer.modulate`) and only small vectors cro
 
 import comfy.model_management
 import comfy.model_patcher
+import comfy.utils
 import torch
 
 
@@ -26,6 +27,14 @@ class CogVideoXFunPatcher(comfy.model_patcher.ModelPatcher):
         last = set(self.model.diffusion_model.modulations())
         found = super()._load_list(*args, **kwargs)
         return [Last(entry) if layer_of(entry) in last else entry for entry in found]
+
+    def pin_weight_to_device(self, key):
+        """Pin a weight that stays in RAM, for quicker uploads. CUDA can't pin the pages of a file: pin a copy."""
+        weight = comfy.utils.get_attr(self.model, key)
+        plain = type(weight.data) is torch.Tensor and not weight.is_pinned()
+        if plain and comfy.model_management.MAX_PINNED_MEMORY > 0:
+            comfy.utils.set_attr_param(self.model, key, weight.detach().clone())
+        super().pin_weight_to_device(key)
 
 
 def layer_of(entry: tuple) -> torch.nn.Module:

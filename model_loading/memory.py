@@ -14,7 +14,9 @@ SPARE = 1.1  # declared over traced
 DECODE_SPARE = 1.3  # the same of decoding: cuDNN's own memory was a quarter more on an H100 (benchmarks/gpu)
 
 
-def transformer_bytes(config: TransformerConfig, shape: Sequence[int], element: int) -> float:
+def transformer_bytes(
+    config: TransformerConfig, shape: Sequence[int], element: int, packs_inputs: bool = False
+) -> float:
     """One call of the transformer.
 
     Six copies of the token stream: in the feed-forward the stream, its update, and four in between.
@@ -22,10 +24,11 @@ def transformer_bytes(config: TransformerConfig, shape: Sequence[int], element: 
     Args:
         shape: of the sampled latent, B C T h w.
         element: bytes of a number.
+        packs_inputs: matrices are multiplied in fp8, so what is in between is there once more, a byte a number.
     """
     patch = config.patch_size**2 * (config.patch_size_t or 1)
     tokens = math.prod(shape[2:]) / patch + config.max_text_seq_length
-    return SPARE * 6 * shape[0] * tokens * config.dim * element
+    return SPARE * shape[0] * tokens * config.dim * (6 * element + 4 * packs_inputs)
 
 
 def decode_bytes(config: VAEConfig, shape: Sequence[int], element: int) -> float:

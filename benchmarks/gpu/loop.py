@@ -1,5 +1,6 @@
 """Whole runs through the nodes: an InP model, guidance, and the sampler's loop with its previews and checks."""
 
+import contextlib
 import logging
 import time
 from pathlib import Path
@@ -8,6 +9,7 @@ import torch
 
 from ...model_loading.config import TEXT_TOKENS
 from . import models
+from .calls import fp8_products
 from .host import run_node
 from .measure import Scale, synchronize
 
@@ -51,14 +53,11 @@ def measure(scale: Scale, path: Path, kinds: tuple[str, ...], write) -> dict:
         write: called with the result so far after each.
     """
     import comfy.model_management
-    from comfy.cli_args import PerformanceFeature, args
 
     found: dict = {"steps": scale.steps}
     for kind in kinds:
-        label = kind.replace("fp8", "fp8 with --fast fp8_matrix_mult")
-        if "fp8" in kind:
-            args.fast.add(PerformanceFeature.Fp8MatrixMultiplication)
-        try:
+        label = f"{kind}, --fast fp8_matrix_mult" if "fp8" in kind else kind
+        with fp8_products() if "fp8" in kind else contextlib.nullcontext():
             call = models.Call(scale, path, weight_dtype="fp8_e4m3fn" if "fp8" in kind else "default")
             model = call.patcher
             if "compiled" in kind:
@@ -66,8 +65,6 @@ def measure(scale: Scale, path: Path, kinds: tuple[str, ...], write) -> dict:
             run = Run(scale, model)
             first = run.seconds(1)
             found[label] = {"a run of one step before": first, "seconds": run.seconds(scale.steps)}
-        finally:
-            args.fast.discard(PerformanceFeature.Fp8MatrixMultiplication)
         log.info("%s: %s", kind, found[label])
         write(found)
         del call, model, run

@@ -41,9 +41,7 @@ def calls(result: dict) -> str:
     lines = []
     for name, value in result.items():
         if isinstance(value, dict):
-            size, batch = name.split(", ")[-2:]
-            declared = result.get(f"declared, {size}, {batch}") if name.startswith("5B") else None
-            ratio = f"{value['peak'] / declared:.2f}" if declared else ""
+            ratio = f"{value['peak'] / value['declared']:.2f}" if "declared" in value else ""
             lines.append((name, f"{value['seconds']:.3f}", gb(value["peak"]), ratio))
     return "## One call\n\n" + rows(("call", "seconds", "peak GB of activations", "of what is declared"), lines)
 
@@ -128,8 +126,6 @@ def page(folder: Path) -> str:
     for name, section in SECTIONS.items():
         if name in found:
             parts.append(section(found[name]["result"]))
-            if "note" in found[name]:
-                parts.append(found[name]["note"] + "\n")
     return "\n".join(parts)
 
 

@@ -36,7 +36,7 @@ def test_measuring_with_small_models(tmp_path):
     assert set(found) == set(parts)
     assert not [part["error"] for part in found.values() if "error" in part]
     loop = found["loop"]["result"]
-    seconds = [loop[name]["seconds"] for name in ("eager", "fp8 with --fast fp8_matrix_mult")]
+    seconds = [loop[name]["seconds"] for name in ("eager", "fp8, --fast fp8_matrix_mult")]
     assert loop["steps"] == 2 and min(seconds) > 0
     page = table.page(tmp_path)
     for title in ("steps of the 5B", "One call", "With less memory", "Single kernels"):

@@ -2,6 +2,8 @@
 
 import json
 import shutil
+import subprocess
+from pathlib import Path
 
 import pytest
 import torch
@@ -14,6 +16,21 @@ from safetensors.torch import load_file, save_file
 TOLERANCE = 1e-3  # of a whole run in float32, relative to the largest value
 LAYER = "transformer_blocks.0.attn1.to_q"
 PROMPTS = "a red ball moves right", "blurry"
+DECLARED = """
+import json, sys
+sys.path[:0] = sys.argv[1:2]
+from pretended import start
+comfyui, path = sys.argv[2:]
+start(comfyui)
+import torch, comfy.ops
+from cogvideox_fun.model_loading.host_load import load_model
+found = []
+for operations in (comfy.ops.manual_cast, comfy.ops.fp8_ops):
+    model = load_model(path, "fp8_e4m3fn", {"custom_operations": operations}).model
+    model.manual_cast_dtype = torch.bfloat16
+    found.append(model.memory_required([1, 16, 3, 6, 10]))
+print(json.dumps(found))
+"""
 
 
 @pytest.fixture(scope="module")
@@ -140,6 +157,16 @@ def saved_dtypes(lab, prefix: str) -> tuple[str, dict[str, torch.dtype]]:
     (lab.base / "models" / "diffusion_models" / f"{prefix}.safetensors").symlink_to(saved)
     state = {key.removeprefix(SAVED_PREFIX): value for key, value in load_file(saved).items()}
     return f"{prefix}.safetensors", {k: v.dtype for k, v in state.items() if "." in k}  # the others are markers
+
+
+def test_products_in_fp8_need_more_memory(host, base):
+    """What ComfyUI is told: the feed-forward's inputs once more in fp8, a byte a number beside the two of bf16."""
+    folder = base / "models" / "CogVideoX_Fun" / "tiny-2b"
+    command = [str(host.python), "-c", DECLARED, str(Path(__file__).parent), str(host.path), str(folder)]
+    answer = subprocess.run(command, cwd=host.path, capture_output=True, text=True, timeout=300)
+    assert answer.returncode == 0, answer.stderr[-3000:]
+    plain, fp8 = json.loads(answer.stdout.splitlines()[-1])
+    assert plain > 0 and fp8 / plain == pytest.approx((6 * 2 + 4) / (6 * 2))
 
 
 @pytest.mark.parametrize("stored", [torch.float32, torch.bfloat16])

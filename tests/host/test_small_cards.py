@@ -1,6 +1,7 @@
 """What stays off a small card, what loading takes of the host's memory, and when the first picture comes."""
 
 import json
+import subprocess
 from pathlib import Path
 
 import pytest
@@ -10,6 +11,32 @@ from cogvideox_fun.model_loading.transformer import CogVideoXTransformer
 from cogvideox_fun.model_loading.vae import VAEConfig
 from cogvideox_fun.training import hub
 from websockets.sync.client import connect
+
+
+PINNING = """
+import json, sys
+sys.path[:0] = sys.argv[1:2]
+from pretended import start
+comfyui, path = sys.argv[2:]
+start(comfyui)
+import comfy.model_management, comfy.utils
+from cogvideox_fun.model_loading.host_load import load_model
+
+def mapped_from_a_file(weight):
+    for line in open("/proc/self/maps"):
+        span, *_, name = line.split(maxsplit=5)
+        first, last = (int(end, 16) for end in span.split("-"))
+        if first <= weight.data_ptr() < last:
+            return ".safetensors" in name
+
+patcher, key = load_model(path), "diffusion_model.transformer_blocks.0.attn1.to_q.weight"
+before, seen = comfy.utils.get_attr(patcher.model, key), []
+comfy.model_management.MAX_PINNED_MEMORY = 1e12
+comfy.model_management.pin_memory = lambda weight: seen.append(weight) or True
+if hasattr(comfy.model_patcher.ModelPatcher, "pin_weight_to_device"):
+    patcher.pin_weight_to_device(key)
+print(json.dumps([mapped_from_a_file(before), *((mapped_from_a_file(w), bool((w == before).all())) for w in seen)]))
+"""
 
 
 def measured(lab, probe: str, **inputs) -> dict:
@@ -45,6 +72,16 @@ def test_loading_takes_no_memory_of_its_own(lab, tmp_path, weight_dtype, share):
     hub.save_weights(tmp_path / hub.FILES["transformer"], state, torch.bfloat16)
     found = measured(lab, "ProbeLoading", folder=str(tmp_path), weight_dtype=weight_dtype)
     assert found["anonymous"] <= share, found
+
+
+def test_weights_that_stay_in_ram_can_be_pinned(host, base):
+    """CUDA can't pin pages of a file, so ComfyUI gets a copy; 0.3.64 pins nothing."""
+    folder = base / "models" / "CogVideoX_Fun" / "tiny-2b"
+    command = [str(host.python), "-c", PINNING, str(Path(__file__).parent), str(host.path), str(folder)]
+    answer = subprocess.run(command, cwd=host.path, capture_output=True, text=True, timeout=300)
+    assert answer.returncode == 0, answer.stderr[-3000:]
+    before, *pinned = json.loads(answer.stdout.splitlines()[-1])
+    assert before and pinned in ([], [[False, True]])
 
 
 def test_the_first_preview_comes_after_the_first_step(lab):
