@@ -12,7 +12,7 @@ from pathlib import Path
 
 import torch
 
-from ..demo.comfy import find_host
+from ..tools.comfyui_server import find_host
 from .timed import Pairs, interleaved
 from .traced import SIZES
 
@@ -60,10 +60,10 @@ def time_loops(rounds: int = 15) -> Pairs:
     import comfy.sample
     import comfy.samplers
 
-    from ..model_loading.checkpoint import open_checkpoint
-    from ..model_loading.host_load import CogVideoXFun, CogVideoXFunConfig
-    from ..model_loading.host_sampling import CogVideoXDDIM, run_sigmas
-    from ..model_loading.transformer import CogVideoXTransformer
+    from ..model_loading.comfyui.load import CogVideoXFun, CogVideoXFunConfig
+    from ..model_loading.comfyui.samplers import CogVideoXDDIM, run_sigmas
+    from ..model_loading.files.checkpoint import open_checkpoint
+    from ..model_loading.networks.transformer import CogVideoXTransformer
 
     checkpoint = open_checkpoint(RUN.parent.parent / "models" / "nano")
     model = CogVideoXFun(CogVideoXFunConfig(checkpoint))

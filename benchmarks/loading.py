@@ -14,13 +14,13 @@ from statistics import median
 
 import torch
 
-from ..model_loading.checkpoint import open_checkpoint
-from ..model_loading.config import TransformerConfig
-from ..model_loading.pipeline import load_transformer
-from ..model_loading.transformer import CogVideoXTransformer
-from ..model_loading.vae import VAEConfig
+from ..model_loading.files.checkpoint import open_checkpoint
+from ..model_loading.networks.config import TransformerConfig
+from ..model_loading.networks.transformer import CogVideoXTransformer
+from ..model_loading.networks.vae import VAEConfig
+from ..model_loading.standalone import load_transformer
 from ..sampling.schedule import NoiseSchedule
-from ..training.hub import FILES, save_weights, write_configs
+from ..training.tasks.hub import FILES, save_weights, write_configs
 
 SMALL = TransformerConfig(num_attention_heads=12, num_layers=12, in_channels=33, use_rotary_positional_embeddings=True)
 ROUNDS = 5

@@ -4,8 +4,8 @@ from pathlib import Path
 
 import torch
 
-from ..model_loading.config import TransformerConfig
-from ..model_loading.transformer import CogVideoXTransformer
+from ..model_loading.networks.config import TransformerConfig
+from ..model_loading.networks.transformer import CogVideoXTransformer
 from .live_bytes import trace
 from .peers import shared_options
 from .timed import THREADS, TIMED, interleaved, random_, threads, timed_inputs
@@ -72,7 +72,7 @@ def numbers() -> dict:
     import comfy.sd
     import comfy.supported_models
 
-    from ..model_loading.checkpoint import open_checkpoint
+    from ..model_loading.files.checkpoint import open_checkpoint
 
     try:
         comfy.sd.load_diffusion_model(str(NANO / "transformer" / "diffusion_pytorch_model.safetensors"))

@@ -9,9 +9,9 @@ from collections import Counter
 import torch
 from torch.utils.flop_counter import FlopCounterMode
 
-from ..model_loading.config import TEXT_TOKENS, TransformerConfig, goes_to_fp8
-from ..model_loading.tiles import tile_spans
-from ..model_loading.transformer import CogVideoXTransformer
+from ..model_loading.networks.config import TEXT_TOKENS, TransformerConfig, goes_to_fp8
+from ..model_loading.networks.tiling import tile_spans
+from ..model_loading.networks.transformer import CogVideoXTransformer
 from .moved_bytes import KINDS, copies_of_a_block
 from .traced import (
     CONFIGS,

@@ -1,7 +1,7 @@
 """diffusers' CogVideoX models, built as the pack's own are, to be measured beside them."""
 
-from ..model_loading.config import TransformerConfig
-from ..model_loading.vae import VAEConfig
+from ..model_loading.networks.config import TransformerConfig
+from ..model_loading.networks.vae import VAEConfig
 
 
 def shared_options(config: TransformerConfig) -> dict:

@@ -9,9 +9,9 @@ from statistics import median
 
 import torch
 
-from ..model_loading.config import TransformerConfig
-from ..model_loading.transformer import CogVideoXTransformer
-from ..model_loading.vae import CogVideoXVAE, VAEConfig
+from ..model_loading.networks.config import TransformerConfig
+from ..model_loading.networks.transformer import CogVideoXTransformer
+from ..model_loading.networks.vae import CogVideoXVAE, VAEConfig
 from .peers import diffusers_transformer, diffusers_vae
 
 THREADS = (1, 2)  # of PyTorch

@@ -8,9 +8,9 @@ from collections.abc import Callable
 
 import torch
 
-from ..model_loading.config import TEXT_TOKENS, TransformerConfig
-from ..model_loading.transformer import CogVideoXTransformer
-from ..model_loading.vae import CogVideoXVAE, VAEConfig
+from ..model_loading.networks.config import TEXT_TOKENS, TransformerConfig
+from ..model_loading.networks.transformer import CogVideoXTransformer
+from ..model_loading.networks.vae import CogVideoXVAE, VAEConfig
 from .live_bytes import LiveBytes, trace
 from .peers import diffusers_transformer, diffusers_vae
 

@@ -7,9 +7,9 @@ from pathlib import Path
 import folder_paths
 from comfy_api.latest import io, ui
 
-from ..model_loading import checkpoint
-from ..model_loading.config import is_finite
 from ..model_loading.errors import listed, shown
+from ..model_loading.files import checkpoint
+from ..model_loading.networks.config import is_finite
 from ..sampling.schedule import SPACINGS
 
 CATEGORY = "CogVideoX-Fun"

@@ -4,7 +4,7 @@ import node_helpers
 import torch
 from comfy_api.latest import io
 
-from ..model_loading.host_model import CONTROL_PERCENTS
+from ..model_loading.comfyui.model import CONTROL_PERCENTS
 from ..sampling.masks import as_frames
 from . import common
 from .latents import latent_shape

@@ -6,8 +6,8 @@ import comfy.model_management
 import torch
 from comfy_api.latest import io
 
-from ..model_loading.host_model import length_limits, model_of
-from ..model_loading.host_vae import HostVAE
+from ..model_loading.comfyui.model import length_limits, model_of
+from ..model_loading.comfyui.vae import HostVAE
 from ..sampling.geometry import SPATIAL_COMPRESSION, check_size, frames_to_latent_t, legal_length
 from ..sampling.inpaint import reference_pixels
 from ..sampling.masks import check_image, fit_mask

@@ -9,12 +9,13 @@ from comfy_api.latest import io
 from comfy_execution.graph_utils import GraphBuilder
 from comfy_execution.utils import get_executing_context
 
-from ..model_loading import checkpoint, text_encoder
+from ..model_loading.comfyui.clip import load_clip
+from ..model_loading.comfyui.load import WEIGHT_DTYPES, load_model
+from ..model_loading.comfyui.lora import add_lora
+from ..model_loading.comfyui.vae import load_vae
 from ..model_loading.errors import listed, shown
-from ..model_loading.host_load import WEIGHT_DTYPES, load_model
-from ..model_loading.host_lora import add_lora
-from ..model_loading.host_text import load_clip
-from ..model_loading.host_vae import load_vae
+from ..model_loading.files import checkpoint
+from ..model_loading.files import t5 as text_encoder
 from . import common
 
 log = logging.getLogger(__name__)

@@ -6,7 +6,7 @@ from collections.abc import Callable
 import torch
 from comfy_api.latest import io, ui
 
-from ..model_loading.host_model import progress_tick
+from ..model_loading.comfyui.model import progress_tick
 from ..sampling.mask_edit import MAX_BLUR, MAX_GROW, adjust_mask
 from ..sampling.masks import FITS, build_start_end, mask_to_latent
 from ..sampling.sheets import mask_sheet, video_sheet

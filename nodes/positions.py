@@ -2,7 +2,7 @@
 
 from comfy_api.latest import io
 
-from ..model_loading.host_model import with_positions
+from ..model_loading.comfyui.model import with_positions
 from ..sampling.positions import POSITION_MODES, PositionOptions
 from . import common
 

@@ -7,9 +7,16 @@ import latent_preview
 import torch
 from comfy_api.latest import io
 
-from ..model_loading.host_model import model_of
-from ..model_loading.host_sampling import NOT_FINITE, CogVideoXDDIM, Recipe, checked, run_sigmas, with_dynamic_guidance
-from ..sampling.recipes import RECIPES
+from ..model_loading.comfyui.model import model_of
+from ..model_loading.comfyui.samplers import (
+    NOT_FINITE,
+    CogVideoXDDIM,
+    Recipe,
+    checked,
+    run_sigmas,
+    with_dynamic_guidance,
+)
+from ..sampling.diffusers_samplers import RECIPES
 from . import common
 from .latents import latent_shape
 

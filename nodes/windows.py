@@ -2,7 +2,7 @@
 
 from comfy_api.latest import io
 
-from ..model_loading.host_windows import FUSE_METHODS, SCHEDULES, with_windows
+from ..model_loading.comfyui.context_windows import FUSE_METHODS, SCHEDULES, with_windows
 from . import common
 
 

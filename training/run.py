@@ -74,23 +74,23 @@ def main() -> None:
 
 
 def nano(args) -> None:
-    from cogvideox_fun.training.config import read_phase
-    from cogvideox_fun.training.nano import CONFIGS, train_nano
-    from cogvideox_fun.training.phase import processes
+    from cogvideox_fun.training.loop.config import read_phase
+    from cogvideox_fun.training.loop.phase import processes
+    from cogvideox_fun.training.nano.make.make import CONFIGS, train_nano
 
     with processes(read_phase(CONFIGS / "nano_phase_1.toml")) as accelerator:
         train_nano(accelerator, args.output)
 
 
 def init(args) -> None:
-    from cogvideox_fun.training.nano import write_untrained
+    from cogvideox_fun.training.nano.make.make import write_untrained
 
     write_untrained(args.folder, args.seed)
 
 
 def train(args) -> None:
-    from cogvideox_fun.training.config import read_phase
-    from cogvideox_fun.training.phase import processes, run_phase
+    from cogvideox_fun.training.loop.config import read_phase
+    from cogvideox_fun.training.loop.phase import processes, run_phase
 
     changes = {name: str(getattr(args, name).resolve()) for name in ("model", "output") if getattr(args, name)}
     if args.steps is not None:
@@ -101,7 +101,7 @@ def train(args) -> None:
 
 
 def export(args) -> None:
-    from cogvideox_fun.training.parts import export_half
+    from cogvideox_fun.training.tasks.parts import export_half
 
     export_half(args.folder, args.output)
 
@@ -117,9 +117,9 @@ def evaluate(args) -> None:
 
 
 def positions(args) -> None:
-    from cogvideox_fun.training.config import read_phase
     from cogvideox_fun.training.evaluation import evaluate, positions, rows
-    from cogvideox_fun.training.phase import processes
+    from cogvideox_fun.training.loop.config import read_phase
+    from cogvideox_fun.training.loop.phase import processes
 
     options = rows.Options(args.count)
     phase = read_phase(args.config)

@@ -8,7 +8,7 @@ from pathlib import Path
 import torch
 from safetensors.torch import load_file
 
-from ...model_loading.checkpoint import SAVED_CONFIG
+from ...model_loading.files.checkpoint import SAVED_CONFIG
 from . import models
 from .measure import Scale, timed
 

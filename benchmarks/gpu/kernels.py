@@ -4,9 +4,9 @@ import torch
 import torch.nn.functional as F
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
-from ...model_loading import blocks
-from ...model_loading.config import TEXT_TOKENS
-from ...model_loading.host_kernels import host_attention, host_norms, host_rotation
+from ...model_loading.comfyui.kernels import host_attention, host_norms, host_rotation
+from ...model_loading.networks import blocks
+from ...model_loading.networks.config import TEXT_TOKENS
 from .. import traced
 from .measure import Scale, bench
 

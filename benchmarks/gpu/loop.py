@@ -7,7 +7,7 @@ from pathlib import Path
 
 import torch
 
-from ...model_loading.config import TEXT_TOKENS
+from ...model_loading.networks.config import TEXT_TOKENS
 from . import models
 from .calls import fp8_products
 from .host import run_node

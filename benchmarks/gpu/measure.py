@@ -13,8 +13,8 @@ from pathlib import Path
 
 import torch
 
-from ...model_loading.config import TransformerConfig
-from ...model_loading.vae import VAEConfig
+from ...model_loading.networks.config import TransformerConfig
+from ...model_loading.networks.vae import VAEConfig
 from .. import traced
 
 GB = 1e9

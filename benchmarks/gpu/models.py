@@ -7,11 +7,11 @@ from pathlib import Path
 import torch
 from safetensors.torch import save_file
 
-from ...model_loading.checkpoint import SAVED_CONFIG, encode_config, open_checkpoint
-from ...model_loading.config import TEXT_TOKENS
-from ...model_loading.host_load import load_model
-from ...model_loading.transformer import CogVideoXTransformer
-from ...model_loading.vae import CogVideoXVAE
+from ...model_loading.comfyui.load import load_model
+from ...model_loading.files.checkpoint import SAVED_CONFIG, encode_config, open_checkpoint
+from ...model_loading.networks.config import TEXT_TOKENS
+from ...model_loading.networks.transformer import CogVideoXTransformer
+from ...model_loading.networks.vae import CogVideoXVAE
 from .. import peers
 from ..run import ROOT
 from .measure import Scale, random_state

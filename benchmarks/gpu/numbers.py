@@ -4,10 +4,10 @@ import dataclasses
 
 import torch
 
-from ...model_loading.config import TransformerConfig
-from ...model_loading.host_kernels import host_attention, host_norms
-from ...model_loading.pipeline import Pipeline
-from ...model_loading.transformer import CogVideoXTransformer
+from ...model_loading.comfyui.kernels import host_attention, host_norms
+from ...model_loading.networks.config import TransformerConfig
+from ...model_loading.networks.transformer import CogVideoXTransformer
+from ...model_loading.standalone import Pipeline
 from . import models
 from .host import run_node
 from .measure import Scale, random_state

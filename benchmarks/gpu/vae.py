@@ -4,7 +4,7 @@ from pathlib import Path
 
 import torch
 
-from ...model_loading.host_vae import load_vae
+from ...model_loading.comfyui.vae import load_vae
 from .. import peers, traced
 from . import models
 from .measure import Scale, random_state, timed

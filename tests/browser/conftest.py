@@ -4,7 +4,7 @@ import shutil
 
 import export_api
 import pytest
-from cogvideox_fun.demo import comfy
+from cogvideox_fun.tools import comfyui_server as comfy
 from front_end import FrontEnd
 from webdriver import browse, find_browser
 

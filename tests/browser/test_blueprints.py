@@ -5,7 +5,7 @@ import urllib.error
 
 import numpy as np
 import pytest
-from cogvideox_fun.demo import comfy
+from cogvideox_fun.tools import comfyui_server as comfy
 from export_api import NEWER_INPUTS
 from front_end import PACK
 from make_blueprints import BLUEPRINTS, SUBGRAPHS

@@ -6,7 +6,8 @@ import sys
 import time
 
 import pytest
-from cogvideox_fun.demo import comfy, media
+from cogvideox_fun.tools import comfyui_server as comfy
+from cogvideox_fun.tools import media
 from front_end import FrontEnd
 from PIL import Image
 from webdriver import browse, find_browser

@@ -7,7 +7,7 @@ import subprocess
 
 import pytest
 from cogvideox_fun.benchmarks.gpu import bundle, rehearsal
-from cogvideox_fun.demo import comfy
+from cogvideox_fun.tools import comfyui_server as comfy
 
 PTX, CUBIN = 1, 2
 

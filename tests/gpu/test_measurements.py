@@ -7,7 +7,7 @@ import subprocess
 import pytest
 from cogvideox_fun.benchmarks.gpu import table
 from cogvideox_fun.benchmarks.gpu.host import has_gpu
-from cogvideox_fun.demo import comfy
+from cogvideox_fun.tools import comfyui_server as comfy
 
 
 def measured(folder, *arguments: str) -> dict:

@@ -40,7 +40,8 @@ class Stub:
 
 def norms() -> dict[str, bool]:
     """For each case whether Triton's kernels were used; where not, the numbers are those of `blocks`."""
-    from cogvideox_fun.model_loading import blocks, host_kernels
+    from cogvideox_fun.model_loading.comfyui import kernels as host_kernels
+    from cogvideox_fun.model_loading.networks import blocks
 
     stub = Stub()
     host_kernels.triton_kernels = lambda *_: stub
@@ -86,7 +87,8 @@ def norms() -> dict[str, bool]:
 
 def kitchen() -> float | None:
     """The largest difference of comfy-kitchen's rotation from ours, or None where this ComfyUI has none."""
-    from cogvideox_fun.model_loading import blocks, host_kernels
+    from cogvideox_fun.model_loading.comfyui import kernels as host_kernels
+    from cogvideox_fun.model_loading.networks import blocks
 
     rotate = getattr(getattr(host_kernels.quant_ops, "ck", None), "apply_rope1_", None)
     if rotate is None:
@@ -98,8 +100,8 @@ def kitchen() -> float | None:
 
 def fetched() -> dict:
     """The order in which ComfyUI's queue of weights is asked, and whether the modulations are in it."""
-    from cogvideox_fun.model_loading import host_model
-    from cogvideox_fun.model_loading.config import TransformerConfig
+    from cogvideox_fun.model_loading.comfyui import model as host_model
+    from cogvideox_fun.model_loading.networks.config import TransformerConfig
     from tiny_model import TINY, VARIANTS, random_weights
 
     config = TransformerConfig(**{**TINY, "num_layers": 3}, **VARIANTS["5b"])

@@ -6,9 +6,10 @@ from pathlib import Path
 import pytest
 import reference
 import torch
-from cogvideox_fun.demo import comfy, media
-from cogvideox_fun.model_loading.checkpoint import SAVED_CONFIG, encode_config, open_checkpoint
-from cogvideox_fun.model_loading.vae import CogVideoXVAE, VAEConfig
+from cogvideox_fun.model_loading.files.checkpoint import SAVED_CONFIG, encode_config, open_checkpoint
+from cogvideox_fun.model_loading.networks.vae import CogVideoXVAE, VAEConfig
+from cogvideox_fun.tools import comfyui_server as comfy
+from cogvideox_fun.tools import media
 from graph import Lab
 from PIL import Image
 from quantised import linear_layers, scaled_fp8, write_gguf

@@ -5,7 +5,7 @@ import json
 from pathlib import Path
 
 import torch
-from cogvideox_fun.demo import comfy
+from cogvideox_fun.tools import comfyui_server as comfy
 from safetensors.torch import load_file, save_file
 
 

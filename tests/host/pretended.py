@@ -58,8 +58,8 @@ class Cases:
     """Every case is a function of the number of steps."""
 
     def __init__(self, models: Path, gpu: PretendedGPU):
-        from cogvideox_fun.model_loading.host_load import load_model
-        from cogvideox_fun.model_loading.host_vae import HostVAE
+        from cogvideox_fun.model_loading.comfyui.load import load_model
+        from cogvideox_fun.model_loading.comfyui.vae import HostVAE
 
         self.gpu, self.models = gpu, {}
         for variant in ("2b", "5b", "v1.5", "2b-control"):
@@ -81,7 +81,7 @@ class Cases:
         assert found["samples"].device.type == "cpu" and found["samples"].shape == start["samples"].shape
 
     def windows(self, steps: int, schedule: str = "standard_static", fuse: str = "pyramid"):
-        from cogvideox_fun.model_loading.host_windows import with_windows
+        from cogvideox_fun.model_loading.comfyui.context_windows import with_windows
 
         model = with_windows(self.models["5b"], 9, 4, schedule, fuse)
         self.sample(steps, model=model, latent={"samples": torch.zeros(1, 16, 7, 6, 10)})
@@ -118,8 +118,8 @@ class Cases:
             self.sample(steps)
 
     def of_steps(self) -> dict:
-        from cogvideox_fun.model_loading.host_windows import FUSE_METHODS, SCHEDULES
-        from cogvideox_fun.sampling.recipes import RECIPES
+        from cogvideox_fun.model_loading.comfyui.context_windows import FUSE_METHODS, SCHEDULES
+        from cogvideox_fun.sampling.diffusers_samplers import RECIPES
 
         cases = {name: lambda steps, name=name: self.sample(steps, name=name) for name in RECIPES}
         cases |= {variant: lambda steps, variant=variant: self.sample(steps, variant) for variant in self.models}

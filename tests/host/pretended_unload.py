@@ -58,7 +58,7 @@ def converted(module: torch.nn.Module, convert, _recurse: bool = True) -> torch.
 
 def plain(path: Path) -> dict:
     """Sampled with, then unloaded."""
-    from cogvideox_fun.model_loading.host_load import load_model
+    from cogvideox_fun.model_loading.comfyui.load import load_model
     from cogvideox_fun.nodes.sampling import Sampler
 
     patcher = load_model(path, "bf16")
@@ -78,7 +78,7 @@ def dynamic(path: Path) -> dict:
     import comfy.model_patcher
     import comfy_aimdo.host_buffer
     import comfy_aimdo.model_vbar
-    from cogvideox_fun.model_loading.host_load import load_model
+    from cogvideox_fun.model_loading.comfyui.load import load_model
 
     core = replaced(comfy.model_patcher, CoreModelPatcher=comfy.model_patcher.ModelPatcherDynamic)
     buffers = replaced(comfy_aimdo.host_buffer, HostBuffer=Reserved)
@@ -100,7 +100,7 @@ def dynamic(path: Path) -> dict:
 def vae_dtypes(path: Path) -> list[str]:
     """What the VAE computes in on GPUs with bf16 and fp16, with fp16 alone, and with neither."""
     import comfy.model_management
-    from cogvideox_fun.model_loading.host_vae import HostVAE
+    from cogvideox_fun.model_loading.comfyui.vae import HostVAE
 
     found = []
     for has in ((True, True), (False, True), (False, False)):

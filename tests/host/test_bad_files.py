@@ -5,7 +5,7 @@ import shutil
 
 import pytest
 import torch
-from cogvideox_fun.demo import comfy
+from cogvideox_fun.tools import comfyui_server as comfy
 from graph import Failed, Lab
 from lora_kinds import CONVOLUTION, LINEAR
 from safetensors.torch import load_file, save_file

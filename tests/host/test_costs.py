@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from cogvideox_fun.demo import comfy
+from cogvideox_fun.tools import comfyui_server as comfy
 from cogvideox_fun.training.evaluation.measure import psnr
 from graph import read_workflow
 from test_workflows import shrink

@@ -4,7 +4,7 @@ import shutil
 
 import pytest
 import torch
-from cogvideox_fun.demo import comfy
+from cogvideox_fun.tools import comfyui_server as comfy
 from graph import ENCODE, Failed, Lab
 from safetensors.torch import load_file, save_file
 

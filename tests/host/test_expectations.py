@@ -5,7 +5,7 @@ import shutil
 
 import pytest
 import torch
-from cogvideox_fun.demo import media
+from cogvideox_fun.tools import media
 from graph import ENCODE
 from safetensors.torch import load_file
 from tiny_model import write_tiny_model

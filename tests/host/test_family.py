@@ -2,12 +2,12 @@
 
 import pytest
 import torch
-from cogvideox_fun.demo import comfy
-from cogvideox_fun.model_loading.checkpoint import open_checkpoint
-from cogvideox_fun.model_loading.pipeline import Pipeline
-from cogvideox_fun.sampling.recipes import RECIPES, make_scheduler, run_recipe, signal_power
+from cogvideox_fun.model_loading.files.checkpoint import open_checkpoint
+from cogvideox_fun.model_loading.standalone import Pipeline
+from cogvideox_fun.sampling.diffusers_samplers import RECIPES, make_scheduler, run_recipe, signal_power
 from cogvideox_fun.sampling.schedule import cogvideox_ddim, dynamic_guidance
-from cogvideox_fun.training.lora import apply_lora
+from cogvideox_fun.tools import comfyui_server as comfy
+from cogvideox_fun.training.tasks.lora import apply_lora
 from graph import ENCODE, Failed
 from safetensors.torch import load_file, save_file
 

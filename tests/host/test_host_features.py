@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from cogvideox_fun.model_loading.pipeline import Pipeline
+from cogvideox_fun.model_loading.standalone import Pipeline
 from graph import Failed
 from safetensors.torch import load_file, save_file
 

@@ -3,11 +3,11 @@
 import numpy as np
 import pytest
 import torch
-from cogvideox_fun.demo.media import photographs
 from cogvideox_fun.sampling.composite import composite
 from cogvideox_fun.sampling.mask_edit import adjust_mask
 from cogvideox_fun.sampling.masks import build_start_end, mask_to_latent
 from cogvideox_fun.sampling.sheets import mask_sheet, video_sheet
+from cogvideox_fun.tools.media import photographs
 from PIL import Image
 
 

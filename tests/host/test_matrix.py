@@ -8,7 +8,7 @@ from pathlib import Path
 import matrix
 import pytest
 import torch
-from cogvideox_fun.model_loading.checkpoint import SAVED_CONFIG, encode_config, open_checkpoint
+from cogvideox_fun.model_loading.files.checkpoint import SAVED_CONFIG, encode_config, open_checkpoint
 from graph import ENCODE
 from quantised import write_gguf
 from safetensors.torch import save_file

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from cogvideox_fun.demo import comfy
+from cogvideox_fun.tools import comfyui_server as comfy
 from graph import Lab
 from tiny_model import write_tiny_model
 

@@ -7,8 +7,8 @@ from pathlib import Path
 
 import pytest
 import torch
-from cogvideox_fun.model_loading.checkpoint import SAVED_CONFIG, SAVED_PREFIX, encode_config, open_checkpoint
-from cogvideox_fun.model_loading.pipeline import Pipeline
+from cogvideox_fun.model_loading.files.checkpoint import SAVED_CONFIG, SAVED_PREFIX, encode_config, open_checkpoint
+from cogvideox_fun.model_loading.standalone import Pipeline
 from graph import Failed
 from quantised import dequantised, read_gguf
 from safetensors.torch import load_file, save_file
@@ -23,7 +23,7 @@ from pretended import start
 comfyui, path = sys.argv[2:]
 start(comfyui)
 import torch, comfy.ops
-from cogvideox_fun.model_loading.host_load import load_model
+from cogvideox_fun.model_loading.comfyui.load import load_model
 found = []
 for operations in (comfy.ops.manual_cast, comfy.ops.fp8_ops):
     model = load_model(path, "fp8_e4m3fn", {"custom_operations": operations}).model

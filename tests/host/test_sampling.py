@@ -2,8 +2,8 @@
 
 import pytest
 import torch
-from cogvideox_fun.demo import comfy
 from cogvideox_fun.sampling.schedule import NoiseSchedule
+from cogvideox_fun.tools import comfyui_server as comfy
 from graph import Lab
 
 

@@ -6,12 +6,11 @@ from pathlib import Path
 
 import pytest
 import torch
-from cogvideox_fun.model_loading.config import TransformerConfig
-from cogvideox_fun.model_loading.transformer import CogVideoXTransformer
-from cogvideox_fun.model_loading.vae import VAEConfig
-from cogvideox_fun.training import hub
+from cogvideox_fun.model_loading.networks.config import TransformerConfig
+from cogvideox_fun.model_loading.networks.transformer import CogVideoXTransformer
+from cogvideox_fun.model_loading.networks.vae import VAEConfig
+from cogvideox_fun.training.tasks import hub
 from websockets.sync.client import connect
-
 
 PINNING = """
 import json, sys
@@ -20,7 +19,7 @@ from pretended import start
 comfyui, path = sys.argv[2:]
 start(comfyui)
 import comfy.model_management, comfy.utils
-from cogvideox_fun.model_loading.host_load import load_model
+from cogvideox_fun.model_loading.comfyui.load import load_model
 
 def mapped_from_a_file(weight):
     for line in open("/proc/self/maps"):

@@ -5,10 +5,10 @@ import time
 
 import pytest
 import torch
-from cogvideox_fun.demo import comfy
-from cogvideox_fun.model_loading import checkpoint
-from cogvideox_fun.model_loading.pipeline import Pipeline
-from cogvideox_fun.training.lora import apply_lora
+from cogvideox_fun.model_loading.files import checkpoint
+from cogvideox_fun.model_loading.standalone import Pipeline
+from cogvideox_fun.tools import comfyui_server as comfy
+from cogvideox_fun.training.tasks.lora import apply_lora
 from graph import ENCODE
 from safetensors.torch import load_file, save_file
 

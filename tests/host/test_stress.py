@@ -5,7 +5,7 @@ import shutil
 
 import pytest
 import torch
-from cogvideox_fun.demo import comfy
+from cogvideox_fun.tools import comfyui_server as comfy
 from graph import Failed
 from safetensors.torch import load_file, save_file
 from test_register import options_of

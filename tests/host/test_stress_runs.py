@@ -11,8 +11,8 @@ from pathlib import Path
 import pytest
 import torch
 from cogvideox_fun.benchmarks.loading import anonymous_bytes
-from cogvideox_fun.demo import comfy
-from cogvideox_fun.model_loading.checkpoint import open_checkpoint
+from cogvideox_fun.model_loading.files.checkpoint import open_checkpoint
+from cogvideox_fun.tools import comfyui_server as comfy
 from graph import ENCODE, Failed, Graph, Lab
 from safetensors.torch import load_file
 from test_register import options_of

@@ -4,7 +4,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from cogvideox_fun.model_loading.pipeline import Pipeline
+from cogvideox_fun.model_loading.standalone import Pipeline
 from cogvideox_fun.sampling.masks import build_start_end
 from graph import Failed
 

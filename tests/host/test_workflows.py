@@ -4,7 +4,8 @@ import urllib.request
 
 import pytest
 import torch
-from cogvideox_fun.demo import comfy, media
+from cogvideox_fun.tools import comfyui_server as comfy
+from cogvideox_fun.tools import media
 from cogvideox_fun.training.evaluation.measure import look
 from graph import read_workflow
 

@@ -6,8 +6,14 @@ The loop here is the one of the authors' pipelines; the configurations are the p
 import diffusers
 import pytest
 import torch
-from cogvideox_fun.model_loading.pipeline import Pipeline
-from cogvideox_fun.sampling.recipes import RECIPES, generator_after, make_scheduler, run_recipe, signal_power
+from cogvideox_fun.model_loading.standalone import Pipeline
+from cogvideox_fun.sampling.diffusers_samplers import (
+    RECIPES,
+    generator_after,
+    make_scheduler,
+    run_recipe,
+    signal_power,
+)
 from cogvideox_fun.sampling.schedule import NoiseSchedule
 from tiny_model import write_tiny_model
 

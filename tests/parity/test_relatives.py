@@ -4,12 +4,12 @@ import inspect
 
 import pytest
 import torch
-from cogvideox_fun.model_loading.checkpoint import open_checkpoint
-from cogvideox_fun.model_loading.config import NATIVE_NAMES, TransformerConfig, detect, hub_name
-from cogvideox_fun.model_loading.pipeline import load_transformer
-from cogvideox_fun.model_loading.transformer import POSITIONS, CogVideoXTransformer
+from cogvideox_fun.model_loading.files.checkpoint import open_checkpoint
+from cogvideox_fun.model_loading.networks.config import NATIVE_NAMES, TransformerConfig, detect, hub_name
+from cogvideox_fun.model_loading.networks.transformer import POSITIONS, CogVideoXTransformer
+from cogvideox_fun.model_loading.standalone import load_transformer
 from cogvideox_fun.sampling.positions import PositionOptions
-from cogvideox_fun.training import hub
+from cogvideox_fun.training.tasks import hub
 from diffusers import CogVideoXTransformer3DModel
 from safetensors.torch import save_file
 from tiny_model import TINY, VARIANTS, random_weights
@@ -97,7 +97,7 @@ def test_files_in_both_namings_open_as_the_same_model(relative, tmp_path, native
 
 
 def hub_vae():
-    from cogvideox_fun.model_loading.vae import VAEConfig
+    from cogvideox_fun.model_loading.networks.vae import VAEConfig
 
     return VAEConfig(block_out_channels=(8, 16, 16, 16), layers_per_block=1, norm_num_groups=4)
 

@@ -7,8 +7,8 @@ import pytest
 import reference
 import torch
 import torch.nn.functional as F
-from cogvideox_fun.model_loading import pipeline as pipelines
-from cogvideox_fun.model_loading.checkpoint import open_checkpoint
+from cogvideox_fun.model_loading import standalone as pipelines
+from cogvideox_fun.model_loading.files.checkpoint import open_checkpoint
 from cogvideox_fun.sampling.masks import build_start_end
 from cogvideox_fun.sampling.schedule import add_noise
 from diffusers import AutoencoderKLCogVideoX, CogVideoXDDIMScheduler, CogVideoXTransformer3DModel

@@ -3,7 +3,7 @@
 import pytest
 import torch
 import transformers
-from cogvideox_fun.model_loading.text_encoder import FolderTokenizer, TextEncoder, tokenize
+from cogvideox_fun.model_loading.files.t5 import FolderTokenizer, TextEncoder, tokenize
 from tiny_model import write_text_encoder
 
 PROMPTS = ["", "a red ball moves right", "  a   dog \n and a CAT, 100%!", "sun " * 400]

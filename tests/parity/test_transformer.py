@@ -3,8 +3,8 @@
 import pytest
 import reference
 import torch
-from cogvideox_fun.model_loading.config import detect
-from cogvideox_fun.model_loading.transformer import CogVideoXTransformer
+from cogvideox_fun.model_loading.networks.config import detect
+from cogvideox_fun.model_loading.networks.transformer import CogVideoXTransformer
 from diffusers import CogVideoXTransformer3DModel
 from diffusers.models.embeddings import get_3d_rotary_pos_embed
 

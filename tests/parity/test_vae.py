@@ -5,7 +5,7 @@ import math
 import pytest
 import reference
 import torch
-from cogvideox_fun.model_loading.vae import CogVideoXVAE, VAEConfig, draw
+from cogvideox_fun.model_loading.networks.vae import CogVideoXVAE, VAEConfig, draw
 from diffusers import AutoencoderKLCogVideoX
 
 TOLERANCE = 1e-4

@@ -7,7 +7,7 @@ import torch
 from cogvideox_fun.benchmarks import loading, paper, table, timed, traced
 from cogvideox_fun.benchmarks.moved_bytes import copies_of_a_block, moved_by
 from cogvideox_fun.benchmarks.table import Row
-from cogvideox_fun.model_loading.vae import VAEConfig
+from cogvideox_fun.model_loading.networks.vae import VAEConfig
 from pack import ROOT
 from tiny_model import write_tiny_model
 
@@ -75,8 +75,8 @@ def test_loading_takes_no_memory_of_its_own(tmp_path):
 
 def test_what_is_loaded_has_the_files_values(tmp_path):
     """Mapped parameters, of the file's dtype and cast."""
-    from cogvideox_fun.model_loading.checkpoint import open_checkpoint
-    from cogvideox_fun.model_loading.pipeline import load_transformer
+    from cogvideox_fun.model_loading.files.checkpoint import open_checkpoint
+    from cogvideox_fun.model_loading.standalone import load_transformer
 
     opened = open_checkpoint(write_tiny_model(tmp_path / "model"))
     for dtype in (torch.float32, torch.bfloat16):

@@ -4,12 +4,14 @@ import shutil
 import pytest
 import reference
 import torch
-from cogvideox_fun.model_loading import checkpoint, config, pipeline
-from cogvideox_fun.model_loading.checkpoint import CheckpointError
-from cogvideox_fun.model_loading.vae import CogVideoXVAE, VAEConfig
-from cogvideox_fun.model_loading.weights import open_weights, read_file, read_header
+from cogvideox_fun.model_loading import standalone as pipeline
+from cogvideox_fun.model_loading.files import checkpoint
+from cogvideox_fun.model_loading.files.checkpoint import CheckpointError
+from cogvideox_fun.model_loading.files.safetensors_files import open_weights, read_file, read_header
+from cogvideox_fun.model_loading.networks import config
+from cogvideox_fun.model_loading.networks.vae import CogVideoXVAE, VAEConfig
 from cogvideox_fun.sampling.schedule import NoiseSchedule
-from cogvideox_fun.training.hub import write_json
+from cogvideox_fun.training.tasks.hub import write_json
 from quantised import linear_layers, scaled_fp8, write_gguf
 from safetensors.torch import load_file, save_file
 from tiny_model import VARIANTS, random_weights, write_tiny_model

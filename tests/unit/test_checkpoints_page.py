@@ -4,8 +4,8 @@ import re
 
 import pytest
 from cogvideox_fun.benchmarks import paper, traced
-from cogvideox_fun.model_loading.config import TransformerConfig
-from cogvideox_fun.model_loading.vae import CogVideoXVAE, VAEConfig
+from cogvideox_fun.model_loading.networks.config import TransformerConfig
+from cogvideox_fun.model_loading.networks.vae import CogVideoXVAE, VAEConfig
 from pack import ROOT
 
 PAGE = (ROOT / "docs" / "checkpoints.md").read_text(encoding="utf-8")

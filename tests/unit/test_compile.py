@@ -6,8 +6,8 @@ import warnings
 
 import pytest
 import torch
-from cogvideox_fun.model_loading.config import TransformerConfig
-from cogvideox_fun.model_loading.transformer import CogVideoXTransformer
+from cogvideox_fun.model_loading.networks.config import TransformerConfig
+from cogvideox_fun.model_loading.networks.transformer import CogVideoXTransformer
 from tiny_model import TINY, VARIANTS, random_weights
 
 

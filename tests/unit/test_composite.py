@@ -2,10 +2,10 @@
 
 import pytest
 import torch
-from cogvideox_fun.demo.media import photographs
 from cogvideox_fun.sampling.composite import composite
 from cogvideox_fun.sampling.mask_edit import adjust_mask
 from cogvideox_fun.sampling.masks import resize_image
+from cogvideox_fun.tools.media import photographs
 from torch.utils._python_dispatch import TorchDispatchMode
 
 

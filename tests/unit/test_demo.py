@@ -7,10 +7,10 @@ import sys
 import pack
 import pytest
 import torch
-from cogvideox_fun.demo import media
-from cogvideox_fun.model_loading.checkpoint import CheckpointError
-from cogvideox_fun.model_loading.pipeline import Pipeline
+from cogvideox_fun.model_loading.files.checkpoint import CheckpointError
+from cogvideox_fun.model_loading.standalone import Pipeline
 from cogvideox_fun.sampling.masks import build_start_end
+from cogvideox_fun.tools import media
 
 
 @pytest.fixture(scope="module")

@@ -1,8 +1,8 @@
 """How names and texts from outside are shown in messages and in the log."""
 
 import pytest
-from cogvideox_fun.model_loading.checkpoint import no_model_message
 from cogvideox_fun.model_loading.errors import LISTED, LONGEST_VALUE, CheckpointError, listed, shown
+from cogvideox_fun.model_loading.files.checkpoint import no_model_message
 
 
 @pytest.mark.parametrize("text", ["\n", "\r", "\x1b[31m", "\x9b31m", "\u2028", "\u2029", "\u202e", "\0", "\ud800"])

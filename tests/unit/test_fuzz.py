@@ -54,11 +54,13 @@ class Cases:
 
     def __init__(self, folder: Path):
         import torch
-        from cogvideox_fun.model_loading import checkpoint, lora, pipeline
-        from cogvideox_fun.model_loading.config import TransformerConfig
-        from cogvideox_fun.model_loading.transformer import CogVideoXTransformer
-        from cogvideox_fun.model_loading.vae import CogVideoXVAE, VAEConfig
-        from cogvideox_fun.training import hub
+        from cogvideox_fun.model_loading import standalone as pipeline
+        from cogvideox_fun.model_loading.files import checkpoint
+        from cogvideox_fun.model_loading.files import lora_keys as lora
+        from cogvideox_fun.model_loading.networks.config import TransformerConfig
+        from cogvideox_fun.model_loading.networks.transformer import CogVideoXTransformer
+        from cogvideox_fun.model_loading.networks.vae import CogVideoXVAE, VAEConfig
+        from cogvideox_fun.training.tasks import hub
         from quantised import write_gguf
         from safetensors.torch import save_file
         from tiny_model import TINY, random_weights
@@ -263,8 +265,8 @@ def status(name: str) -> int:
 
 def run_case(cases: Cases, kind: str, number: int) -> tuple[str, str]:
     """(outcome, message) of one case: loaded, refused or failed."""
-    from cogvideox_fun.model_loading.config import CheckpointError
-    from cogvideox_fun.model_loading.lora import LoraError
+    from cogvideox_fun.model_loading.files.lora_keys import LoraError
+    from cogvideox_fun.model_loading.networks.config import CheckpointError
 
     try:
         METHODS[kind](cases, random.Random(f"{kind} {number}"))

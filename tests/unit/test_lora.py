@@ -4,9 +4,9 @@ import json
 
 import pytest
 import torch
-from cogvideox_fun.model_loading.config import TransformerConfig
-from cogvideox_fun.model_loading.lora import LoraError, read_lora
-from cogvideox_fun.model_loading.transformer import CogVideoXTransformer
+from cogvideox_fun.model_loading.files.lora_keys import LoraError, read_lora
+from cogvideox_fun.model_loading.networks.config import TransformerConfig
+from cogvideox_fun.model_loading.networks.transformer import CogVideoXTransformer
 from lora_kinds import CONVOLUTION, LINEAR
 from safetensors.torch import save_file
 from tiny_model import TINY

@@ -4,10 +4,11 @@ import pytest
 import torch
 from cogvideox_fun.benchmarks import traced
 from cogvideox_fun.benchmarks.live_bytes import trace
-from cogvideox_fun.model_loading import blocks, memory
-from cogvideox_fun.model_loading.config import TransformerConfig
-from cogvideox_fun.model_loading.transformer import CogVideoXTransformer
-from cogvideox_fun.model_loading.vae import CogVideoXVAE, VAEConfig
+from cogvideox_fun.model_loading.networks import blocks
+from cogvideox_fun.model_loading.networks import memory_estimate as memory
+from cogvideox_fun.model_loading.networks.config import TransformerConfig
+from cogvideox_fun.model_loading.networks.transformer import CogVideoXTransformer
+from cogvideox_fun.model_loading.networks.vae import CogVideoXVAE, VAEConfig
 from tiny_model import TINY, VARIANTS, random_weights
 
 SMALL, LARGE = traced.SIZES["480x720x49"], traced.SIZES["1024x1024x49"]

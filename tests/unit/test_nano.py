@@ -2,9 +2,9 @@
 
 import pytest
 import torch
-from cogvideox_fun.model_loading.pipeline import Pipeline
-from cogvideox_fun.model_loading.weights import open_weights
-from cogvideox_fun.training import shapes
+from cogvideox_fun.model_loading.files.safetensors_files import open_weights
+from cogvideox_fun.model_loading.standalone import Pipeline
+from cogvideox_fun.training.data import shapes
 from cogvideox_fun.training.evaluation import measure, report
 from cogvideox_fun.training.evaluation.rows import Evaluation, Options, Result, band
 from pack import ROOT
@@ -53,7 +53,7 @@ def test_a_prompt_decides_colour_and_direction(evaluation):
 
 def test_its_lora_fits_and_changes_what_it_makes(evaluation):
     """How many rings come is the evaluation's to say."""
-    from cogvideox_fun.training.lora import apply_lora
+    from cogvideox_fun.training.tasks.lora import apply_lora
 
     with_lora = Pipeline.from_folder(NANO)
     apply_lora(with_lora.transformer, NANO / "lora" / "ring.safetensors")

@@ -12,11 +12,11 @@ from pathlib import Path
 import pack
 import pytest
 import torch
-from cogvideox_fun.model_loading import checkpoint, gguf_files
-from cogvideox_fun.model_loading.checkpoint import CheckpointError
-from cogvideox_fun.model_loading.config import TransformerConfig, detect
-from cogvideox_fun.model_loading.lora import LoraError, read_lora
-from cogvideox_fun.model_loading.weights import MAX_HEADER, open_weights, read_header, read_json
+from cogvideox_fun.model_loading.files import checkpoint, gguf_files
+from cogvideox_fun.model_loading.files.checkpoint import CheckpointError
+from cogvideox_fun.model_loading.files.lora_keys import LoraError, read_lora
+from cogvideox_fun.model_loading.files.safetensors_files import MAX_HEADER, open_weights, read_header, read_json
+from cogvideox_fun.model_loading.networks.config import TransformerConfig, detect
 from cogvideox_fun.sampling.schedule import NoiseSchedule
 from counted import calls
 from safetensors.torch import save_file
@@ -113,7 +113,7 @@ def hook(name, args):
         inside.clear()
 
 sys.addaudithook(hook)
-from cogvideox_fun.model_loading.pipeline import Pipeline
+from cogvideox_fun.model_loading.standalone import Pipeline
 from cogvideox_fun.sampling.masks import build_start_end
 pipe = Pipeline.from_folder({folder!r})
 image = torch.rand(1, 64, 64, 3)

@@ -5,10 +5,10 @@ import math
 
 import pytest
 import torch
-from cogvideox_fun.model_loading.config import CheckpointError, TransformerConfig
-from cogvideox_fun.model_loading.pipeline import Pipeline
-from cogvideox_fun.model_loading.text_encoder import prompt_length
-from cogvideox_fun.model_loading.transformer import POSITIONS, CogVideoXTransformer
+from cogvideox_fun.model_loading.files.t5 import prompt_length
+from cogvideox_fun.model_loading.networks.config import CheckpointError, TransformerConfig
+from cogvideox_fun.model_loading.networks.transformer import POSITIONS, CogVideoXTransformer
+from cogvideox_fun.model_loading.standalone import Pipeline
 from cogvideox_fun.sampling.positions import (
     PositionOptions,
     additive_axes,

@@ -2,9 +2,9 @@
 
 import pytest
 import torch
-from cogvideox_fun.model_loading.config import TransformerConfig
-from cogvideox_fun.model_loading.transformer import CogVideoXTransformer
-from cogvideox_fun.model_loading.vae import CogVideoXVAE, VAEConfig
+from cogvideox_fun.model_loading.networks.config import TransformerConfig
+from cogvideox_fun.model_loading.networks.transformer import CogVideoXTransformer
+from cogvideox_fun.model_loading.networks.vae import CogVideoXVAE, VAEConfig
 from tiny_model import TINY, VARIANTS, random_weights
 
 CHECKED = ("2b", "5b", "v1.5", "2b-control", "5b-control")

@@ -6,13 +6,14 @@ import pack
 import pytest
 import torch
 import torch.nn.functional as F
-from cogvideox_fun.model_loading.checkpoint import open_checkpoint
-from cogvideox_fun.model_loading.config import CheckpointError
-from cogvideox_fun.model_loading.pipeline import Pipeline
-from cogvideox_fun.model_loading.weights import read_json
+from cogvideox_fun.model_loading.files.checkpoint import open_checkpoint
+from cogvideox_fun.model_loading.files.safetensors_files import read_json
+from cogvideox_fun.model_loading.networks.config import CheckpointError
+from cogvideox_fun.model_loading.standalone import Pipeline
 from cogvideox_fun.sampling.preview import FACTORS, PUBLISHED, PreviewFactors, fit_preview, latent_pixels
-from cogvideox_fun.training import nano, shapes
-from cogvideox_fun.training.hub import write_json
+from cogvideox_fun.training.data import shapes
+from cogvideox_fun.training.nano.make import make as nano
+from cogvideox_fun.training.tasks.hub import write_json
 
 NANO = pack.ROOT / "models" / "nano"
 

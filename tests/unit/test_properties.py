@@ -6,9 +6,11 @@ import tempfile
 
 import pytest
 import torch
-from cogvideox_fun.model_loading import checkpoint, tiles, weights
-from cogvideox_fun.model_loading.config import CheckpointError, TransformerConfig
-from cogvideox_fun.model_loading.text_encoder import fit_tokens
+from cogvideox_fun.model_loading.files import checkpoint
+from cogvideox_fun.model_loading.files import safetensors_files as weights
+from cogvideox_fun.model_loading.files.t5 import fit_tokens
+from cogvideox_fun.model_loading.networks import tiling as tiles
+from cogvideox_fun.model_loading.networks.config import CheckpointError, TransformerConfig
 from cogvideox_fun.sampling import buckets, geometry, inpaint, mask_edit, masks, positions
 from cogvideox_fun.sampling.schedule import SPACINGS, NoiseSchedule
 from hypothesis import HealthCheck, assume, given, settings

@@ -11,9 +11,12 @@ from pathlib import Path
 import pack
 import pytest
 import torch
-from cogvideox_fun.model_loading import checkpoint, lora, pipeline, weights
-from cogvideox_fun.model_loading.config import CheckpointError
-from cogvideox_fun.model_loading.text_encoder import TextEncoder
+from cogvideox_fun.model_loading import standalone as pipeline
+from cogvideox_fun.model_loading.files import checkpoint
+from cogvideox_fun.model_loading.files import lora_keys as lora
+from cogvideox_fun.model_loading.files import safetensors_files as weights
+from cogvideox_fun.model_loading.files.t5 import TextEncoder
+from cogvideox_fun.model_loading.networks.config import CheckpointError
 
 ROOT = pack.ROOT
 NANO = ROOT / "models" / "nano"
@@ -217,8 +220,8 @@ import pack
 pack.load_pack()
 import torch
 from pathlib import Path
-from cogvideox_fun.model_loading.pipeline import Pipeline
-from cogvideox_fun.model_loading.lora import read_lora
+from cogvideox_fun.model_loading.standalone import Pipeline
+from cogvideox_fun.model_loading.files.lora_keys import read_lora
 
 def run(folder):
     model = Pipeline.from_folder(folder)

@@ -66,8 +66,8 @@ import torch, einops, numpy, tqdm, typing, importlib.util
 before = (set(sys.modules), dict(os.environ), list(sys.path), logging.getLogger().handlers[:], torch.get_rng_state())
 import pack
 pack.load_pack()
-import cogvideox_fun.model_loading.pipeline
-import cogvideox_fun.model_loading.checkpoint
+import cogvideox_fun.model_loading.standalone
+import cogvideox_fun.model_loading.files.checkpoint
 after = (set(sys.modules), dict(os.environ), list(sys.path), logging.getLogger().handlers[:], torch.get_rng_state())
 new = sorted({{m.split(".")[0] for m in after[0] - before[0]}} & set({sorted(HEAVY | HOST)!r}))
 same = all(a == b for a, b in zip(before[1:4], after[1:4])) and torch.equal(before[4], after[4])

@@ -4,10 +4,10 @@ import json
 import random
 
 import pytest
-from cogvideox_fun.model_loading.checkpoint import naming
-from cogvideox_fun.model_loading.config import CheckpointError
-from cogvideox_fun.model_loading.text_encoder import check_t5_config, host_t5_config, prompt_length, t5_weights
-from cogvideox_fun.model_loading.weights import open_weights, read_json
+from cogvideox_fun.model_loading.files.checkpoint import naming
+from cogvideox_fun.model_loading.files.safetensors_files import open_weights, read_json
+from cogvideox_fun.model_loading.files.t5 import check_t5_config, host_t5_config, prompt_length, t5_weights
+from cogvideox_fun.model_loading.networks.config import CheckpointError
 from lies import change_json
 from pack import ROOT
 

@@ -4,9 +4,9 @@ import shutil
 
 import pytest
 import torch
-from cogvideox_fun.model_loading import text_encoder
-from cogvideox_fun.model_loading.config import CheckpointError
-from cogvideox_fun.model_loading.weights import open_weights
+from cogvideox_fun.model_loading.files import t5 as text_encoder
+from cogvideox_fun.model_loading.files.safetensors_files import open_weights
+from cogvideox_fun.model_loading.networks.config import CheckpointError
 from safetensors.torch import load_file, save_file
 
 

@@ -8,11 +8,11 @@ from pathlib import Path
 import pytest
 import torch
 from accelerate import Accelerator
-from cogvideox_fun.training.config import Batches, ConfigError, Data, Optimizer, Phase, read_phase
-from cogvideox_fun.training.parts import Parts
-from cogvideox_fun.training.progress import read_losses, smooth
-from cogvideox_fun.training.state import NAME
-from cogvideox_fun.training.trainer import Trainer, learning_rate, open_clips, phase_batches
+from cogvideox_fun.training.loop.config import Batches, ConfigError, Data, Optimizer, Phase, read_phase
+from cogvideox_fun.training.loop.progress import read_losses, smooth
+from cogvideox_fun.training.loop.state import NAME
+from cogvideox_fun.training.loop.trainer import Trainer, learning_rate, open_clips, phase_batches
+from cogvideox_fun.training.tasks.parts import Parts
 from pack import ROOT
 from safetensors.torch import load_file, save_file
 
@@ -174,9 +174,9 @@ import pack
 pack.load_pack()
 import torch
 from accelerate import Accelerator
-from cogvideox_fun.training.config import Batches, Data, Optimizer, Phase
-from cogvideox_fun.training.parts import Parts
-from cogvideox_fun.training.trainer import Trainer, open_clips, phase_batches
+from cogvideox_fun.training.loop.config import Batches, Data, Optimizer, Phase
+from cogvideox_fun.training.tasks.parts import Parts
+from cogvideox_fun.training.loop.trainer import Trainer, open_clips, phase_batches
 from safetensors.torch import save_file
 
 accelerator = Accelerator(cpu=True)

@@ -10,12 +10,12 @@ import numpy as np
 import pytest
 import torch
 from cogvideox_fun.sampling.geometry import fit_length, token_count
-from cogvideox_fun.training import masks, shapes
-from cogvideox_fun.training.buckets import Bucket, BucketBatches, token_buckets
-from cogvideox_fun.training.clips import FolderClips, ShapeClips
-from cogvideox_fun.training.config import MASK_WEIGHTS, Batches, Data, Phase, read_phase
-from cogvideox_fun.training.samples import batches
-from cogvideox_fun.training.trainer import open_clips, phase_batches, phase_draws
+from cogvideox_fun.training.data import masks, shapes
+from cogvideox_fun.training.data.buckets import Bucket, BucketBatches, token_buckets
+from cogvideox_fun.training.data.clips import FolderClips, ShapeClips
+from cogvideox_fun.training.data.samples import batches
+from cogvideox_fun.training.loop.config import MASK_WEIGHTS, Batches, Data, Phase, read_phase
+from cogvideox_fun.training.loop.trainer import open_clips, phase_batches, phase_draws
 from pack import ROOT
 
 REPORT = [(512, 512), (768, 768), (1024, 1024)]

@@ -4,7 +4,7 @@ import dataclasses
 import json
 
 import torch
-from cogvideox_fun.training import shapes
+from cogvideox_fun.training.data import shapes
 from cogvideox_fun.training.evaluation import measure, report
 from cogvideox_fun.training.evaluation.rows import LENGTH, Evaluation, Options, Result, open_start, reversed_scene
 

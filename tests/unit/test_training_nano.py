@@ -4,14 +4,14 @@ import dataclasses
 import json
 
 import torch
-from cogvideox_fun.model_loading.vae import CogVideoXVAE
+from cogvideox_fun.model_loading.networks.vae import CogVideoXVAE
 from cogvideox_fun.sampling.positions import POSITION_MODES
-from cogvideox_fun.training import nano
-from cogvideox_fun.training.config import Batches, Optimizer, Phase
+from cogvideox_fun.training.data.shapes import random_scene, render
 from cogvideox_fun.training.evaluation.positions import compare_positions
 from cogvideox_fun.training.evaluation.rows import Options
-from cogvideox_fun.training.phase import processes
-from cogvideox_fun.training.shapes import random_scene, render
+from cogvideox_fun.training.loop.config import Batches, Optimizer, Phase
+from cogvideox_fun.training.loop.phase import processes
+from cogvideox_fun.training.nano.make import make as nano
 
 
 @torch.no_grad()

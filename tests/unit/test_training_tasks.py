@@ -9,19 +9,19 @@ import pytest
 import torch
 from accelerate import Accelerator
 from accelerate.state import AcceleratorState
-from cogvideox_fun.model_loading.blocks import sdpa
-from cogvideox_fun.model_loading.checkpoint import open_checkpoint
-from cogvideox_fun.model_loading.config import CheckpointError
-from cogvideox_fun.model_loading.pipeline import Pipeline, load_transformer
-from cogvideox_fun.model_loading.text_encoder import TextEncoder
-from cogvideox_fun.training.attention import product_attention
-from cogvideox_fun.training.config import Batches, Data, Optimizer, Phase
-from cogvideox_fun.training.lora import add_lora, apply_lora, lora_state
-from cogvideox_fun.training.parts import Parts, export_half, measure_scale
-from cogvideox_fun.training.phase import run_phase
-from cogvideox_fun.training.trainer import open_clips, phase_batches
-from cogvideox_fun.training.transformer_task import noised, v_target
-from cogvideox_fun.training.vae_task import known_cells
+from cogvideox_fun.model_loading.files.checkpoint import open_checkpoint
+from cogvideox_fun.model_loading.files.t5 import TextEncoder
+from cogvideox_fun.model_loading.networks.blocks import sdpa
+from cogvideox_fun.model_loading.networks.config import CheckpointError
+from cogvideox_fun.model_loading.standalone import Pipeline, load_transformer
+from cogvideox_fun.training.loop.config import Batches, Data, Optimizer, Phase
+from cogvideox_fun.training.loop.phase import run_phase
+from cogvideox_fun.training.loop.trainer import open_clips, phase_batches
+from cogvideox_fun.training.tasks.attention import product_attention
+from cogvideox_fun.training.tasks.lora import add_lora, apply_lora, lora_state
+from cogvideox_fun.training.tasks.parts import Parts, export_half, measure_scale
+from cogvideox_fun.training.tasks.transformer import noised, v_target
+from cogvideox_fun.training.tasks.vae import known_cells
 from safetensors.torch import load_file, save_file
 from tiny_model import write_tiny_model
 from torch.utils._python_dispatch import TorchDispatchMode

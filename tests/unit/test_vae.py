@@ -1,7 +1,7 @@
 import pytest
 import torch
-from cogvideox_fun.model_loading.tiles import tile_spans
-from cogvideox_fun.model_loading.vae import (
+from cogvideox_fun.model_loading.networks.tiling import tile_spans
+from cogvideox_fun.model_loading.networks.vae import (
     CogVideoXVAE,
     SpatialNorm3D,
     VAEConfig,
@@ -145,7 +145,7 @@ def test_tiled_with_one_tile_equals_whole(vae):
 
 def test_tiles_blend_without_a_dark_seam():
     """Weights of overlapping tiles add up to one everywhere: a constant comes out constant."""
-    from cogvideox_fun.model_loading.tiles import stream
+    from cogvideox_fun.model_loading.networks.tiling import stream
 
     out = stream(
         lambda part, to: iter([to(part)]), torch.ones(1, 3, 1, 50, 70), (1, 3, 1, 50, 70), 1, tile=20, overlap=6

@@ -7,8 +7,8 @@ from pathlib import Path
 
 from tqdm import tqdm
 
-from ...model_loading.pipeline import Pipeline
-from ..lora import apply_lora
+from ...model_loading.standalone import Pipeline
+from ..tasks.lora import apply_lora
 from .report import markdown, picture, table_picture, write_report
 from .rows import Evaluation, Options, Result
 

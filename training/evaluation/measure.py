@@ -7,7 +7,7 @@ import dataclasses
 
 import torch
 
-from ..shapes import BACKGROUNDS, COLOURS, DIRECTIONS
+from ..data.shapes import BACKGROUNDS, COLOURS, DIRECTIONS
 
 MIN_CONTRAST = 0.2  # of a pixel to the background, to belong to the shape
 MIN_AREA = 0.01  # of the frame, to be a shape at all

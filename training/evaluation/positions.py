@@ -3,12 +3,12 @@
 import dataclasses
 from pathlib import Path
 
-from ...model_loading.pipeline import Pipeline, load_transformer
+from ...model_loading.standalone import Pipeline, load_transformer
 from ...sampling.positions import POSITION_MODES
-from ..config import Phase
-from ..hub import write_json
-from ..phase import run_phase
-from ..progress import plot_losses, read_losses, smooth
+from ..loop.config import Phase
+from ..loop.phase import run_phase
+from ..loop.progress import plot_losses, read_losses, smooth
+from ..tasks.hub import write_json
 from .rows import Evaluation, Options, share
 
 NAMES = {"fun": "interpolated", "generated": "generated", "cut": "cut"}

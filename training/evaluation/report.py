@@ -5,7 +5,7 @@ from pathlib import Path
 
 import torch
 
-from ..hub import write_json
+from ..tasks.hub import write_json
 from .rows import Result
 
 COLUMNS = ("what", "measure", "goal", "measured", "reached")

@@ -6,10 +6,10 @@ from collections.abc import Callable, Iterator
 
 import torch
 
-from ...model_loading.pipeline import Pipeline
+from ...model_loading.standalone import Pipeline
 from ...sampling.masks import build_start_end
-from .. import shapes
-from ..shapes import DIRECTIONS
+from ..data import shapes
+from ..data.shapes import DIRECTIONS
 from .measure import MAX_SPREAD, centres_of, direction_of, has_hole, look, psnr, spread_of
 
 LENGTH = 17

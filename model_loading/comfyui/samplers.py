@@ -1,0 +1,190 @@
+"""The authors' samplers as samplers of the host, and the model's schedule as the host's SIGMAS."""
+
+import math
+
+import comfy.samplers
+import torch
+from tqdm.auto import tqdm
+
+from ...sampling.diffusers_samplers import generator_after, make_scheduler, run_recipe, signal_power
+from ...sampling.schedule import NoiseSchedule, add_noise, cogvideox_ddim, dynamic_guidance, is_new
+from .model import STEP, TIMESTEP, model_of
+
+NOT_FINITE = (
+    "the sampled latent holds NaN or infinity: if weight_dtype is fp16, set it to bf16; otherwise check the LoRAs and "
+    "the model's file"
+)
+
+
+def run_sigmas(model, steps: int, spacing: str = "auto", denoise: float = 1.0) -> torch.Tensor:
+    """The sigmas of a run, descending, with the final 0; empty at denoise 0.
+
+    Args:
+        model: a MODEL of this pack; a patched ``model_sampling`` is respected.
+    """
+    timesteps, _ = model_of(model).schedule.run_timesteps(steps, spacing, denoise)
+    if not timesteps:
+        return torch.FloatTensor([])
+    table = model.get_model_object("model_sampling").sigma(torch.tensor(timesteps))
+    return torch.cat([table.float().cpu(), torch.zeros(1)])
+
+
+class OnTimesteps(comfy.samplers.Sampler):
+    """A sampler of the authors' over the host's guided model.
+
+    The host works on variance-exploding latents and hands out the denoised one; this goes back to the
+    variance-preserving latent and to v, so that step and start are the authors' to the digit.
+    """
+
+    def __init__(self, schedule: NoiseSchedule, steps: int, spacing: str = "auto", denoise: float = 1.0):
+        self.schedule, self.steps, self.spacing, self.denoise = schedule, steps, spacing, denoise
+
+    def alphas(self, model_sampling) -> torch.Tensor:
+        """Signal power per timestep of the schedule that is run."""
+        raise NotImplementedError
+
+    def run(self, predict, noise, latent, alphas, callback) -> torch.Tensor:
+        """The latent at the end.
+
+        Args:
+            predict: (x, timestep) -> the guided v.
+            alphas: see above.
+            callback: (step, total, denoised, x).
+        """
+        raise NotImplementedError
+
+    def sample(
+        self, model_wrap, sigmas, extra_args, callback, noise, latent_image=None, denoise_mask=None, disable_pbar=False
+    ):
+        model_sampling = model_wrap.inner_model.model_sampling
+        alphas = self.alphas(model_sampling)
+        # once: every number of the GPU's makes the CPU wait for it
+        powers, table, levels = alphas.tolist(), model_sampling.sigmas.tolist(), sigmas.tolist()
+
+        def ask(x: torch.Tensor, sigma: torch.Tensor, timestep: float) -> torch.Tensor:
+            """The guided v, from the host's model, at its own sigma for the timestep."""
+            level = table[round(timestep)]
+            root = math.hypot(level, 1)
+            step = min(range(len(levels)), key=lambda i: abs(levels[i] - level))
+            args = with_options(extra_args, {TIMESTEP: timestep, STEP: step})
+            denoised = model_wrap(x * root, sigma, **args)
+            return torch.sub(x, denoised, alpha=root).div_(level)
+
+        def predict(x: torch.Tensor, timestep: float) -> torch.Tensor:
+            sigma = x.new_full(x.shape[:1], table[round(timestep)])
+            if denoise_mask is None:
+                return ask(x, sigma, timestep)
+            # as the host's KSamplerX0Inpaint, but on the schedule that is run, which need not be the model's
+            mask = denoise_mask
+            if change := extra_args["model_options"].get("denoise_mask_function"):
+                mask = change(sigma, mask, extra_options={"model": model_wrap, "sigmas": sigmas})
+            alpha = signal_power(powers, timestep)
+            signal, rest = math.sqrt(alpha), math.sqrt(1 - alpha)
+            given = x * mask + add_noise(latent_image, noise, alpha) * (1 - mask)
+            denoised = signal * given - rest * ask(given, sigma, timestep)
+            return (signal * x - denoised * mask - latent_image * (1 - mask)) / rest
+
+        with tqdm(total=self.steps, disable=disable_pbar) as bar:
+
+            def on_step(step: int, total: int, denoised: torch.Tensor, x: torch.Tensor) -> None:
+                bar.total = total
+                bar.update()
+                if callback is not None:
+                    callback(step, denoised, x, total)
+
+            x = self.run(predict, noise, latent_image, alphas, on_step)
+        if denoise_mask is not None:  # the last step can end above timestep 0, with noise left in what is kept
+            x = x * denoise_mask + latent_image * (1 - denoise_mask)
+        return x
+
+
+class CogVideoXDDIM(OnTimesteps):
+    """`cogvideox_ddim`: a new video starts from unit noise at every spacing, whatever its first timestep."""
+
+    def alphas(self, model_sampling) -> torch.Tensor:
+        alphas = getattr(model_sampling, "alphas_cumprod", None)
+        if alphas is None:  # another schedule was patched in
+            alphas = 1 / (model_sampling.sigmas.cpu().double() ** 2 + 1)  # not every GPU has float64
+        return alphas
+
+    def run(self, predict, noise, latent, alphas, callback) -> torch.Tensor:
+        timesteps, total = self.schedule.run_timesteps(self.steps, self.spacing, self.denoise)
+        x = noise if is_new(self.denoise) else add_noise(latent, noise, float(alphas[timesteps[0]]))
+        final = 1.0 if self.schedule.final_alpha_one else float(alphas[0])
+
+        def on_step(step, denoised, x):
+            callback(step, len(timesteps), denoised, x)
+
+        return cogvideox_ddim(predict, x, timesteps, total, alphas, final, on_step)
+
+
+class Recipe(OnTimesteps):
+    """A scheduler of diffusers, see `sampling.recipes`.
+
+    Args:
+        seed, drawn: what the noise was drawn from, and of how many latents; of a batch, some may be left.
+    """
+
+    def __init__(self, name: str, seed: int, drawn: int, *args):
+        super().__init__(*args)
+        self.name, self.seed, self.drawn = name, seed, drawn
+
+    def alphas(self, model_sampling) -> torch.Tensor:
+        return make_scheduler(self.name, self.schedule).alphas_cumprod
+
+    def run(self, predict, noise, latent, alphas, callback) -> torch.Tensor:
+        generator = generator_after(self.seed, (self.drawn, *noise.shape[1:]))
+        return run_recipe(
+            self.name, self.schedule, predict, noise, latent, generator,
+            self.steps, self.spacing, self.denoise, callback,
+        )  # fmt: skip
+
+
+def checked(callback):
+    """A callback of the host's samplers, (step, denoised, x, total), that first looks for NaN and infinity.
+
+    What it looks at is the denoised latent, which is the model's answer in every sampler. A sampler that asks twice a
+    step, such as heun, shows what its second answer brought at the next step.
+
+    Raises:
+        ValueError: from the callback, at the first step that holds either; the message counts from 1.
+    """
+
+    def on_step(step: int, denoised: torch.Tensor, x: torch.Tensor, total: int) -> None:
+        # one number a step; a sum can overflow where every value is finite
+        if not (torch.isfinite(denoised.sum()) or torch.isfinite(denoised).all()):
+            of = f" of {total}" if step < total else ""  # dpm_adaptive takes as many as it likes
+            raise ValueError(f"step {step + 1}{of}: {NOT_FINITE}")
+        callback(step, denoised, x, total)
+
+    return on_step
+
+
+def with_options(extra_args: dict, options: dict) -> dict:
+    """A sampler's arguments with more transformer_options."""
+    model_options = dict(extra_args["model_options"])
+    model_options["transformer_options"] = {**model_options.get("transformer_options", {}), **options}
+    return {**extra_args, "model_options": model_options}
+
+
+def with_dynamic_guidance(model, steps: int):
+    """A clone of a MODEL whose guidance changes over the run, see `dynamic_guidance`.
+
+    Raises:
+        ValueError: another node has set how the MODEL is guided.
+    """
+    if "sampler_cfg_function" in model.model_options:
+        raise ValueError("dynamic_cfg is on, but another node has set the MODEL's guidance: remove one of the two")
+    patched = model.clone()
+
+    def guide(args: dict) -> torch.Tensor:
+        timestep = args["model_options"].get("transformer_options", {}).get(TIMESTEP)
+        if timestep is None:  # a sampler of the host's, which says it on the GPU alone
+            # not of the clone: one that its own options hold lives on until Python collects its cycle, and the host
+            # then takes the model that it came from for a leak
+            timestep = float(args["model"].model_sampling.timestep(args["sigma"].flatten()[:1]))
+        scale = dynamic_guidance(args["cond_scale"], timestep, steps)
+        return args["uncond"] + scale * (args["cond"] - args["uncond"])
+
+    patched.set_model_sampler_cfg_function(guide)
+    return patched

@@ -1,0 +1,173 @@
+"""LoRA files of every style in the wild, brought to the model's own layer names. No host.
+
+A key is a prefix, a layer and a suffix. The layer is found by the model's names, written with dots or underscores;
+what stands before it must be a known prefix, and what follows gets the name that ComfyUI's LoRA reader knows.
+"""
+
+import dataclasses
+import json
+import re
+from collections.abc import Mapping
+from pathlib import Path
+
+import torch
+
+from ..errors import CheckpointError
+from ..networks.config import is_finite
+from . import lora_sizes
+from .safetensors_files import Reader, open_weights, read_file
+
+PREFIXES = (
+    "",
+    "diffusion_model.",
+    "model.diffusion_model.",
+    "transformer.",
+    "unet.",
+    "base_model.model.",  # PEFT
+    "base_model.model.transformer.",
+    "transformer.base_model.model.",
+    "lora_unet__",  # the Fun trainer
+    "lora_unet_",  # kohya
+    "lora_transformer_",
+    "lycoris_",
+)
+RENAMES = (  # pattern of a whole key -> replacement, before it is taken apart
+    (r"\.processor\.(to_\w+?)_lora\.", r".\1.lora."),  # diffusers' attention processors
+    (r"_alpha$", r".alpha"),
+)
+SUFFIXES = (  # pattern of what follows the layer -> the host's name
+    (r"lora[._](?:A|down)(?:\.default)?(?:\.weight)?", "lora_down.weight"),
+    (r"lora[._](?:B|up)(?:\.default)?(?:\.weight)?", "lora_up.weight"),
+    (r"lora_linear_layer\.(down|up)\.weight", r"lora_\1.weight"),
+    (r"lora_magnitude_vector(?:\.default)?(?:\.weight)?", "dora_scale"),
+    (r"(alpha|dora_scale|diff|diff_b|set_weight|reshape_weight|w_norm|b_norm)", r"\1"),
+    (r"(oft_blocks|rescale|hada_w[12]_[ab]|hada_t[12]|lokr_w[12](?:_[ab])?|lokr_t2)(?:\.weight)?", r"\1"),
+    (r"(lora_mid|[ab][12])(?:\.weight)?", r"\1.weight"),
+)
+CHANGING = {*lora_sizes.LEADING, "diff_b"}  # parts without which the others of a layer change nothing
+PEFT_METADATA = "lora_adapter_metadata"  # JSON that diffusers writes, with the alpha that its tensors lack
+
+
+class LoraError(CheckpointError):
+    """A LoRA that does not fit; the message says to which model it belongs, where that can be told."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Lora:
+    """A LoRA for one model.
+
+    ``tensors`` are named ``<layer>.<suffix>``: the layer as on the hub, the suffix as the host's LoRA reader has it.
+    """
+
+    tensors: dict[str, torch.Tensor]
+    layers: list[str]
+    unmatched: list[str]  # keys of the file that belong to no layer of the model
+
+
+def layer_names(parameters: Mapping[str, tuple[int, ...]]) -> dict[str, str]:
+    """Every spelling of a layer's name -> its name on the hub."""
+    names = {}
+    for parameter in parameters:
+        layer = parameter.removesuffix(".weight")
+        if layer == parameter:
+            continue
+        for spelling in (layer, layer.removesuffix(".0") if layer.endswith("to_out.0") else layer):
+            names[spelling] = names[spelling.replace(".", "_")] = layer
+    return names
+
+
+def split_key(key: str, names: Mapping[str, str]) -> tuple[str, str] | None:
+    """A file's key as (layer, suffix in the host's name), or None if it is of no layer."""
+    for pattern, replacement in RENAMES:
+        key = re.sub(pattern, replacement, key)
+    for prefix in sorted(PREFIXES, key=len, reverse=True):
+        rest = key[len(prefix) :]
+        if not key.startswith(prefix):
+            continue
+        ends = [match.start() for match in re.finditer(r"[._]", rest)]
+        for end in reversed(ends):  # the longest name first: to_out_0 before to_out
+            layer = names.get(rest[:end])
+            suffix = host_suffix(rest[end + 1 :]) if layer else None
+            if suffix is not None:
+                return layer, suffix
+    return None
+
+
+def host_suffix(suffix: str) -> str | None:
+    for pattern, replacement in SUFFIXES:
+        match = re.fullmatch(pattern, suffix)
+        if match:
+            return match.expand(replacement)
+    return None
+
+
+def read_lora(path: Path, parameters: Mapping[str, tuple[int, ...]], reader: Reader = read_file) -> Lora:
+    """Read a LoRA for a model.
+
+    Args:
+        parameters: the model's parameters and their shapes, named as on the hub.
+        reader: how tensors are read, see `weights.open_weights`.
+
+    Raises:
+        LoraError: no key belongs to the model, or a layer has another size.
+        CheckpointError: the file can't be read.
+    """
+    names = layer_names(parameters)
+    layers: dict[str, dict[str, torch.Tensor]] = {}  # layer -> the host's name of a part -> the part
+    unmatched = []
+    weights = open_weights(path, reader)
+    for key, tensor in weights.load().items():
+        layer, suffix = split_key(key, names) or (None, None)
+        if layer is None:
+            unmatched.append(key)
+        else:
+            layers.setdefault(layer, {})[suffix] = tensor
+    for layer, parts in list(layers.items()):
+        check_sizes(path, layer, parts, parameters)
+        if not CHANGING & parts.keys():
+            unmatched += [f"{layer}.{suffix}" for suffix in layers.pop(layer)]
+    if not layers:
+        raise LoraError(
+            f"{path}: none of its {len(unmatched)} keys belongs to a CogVideoX transformer (the first is "
+            f"{min(unmatched, default='missing')}): choose a LoRA that was trained for CogVideoX-Fun"
+        )
+    for layer, alpha in metadata_alphas(weights.metadata, list(layers)).items():
+        layers[layer].setdefault("alpha", torch.tensor(alpha))
+    for layer, parts in layers.items():
+        if "dora_scale" in parts and parts["dora_scale"].ndim == 1:  # PEFT's: one value an output
+            parts["dora_scale"] = parts["dora_scale"].reshape(-1, *(1 for _ in parameters[f"{layer}.weight"][1:]))
+    tensors = {f"{layer}.{suffix}": value for layer, parts in layers.items() for suffix, value in parts.items()}
+    return Lora(tensors, sorted(layers), unmatched)
+
+
+def check_sizes(path: Path, layer: str, parts: Mapping[str, torch.Tensor], parameters: Mapping) -> None:
+    """Raise a LoraError unless what a file holds for a layer fits it, see `lora_sizes`."""
+    shapes = {suffix: tuple(value.shape) for suffix, value in parts.items()}
+    weight = parameters[f"{layer}.weight"]
+    try:
+        lora_sizes.check(shapes, weight, parameters.get(f"{layer}.bias"))
+    except lora_sizes.SizeError as error:
+        raise LoraError(f"{path}: {layer} {error}") from error
+    reshaped = parts.get("reshape_weight")
+    if reshaped is not None and tuple(reshaped.flatten().tolist()) != weight:
+        raise LoraError(
+            f"{path}: {layer} asks for a weight of {reshaped.flatten().tolist()}, but the model's is {list(weight)}: "
+            "choose a LoRA of the model that is loaded"
+        )
+
+
+def metadata_alphas(metadata: Mapping[str, str], layers: list[str]) -> dict[str, float]:
+    """The alphas of a PEFT LoRA, which diffusers writes beside the tensors; empty for other files."""
+    try:
+        peft = json.loads(metadata.get(PEFT_METADATA, "{}"))
+        general = peft.get("transformer.lora_alpha", peft.get("lora_alpha"))
+        patterns = (peft.get("transformer.alpha_pattern", peft.get("alpha_pattern")) or {}).items()
+    except (ValueError, AttributeError, RecursionError):
+        return {}
+    alphas = {}
+    for layer in layers:
+        special = [alpha for pattern, alpha in patterns if layer == pattern or layer.endswith(f".{pattern}")]
+        alpha = special[0] if special else general
+        if isinstance(alpha, int | float) and is_finite(alpha):
+            alphas[layer] = float(alpha)
+    return alphas

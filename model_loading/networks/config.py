@@ -1,0 +1,307 @@
+"""What a transformer is: its configuration, and the table of variants that shapes alone can tell apart."""
+
+import dataclasses
+import math
+import re
+import reprlib
+import typing
+from collections.abc import Mapping
+
+from ...sampling.geometry import frames_to_latent_t
+from ...sampling.inpaint import REFERENCE_NOISE
+from ...sampling.schedule import NoiseSchedule
+from ..errors import CheckpointError
+
+TEXT_TOKENS = 226
+LARGEST_SAMPLE = 1024  # latents, or frames: what a trained grid can have at most
+BLOCK = re.compile(r"transformer_blocks\.(\d{1,3})\.", re.ASCII)
+
+
+def is_finite(value: float) -> bool:
+    """Whether a number is one that a float can hold: JSON's may have hundreds of digits, or be Infinity."""
+    try:
+        return math.isfinite(value)
+    except OverflowError:
+        return False
+
+
+def read_fields(cls, values: Mapping, what: str) -> dict:
+    """The values of a dataclass's fields that a configuration has. All numbers in it count or scale something.
+
+    Raises:
+        CheckpointError: a value of the wrong type, or a number that is not finite and above 0.
+    """
+    known = {}
+    for field in dataclasses.fields(cls):
+        if field.name not in values:
+            continue
+        value = values[field.name]
+        allowed = typing.get_args(field.type) or (field.type,)
+        if float in allowed:
+            allowed = (*allowed, int)
+        if type(value) not in allowed:
+            raise CheckpointError(
+                f"{field.name} is {reprlib.repr(value)} in the {what}'s configuration, expected {field.type}"
+            )
+        if type(value) in (int, float) and not (value > 0 and is_finite(value)):
+            raise CheckpointError(
+                f"{field.name} is {reprlib.repr(value)} in the {what}'s configuration, expected a number above 0"
+            )
+        known[field.name] = value
+    return known
+
+
+@dataclasses.dataclass(frozen=True)
+class TransformerConfig:
+    """The fields of ``transformer/config.json`` that define a model, under the hub's names."""
+
+    num_attention_heads: int = 30
+    attention_head_dim: int = 64
+    num_layers: int = 30
+    in_channels: int = 16
+    out_channels: int = 16
+    time_embed_dim: int = 512
+    text_embed_dim: int = 4096
+    sample_width: int = 90
+    sample_height: int = 60
+    sample_frames: int = 49
+    patch_size: int = 2
+    patch_size_t: int | None = None
+    temporal_compression_ratio: int = 4
+    max_text_seq_length: int = TEXT_TOKENS
+    attention_bias: bool = True
+    patch_bias: bool = True
+    norm_eps: float = 1e-5
+    spatial_interpolation_scale: float = 1.875
+    temporal_interpolation_scale: float = 1.0
+    use_rotary_positional_embeddings: bool = False
+    use_learned_positional_embeddings: bool = False
+    ofs_embed_dim: int | None = None
+    add_noise_in_inpaint_model: bool = False
+
+    @classmethod
+    def from_dict(cls, values: Mapping) -> "TransformerConfig":
+        """Read a configuration, ignoring fields of no consequence.
+
+        Raises:
+            CheckpointError: a value of the wrong type, or an architecture that the pack does not know.
+        """
+        fixed = {
+            "flip_sin_to_cos": True,
+            "freq_shift": 0,
+            "norm_elementwise_affine": True,
+            "activation_fn": "gelu-approximate",
+            "timestep_activation_fn": "silu",
+            "patch_size": 2,
+            "attention_head_dim": 64,
+            "out_channels": 16,
+            "temporal_compression_ratio": 4,
+        }
+        for name, expected in fixed.items():
+            if values.get(name, expected) != expected:
+                raise CheckpointError(
+                    f"{name} is {reprlib.repr(values[name])} in the transformer's configuration, expected {expected!r}"
+                )
+        config = cls(**read_fields(cls, values, "transformer"))
+        if config.conditioning is None:
+            raise CheckpointError(
+                f"in_channels is {config.in_channels} in the transformer's configuration, expected 16 (text), "
+                "32 (control, or image to video), 33 (inpaint) or 48 (VOID)"
+            )
+        if config.use_learned_positional_embeddings and not config.use_rotary_positional_embeddings:
+            raise CheckpointError(
+                "use_learned_positional_embeddings is True in the transformer's configuration, but rotary ones are "
+                "not: no CogVideoX model learned a table alone"
+            )
+        if config.patch_size_t not in (None, 2):
+            raise CheckpointError(f"patch_size_t is {config.patch_size_t}, expected none or 2")
+        for name in ("sample_frames", "sample_height", "sample_width"):
+            value, least = getattr(config, name), 1 if name == "sample_frames" else 2
+            if not least <= value <= LARGEST_SAMPLE:
+                raise CheckpointError(
+                    f"{name} is {reprlib.repr(value)} in the transformer's configuration, expected {least} to "
+                    f"{LARGEST_SAMPLE}"
+                )
+        return config
+
+    @property
+    def dim(self) -> int:
+        return self.num_attention_heads * self.attention_head_dim
+
+    @property
+    def conditioning(self) -> str | None:
+        """What the channels beyond the noise hold: "text" (none), "inpaint" (mask and video), "control" (video),
+        "image" (the first frame, of CogVideoX's own models) or "void" (mask and video, both as latents)."""
+        if self.in_channels == 32:
+            return "image" if self.use_learned_positional_embeddings or self.ofs_embed_dim else "control"
+        return {16: "text", 33: "inpaint", 48: "void"}.get(self.in_channels)
+
+    @property
+    def reference_noise(self) -> float:
+        """The noise that the authors add by themselves to an InP model's reference video; V1.1 was trained with it."""
+        return REFERENCE_NOISE if self.add_noise_in_inpaint_model and self.conditioning == "inpaint" else 0.0
+
+    @property
+    def base_grid(self) -> tuple[int, int, int]:
+        """The trained grid (t, h, w) in tokens; 13 x 30 x 45 for V1.0 and V1.1."""
+        return frames_to_latent_t(self.sample_frames), self.sample_height // 2, self.sample_width // 2
+
+    @property
+    def max_latent_t(self) -> int | None:
+        """The most latent frames of one call: 13 (49 frames) on V1.0 and V1.1, no limit on V1.5."""
+        return frames_to_latent_t(self.sample_frames) if self.patch_size_t is None else None
+
+    @property
+    def family(self) -> str:
+        """ "2B", "5B" or "5B V1.5", told apart by how positions are encoded."""
+        if not self.use_rotary_positional_embeddings:
+            return "2B"
+        return "5B" if self.patch_size_t is None else "5B V1.5"
+
+    @property
+    def fp16_is_safe(self) -> bool:
+        """fp16 overflows in the rotary (5B) models."""
+        return not self.use_rotary_positional_embeddings
+
+    @property
+    def default_scale_factor(self) -> float:
+        """The VAE scaling of the family, for files that carry no VAE configuration."""
+        return 0.7 if self.use_rotary_positional_embeddings else 1.15258426
+
+    @property
+    def default_image_scale(self) -> float:
+        """What the first frame's latent is multiplied by: CogVideoX 1.5 image to video divides by the scale factor."""
+        return 1 / self.default_scale_factor if self.ofs_embed_dim else self.default_scale_factor
+
+    @property
+    def default_schedule(self) -> NoiseSchedule:
+        """The schedule of the family, for files that carry no scheduler configuration."""
+        return NoiseSchedule(snr_shift=1.0 if self.use_rotary_positional_embeddings else 3.0)
+
+
+# ComfyUI's own names of a CogVideoX transformer's parameters -> the hub's.
+NATIVE_NAMES = (
+    (r"^blocks\.(\d+)\.(q|k|v)\.", r"transformer_blocks.\1.attn1.to_\2."),
+    (r"^blocks\.(\d+)\.(norm_q|norm_k)\.", r"transformer_blocks.\1.attn1.\2."),
+    (r"^blocks\.(\d+)\.attn_out\.", r"transformer_blocks.\1.attn1.to_out.0."),
+    (r"^blocks\.(\d+)\.ff_proj\.", r"transformer_blocks.\1.ff.net.0.proj."),
+    (r"^blocks\.(\d+)\.ff_out\.", r"transformer_blocks.\1.ff.net.2."),
+    (r"^blocks\.(\d+)\.", r"transformer_blocks.\1."),
+    (r"^(time|ofs)_embedding_linear_(\d)\.", r"\1_embedding.linear_\2."),
+)
+
+
+def hub_name(native: str) -> str:
+    """A parameter's name on the hub from ComfyUI's own; a hub name is left as it is."""
+    for pattern, replacement in NATIVE_NAMES:
+        name, count = re.subn(pattern, replacement, native)
+        if count:
+            return name
+    return native
+
+
+# Detection from shapes, for single files without a configuration: heads -> what the shapes cannot say.
+VARIANTS_BY_HEADS = {
+    30: {"num_layers": 30, "use_rotary_positional_embeddings": False},
+    48: {"num_layers": 42, "use_rotary_positional_embeddings": True},
+}
+# V1.5 counts integer positions, so its trained grid only states what it was trained on.
+V15_SAMPLE = {"sample_width": 300, "sample_height": 300, "sample_frames": 85, "patch_bias": False}
+
+
+def shape_fields(shapes: Mapping[str, tuple[int, ...]]) -> dict:
+    """The configuration fields that the tensors' shapes fix, under the hub's names.
+
+    Raises:
+        CheckpointError: the tensors are not those of a CogVideoX transformer.
+    """
+    needed = (
+        "patch_embed.proj.weight",
+        "patch_embed.text_proj.weight",
+        "time_embedding.linear_1.weight",
+        "transformer_blocks.0.attn1.to_q.weight",
+        "transformer_blocks.0.norm1.linear.weight",
+        "proj_out.weight",
+    )
+    missing = [name for name in needed if name not in shapes]
+    if missing:
+        found = ", ".join(sorted(shapes)[:3]) or "no tensors"
+        raise CheckpointError(f"this is not a CogVideoX transformer: {missing[0]} is missing (it holds {found} ...)")
+    proj = _matrix(shapes, "patch_embed.proj.weight", (2, 4))
+    patch_t = 2 if len(proj) == 2 else None
+    ofs = "ofs_embedding.linear_1.weight"
+    return {
+        "num_attention_heads": proj[0] // 64,
+        "num_layers": _count_blocks(shapes),
+        "in_channels": proj[1] if patch_t is None else proj[1] // 8,
+        "patch_size_t": patch_t,
+        "time_embed_dim": _matrix(shapes, "time_embedding.linear_1.weight")[0],
+        "text_embed_dim": _matrix(shapes, "patch_embed.text_proj.weight")[1],
+        "ofs_embed_dim": _matrix(shapes, ofs)[0] if ofs in shapes else None,
+    }
+
+
+def _matrix(shapes: Mapping[str, tuple[int, ...]], name: str, dimensions: tuple[int, ...] = (2,)) -> tuple[int, ...]:
+    shape = shapes[name]
+    if len(shape) not in dimensions or not all(shape):
+        raise CheckpointError(
+            f"this is not a CogVideoX transformer: {name} has the shape {list(shape)}, expected "
+            f"{' or '.join(map(str, dimensions))} dimensions, none of them empty"
+        )
+    return shape
+
+
+def _count_blocks(shapes: Mapping[str, tuple[int, ...]]) -> int:
+    """How many blocks there are, numbered from 0 without a gap: a model is built of as many."""
+    blocks = set()
+    for name in shapes:
+        if name.startswith("transformer_blocks."):
+            match = BLOCK.match(name)
+            if match is None:
+                raise CheckpointError(f"this is not a CogVideoX transformer: {name} is in no block from 0 to 999")
+            blocks.add(int(match[1]))
+    gaps = sorted(set(range(len(blocks))) - blocks)
+    if gaps:
+        raise CheckpointError(
+            f"block {gaps[0]} of the transformer is missing, though it has a block {max(blocks)}: download it again"
+        )
+    return len(blocks)
+
+
+def goes_to_fp8(name: str, shape: tuple[int, ...], config: TransformerConfig) -> bool:
+    """Whether fp8 storage is for a parameter: for the matrices of the blocks alone, 97 % of the weights or more.
+
+    Everything else in fp8 makes most of its error: on the nano model 3.2 % with all, 0.6 % with these. The modulation
+    of V1.5 is kept too, as users of ComfyUI-CogVideoXWrapper found necessary.
+    """
+    modulation = ".norm" in name
+    in_block = name.startswith("transformer_blocks.") and len(shape) == 2
+    return in_block and not (modulation and config.patch_size_t is not None)
+
+
+def detect(shapes: Mapping[str, tuple[int, ...]], config: Mapping | None) -> TransformerConfig:
+    """The configuration of a transformer from its written configuration, if there is one, and its shapes.
+
+    Raises:
+        CheckpointError: another family, an unknown variant, or a configuration that the shapes contradict.
+    """
+    fields = shape_fields(shapes)
+    if config is None:
+        heads = fields["num_attention_heads"]
+        if heads not in VARIANTS_BY_HEADS:
+            raise CheckpointError(
+                f"the transformer has {heads} heads and the file carries no configuration: only 30 heads (2B) and "
+                "48 heads (5B) are known from shapes; load the model's folder with its config.json"
+            )
+        config = {**VARIANTS_BY_HEADS[heads], **(V15_SAMPLE if fields["patch_size_t"] else {}), **fields}
+        # a rotary model that stores a table learned it; a 2B's is computed, whether a file holds it or not
+        stored = "patch_embed.pos_embedding" in shapes
+        config["use_learned_positional_embeddings"] = stored and config["use_rotary_positional_embeddings"]
+    result = TransformerConfig.from_dict(config)
+    for name, value in fields.items():
+        if getattr(result, name) != value:
+            raise CheckpointError(
+                f"the configuration says {name} = {getattr(result, name)!r}, but the weights' shapes say {value!r}: "
+                "the configuration belongs to another model"
+            )
+    return result

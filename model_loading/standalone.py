@@ -1,0 +1,207 @@
+"""A model without a host: text, images and noise to a video, for the demo, the tests and training.
+
+The pieces are those that the host's objects are made of; only T5 is transformers' instead of the host's.
+"""
+
+import dataclasses
+from collections.abc import Callable
+from pathlib import Path
+
+import torch
+from torch import nn
+
+from ..sampling.diffusers_samplers import generator_after, run_recipe
+from ..sampling.geometry import SPATIAL_COMPRESSION, check_size, frames_to_latent_t
+from ..sampling.inpaint import inpaint_latents, reference_pixels
+from ..sampling.masks import fit_mask, mask_to_latent
+from ..sampling.schedule import add_noise, cogvideox_ddim, is_new
+from .errors import CheckpointError
+from .files.checkpoint import Checkpoint, load_vae_config, open_checkpoint
+from .files.safetensors_files import open_weights
+from .files.t5 import TextEncoder
+from .networks.transformer import CogVideoXTransformer
+from .networks.vae import CogVideoXVAE, draw
+
+
+class Unfilled:
+    """torch.nn's layers without first values: a file's take their place, and making them takes longer than mapping."""
+
+    class Linear(nn.Linear):
+        def reset_parameters(self) -> None:
+            pass
+
+    class Conv2d(nn.Conv2d):
+        def reset_parameters(self) -> None:
+            pass
+
+    class LayerNorm(nn.LayerNorm):
+        def reset_parameters(self) -> None:
+            pass
+
+
+def open_whole(folder: str | Path) -> Checkpoint:
+    """A folder with all its parts.
+
+    Raises:
+        CheckpointError: a part is missing or broken.
+    """
+    checkpoint = open_checkpoint(folder)
+    for part in ("vae", "text_encoder", "tokenizer"):
+        if getattr(checkpoint, part) is None:
+            raise CheckpointError(f"{folder} has no {part}: download the whole repository")
+    return checkpoint
+
+
+def load_transformer(checkpoint: Checkpoint, dtype: torch.dtype = torch.float32, **options) -> CogVideoXTransformer:
+    """The transformer of a checkpoint; options as for `CogVideoXTransformer`."""
+    options = {"operations": Unfilled, **options}
+    model = CogVideoXTransformer(checkpoint.config, dtype=dtype, device="meta", **options)
+    model.eval().requires_grad_(False)
+    checkpoint.weights.assign_to(model, dtype)
+    return model
+
+
+def load_vae(path: Path, dtype: torch.dtype = torch.float32) -> CogVideoXVAE:
+    """A VAE folder or file."""
+    weights = open_weights(path)
+    model = CogVideoXVAE(load_vae_config(path, weights), dtype=dtype, device="meta").eval().requires_grad_(False)
+    weights.assign_to(model, dtype)
+    return model
+
+
+@dataclasses.dataclass
+class Pipeline:
+    """The parts of a model folder, loaded."""
+
+    checkpoint: Checkpoint
+    transformer: CogVideoXTransformer
+    vae: CogVideoXVAE
+    text_encoder: TextEncoder
+
+    @classmethod
+    def from_folder(cls, folder: str | Path) -> "Pipeline":
+        """Load a folder in hub layout, float32, on the CPU.
+
+        Raises:
+            CheckpointError: a part is missing or broken.
+        """
+        checkpoint = open_whole(folder)
+        return cls(
+            checkpoint,
+            load_transformer(checkpoint),
+            load_vae(checkpoint.vae),
+            TextEncoder(checkpoint.text_encoder, checkpoint.tokenizer),
+        )
+
+    @torch.no_grad()
+    def condition(
+        self, video: torch.Tensor, mask: torch.Tensor, noise_augmentation: float = 0.0, seed: int = 0
+    ) -> torch.Tensor | None:
+        """What an InP model takes beside the noise, B 17 T h w, scaled; None (zeros) where the mask keeps nothing.
+
+        Args:
+            video: F H W 3, 0..1, 4n + 1 frames, sizes multiples of 16.
+            mask: F H W, 1 = generate.
+        """
+        length, height, width, _ = video.shape
+        check_size(width, height)
+        mask = fit_mask(mask, length, height, width)
+        if mask.all():
+            return None
+        pixels = reference_pixels(video, mask, noise_augmentation, seed)
+        latent = self.vae.encode(pixels.movedim(-1, 0)[None])  # THWC -> 1CTHW
+        scale = self.checkpoint.scale_factor
+        return inpaint_latents(mask_to_latent(mask, *latent.shape[2:])[None, None], latent * scale, scale)
+
+    @torch.no_grad()
+    def encode(self, video: torch.Tensor, seed: int | None = None) -> torch.Tensor:
+        """A video, F H W 3 of 0..1, as a scaled latent: the distribution's mode, or a draw from a seed.
+
+        The authors encode reference and control videos by the mode, and draw the start of video to video.
+        """
+        pixels = reference_pixels(video).movedim(-1, 0)[None]  # THWC -> 1CTHW
+        latent = self.vae.encode(pixels) if seed is None else draw(self.vae.encode_moments(pixels), seed)
+        return latent * self.checkpoint.scale_factor
+
+    def noise(self, width: int, height: int, length: int, seed: int) -> torch.Tensor:
+        """Unit noise B C T h w from a seed, the same as the host's samplers draw."""
+        generator = torch.Generator("cpu").manual_seed(seed)
+        grid = height // SPATIAL_COMPRESSION, width // SPATIAL_COMPRESSION
+        return torch.randn(
+            1, self.checkpoint.config.out_channels, frames_to_latent_t(length), *grid, generator=generator
+        )
+
+    @torch.no_grad()
+    def sample(
+        self,
+        # what to sample
+        noise: torch.Tensor,
+        positive: torch.Tensor,
+        negative: torch.Tensor,
+        extra_latents: torch.Tensor | None = None,
+        start: torch.Tensor | None = None,
+        # how to sample
+        steps: int = 50,
+        cfg: float = 6.0,
+        spacing: str = "auto",
+        denoise: float = 1.0,
+        recipe: str | None = None,
+        seed: int = 0,
+        callback: Callable[[int, torch.Tensor, torch.Tensor], None] | None = None,
+    ) -> torch.Tensor:
+        """Run the authors' DDIM, or a scheduler of their recipes, with classifier-free guidance.
+
+        Args:
+            noise: B 16 T h w.
+            positive, negative: text features, [B, L, C] or, for all of a batch, [1, L, C].
+            extra_latents: from `condition`, or scaled control latents; B or 1 of them.
+            start: the scaled latent of a video, at denoise below 1.
+            recipe: see `run_recipe`; None is the authors' DDIM.
+            seed: what ``noise`` was drawn from; Euler A goes on from there.
+            callback: of the authors' DDIM.
+
+        Returns:
+            The scaled latent, B 16 T h w.
+        """
+        schedule = self.checkpoint.schedule
+        predict = self.guided(len(noise), positive, negative, extra_latents, cfg)
+        if recipe is not None:
+            generator = generator_after(seed, noise.shape)
+            return run_recipe(recipe, schedule, predict, noise, start, generator, steps, spacing, denoise)
+        alphas = schedule.alphas_cumprod()
+        timesteps, total = schedule.run_timesteps(steps, spacing, denoise)
+        x = noise if is_new(denoise) else add_noise(start, noise, float(alphas[timesteps[0]]))
+        final = 1.0 if schedule.final_alpha_one else float(alphas[0])
+        return cogvideox_ddim(predict, x, timesteps, total, alphas, final, callback)
+
+    def guided(
+        self,
+        batch_size: int,
+        positive: torch.Tensor,
+        negative: torch.Tensor,
+        extra_latents: torch.Tensor | None,
+        cfg: float,
+    ) -> Callable[[torch.Tensor, float], torch.Tensor]:
+        """(x, timestep) -> v with classifier-free guidance; the arguments are those of `sample`."""
+        guided = cfg > 1
+        positive, negative = (text.expand(batch_size, -1, -1) for text in (positive, negative))
+        text = torch.cat([negative, positive]) if guided else positive
+        repeats = 2 if guided else 1
+        if extra_latents is not None:
+            extra_latents = extra_latents.expand(batch_size, -1, -1, -1, -1).repeat(repeats, 1, 1, 1, 1)
+
+        def predict(x: torch.Tensor, timestep: float) -> torch.Tensor:
+            batch = x.repeat(repeats, 1, 1, 1, 1)
+            v = self.transformer(batch, torch.full((len(batch),), timestep), text, extra_latents=extra_latents)
+            if not guided:
+                return v
+            uncond, cond = v.chunk(2)
+            return uncond + cfg * (cond - uncond)
+
+        return predict
+
+    @torch.no_grad()
+    def decode(self, latent: torch.Tensor) -> torch.Tensor:
+        """A scaled latent, 1 16 T h w, as a video F H W 3 of 0..1."""
+        pixels = self.vae.decode(latent / self.checkpoint.scale_factor)[0].movedim(0, -1)  # CTHW -> THWC
+        return (pixels / 2 + 0.5).clamp(0, 1)

@@ -1,0 +1,65 @@
+"""Make a video from a start image, an end image and a prompt with the nano model, as ``make demo`` does.
+
+With a ComfyUI at COMFYUI_PATH (default ~/comfy/ComfyUI) the shipped workflow runs there, through its HTTP API, with
+the Python at COMFYUI_PYTHON (default: the host's own virtual environment). Without one the pack runs on its own.
+"""
+
+import argparse
+import importlib.util
+import sys
+import tempfile
+import time
+from pathlib import Path
+
+ROOT = Path(__file__).resolve().parent.parent
+ALIAS = "cogvideox_fun"
+
+
+def load_pack():
+    """Import the repository's root as a package, without putting it on sys.path."""
+    spec = importlib.util.spec_from_file_location(ALIAS, ROOT / "__init__.py", submodule_search_locations=[str(ROOT)])
+    module = importlib.util.module_from_spec(spec)
+    sys.modules[ALIAS] = module
+    spec.loader.exec_module(module)
+
+
+def parse_args() -> argparse.Namespace:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--output", type=Path, default=ROOT / "demo_output", help="folder for the video")
+    parser.add_argument("--width", type=int, default=128, help="pixels, a multiple of 16")
+    parser.add_argument("--height", type=int, default=128, help="pixels, a multiple of 16")
+    parser.add_argument("--length", type=int, default=17, help="frames, 4n + 1")
+    parser.add_argument("--steps", type=int, default=20)
+    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--without-host", action="store_true", help="do not look for a ComfyUI")
+    return parser.parse_args()
+
+
+def main() -> None:
+    args = parse_args()
+    load_pack()
+    from cogvideox_fun.tools import comfyui_server as comfy
+    from cogvideox_fun.tools import demo_request as request
+    from cogvideox_fun.tools import demo_standalone as standalone
+    from cogvideox_fun.tools import media
+
+    started = time.monotonic()
+    wanted = request.shape_that_moves(args.width, args.height)
+    print(f"The nano model (models/nano), from a start and an end image: {wanted.prompt!r}")
+    host = None if args.without_host else comfy.find_host()
+    if host is None:
+        print("No ComfyUI found: running on our own.")
+        video = standalone.run(wanted, args)
+    else:
+        print(f"Running the shipped workflow in the ComfyUI at {host.path} ({host.python}).")
+        with tempfile.TemporaryDirectory() as folder:
+            video = comfy.run(host, Path(folder), wanted, args)
+    args.output.mkdir(parents=True, exist_ok=True)
+    media.write_mp4(args.output / "demo.mp4", video)
+    media.contact_sheet(args.output / "demo.png", video, wanted.start, wanted.end)
+    print(f"{len(video)} frames in {time.monotonic() - started:.0f} seconds: {args.output / 'demo.mp4'}")
+    print(f"and all of them as one picture, between the two given images: {args.output / 'demo.png'}")
+
+
+if __name__ == "__main__":
+    main()

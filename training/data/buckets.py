@@ -1,0 +1,165 @@
+"""Token-length buckets: sizes and lengths that make about the same number of tokens, and batches of one bucket each.
+
+Training at a constant token length mixes resolutions and frame counts in one phase at a constant cost per sample
+(the technical report of CogVideoX-Fun V1: 13312, 29952 and 53248 tokens, one phase each).
+"""
+
+import dataclasses
+import random
+from collections import defaultdict
+from collections.abc import Iterator, Sequence
+
+from ...sampling.geometry import (
+    check_size,
+    fit_length,
+    frames_to_latent_t,
+    latent_t_to_frames,
+    legal_length,
+    token_count,
+)
+
+
+@dataclasses.dataclass(frozen=True, order=True)
+class Bucket:
+    """What every clip of a batch is brought to: pixels and frames."""
+
+    width: int
+    height: int
+    length: int
+
+    @property
+    def tokens(self) -> int:
+        return token_count(self.width, self.height, self.length)
+
+    @property
+    def aspect(self) -> float:
+        return self.width / self.height
+
+
+@dataclasses.dataclass(frozen=True)
+class Draw:
+    """One place in a batch: which clip, at which size, and the running number that all its randomness comes from."""
+
+    number: int
+    index: int
+    bucket: Bucket
+
+
+def token_buckets(
+    tokens: int,
+    sizes: Sequence[tuple[int, int]],
+    max_length: int,
+    tolerance: float = 0.1,
+    patch_t: int | None = None,
+) -> list[Bucket]:
+    """The sizes at which some length of at most ``max_length`` frames comes within ``tolerance`` of a token length.
+
+    Args:
+        tokens: latent frames x (height / 16) x (width / 16).
+        sizes: (width, height) in pixels, multiples of 16.
+        max_length: frames, 4n + 1.
+        patch_t: latent frames per patch of the model (2 on V1.5, whose latent frames must be even), or None.
+
+    Raises:
+        ValueError: ``max_length`` is not 4n + 1, a size is no multiple of 16, or no size fits.
+    """
+    lower = latent_t_to_frames(max(frames_to_latent_t(max_length), 1))
+    if max_length != lower:
+        raise ValueError(f"max_length is {max_length} frames, expected 4n + 1: use {lower} or {lower + 4}")
+    for width, height in sizes:
+        check_size(width, height)
+    lengths = [min(fit_length(tokens, width, height), max_length) for width, height in sizes]
+    legal = {length: legal_length(length, patch_t) for length in sorted(set(lengths))}  # each change is logged once
+    made = [Bucket(*size, legal[length]) for size, length in zip(sizes, lengths, strict=True)]
+    buckets = [bucket for bucket in made if abs(bucket.tokens - tokens) <= tolerance * tokens]
+    if not buckets:
+        raise ValueError(
+            f"no size of {list(sizes)} comes within {tolerance:.0%} of {tokens} tokens at up to {max_length} frames: "
+            "give other sizes or another token length"
+        )
+    return buckets
+
+
+class BucketBatches:
+    """Endless batches of `Draw`, every batch of one bucket.
+
+    The same seed gives the same batches, in any number of processes: each takes its slice of every batch, so that
+    all of them work on tensors of one shape.
+
+    Args:
+        buckets: see `token_buckets`.
+        batch_size: clips in a batch, of all processes together.
+        aspects: width / height of every clip, which then goes into the bucket closest in shape; None for clips that
+            can be made at any size, and in any number.
+        lengths: frames of every clip, which then goes only into buckets that it is long enough for; one that is too
+            short for all of ``buckets`` is never drawn, and is in ``too_short``. None for clips of any length.
+        rank, world: this process and how many there are.
+        earlier, earlier_share: buckets of earlier phases' token lengths, and how often (0..1) one of them is drawn.
+
+    Raises:
+        ValueError: the batch can't be shared among the processes, or every clip is too short.
+    """
+
+    def __init__(
+        self,
+        # what to draw
+        buckets: Sequence[Bucket],
+        batch_size: int,
+        seed: int,
+        aspects: Sequence[float] | None = None,
+        lengths: Sequence[int] | None = None,
+        # for whom
+        rank: int = 0,
+        world: int = 1,
+        # what to rehearse
+        earlier: Sequence[Bucket] = (),
+        earlier_share: float = 0.0,
+    ):
+        if batch_size % world:
+            raise ValueError(f"batch_size is {batch_size}, expected a multiple of the {world} processes")
+        self.buckets = list(buckets)
+        self.batch_size = batch_size
+        self.seed = seed
+        self.aspects, self.lengths = aspects, lengths
+        self.shortest = min(bucket.length for bucket in self.buckets)
+        self.too_short = [index for index, length in enumerate(lengths or ()) if length < self.shortest]
+        if lengths and len(self.too_short) == len(lengths):
+            raise ValueError(
+                f"no clip is long enough: the longest has {max(lengths)} frames, and the shortest bucket takes "
+                f"{self.shortest}: give longer clips, or larger sizes, which take fewer frames"
+            )
+        self.earlier, self.earlier_share = list(earlier), earlier_share
+        self.share = slice(rank, None, world)
+
+    def _indices(self, rng: random.Random) -> Iterator[int]:
+        """0, 1, 2 ... of clips without end; otherwise every clip that can be drawn once, in a new order each time."""
+        if self.aspects is None:
+            number = 0
+            while True:
+                yield number
+                number += 1
+        while True:
+            order = sorted(set(range(len(self.aspects))) - set(self.too_short))
+            rng.shuffle(order)
+            yield from order
+
+    def _fitting(self, buckets: list[Bucket], index: int) -> list[Bucket]:
+        return [bucket for bucket in buckets if self.lengths is None or bucket.length <= self.lengths[index]]
+
+    def _bucket(self, index: int, rng: random.Random) -> Bucket:
+        earlier, buckets = self._fitting(self.earlier, index), self._fitting(self.buckets, index)
+        if earlier and rng.random() < self.earlier_share:
+            buckets = earlier
+        if self.aspects is None:
+            return rng.choice(buckets)
+        closest = min(abs(bucket.aspect - self.aspects[index]) for bucket in buckets)
+        return rng.choice([bucket for bucket in buckets if abs(bucket.aspect - self.aspects[index]) == closest])
+
+    def __iter__(self) -> Iterator[list[Draw]]:
+        rng = random.Random(f"batches {self.seed}")  # noqa: S311 - not for secrets
+        waiting: dict[Bucket, list[Draw]] = defaultdict(list)
+        for number, index in enumerate(self._indices(rng)):
+            bucket = self._bucket(index, rng)
+            waiting[bucket].append(Draw(number, index, bucket))
+            if len(waiting[bucket]) == self.batch_size:
+                yield waiting.pop(bucket)[self.share]

@@ -1,0 +1,69 @@
+"""From draws to tensors. All randomness of a sample comes from the seed and the sample's running number, so a run is
+the same when it is resumed, and in any number of processes."""
+
+import random
+from collections.abc import Iterable, Iterator, Mapping
+from typing import TypedDict
+
+import torch
+
+from ...sampling.geometry import SPATIAL_COMPRESSION, frames_to_latent_t
+from .buckets import Draw
+from .clips import Clips
+from .masks import choose_kind, random_mask
+
+LATENT_CHANNELS = 16
+# The logarithm of the noise on a reference video, as the authors' trainer draws it: mean and standard deviation.
+REFERENCE_NOISE_LOG = -3.0, 0.5
+
+
+class Batch(TypedDict):
+    """What a task's loss is computed from. R noises are drawn for each of B clips."""
+
+    video: torch.Tensor  # B F H W 3, 0..1
+    mask: torch.Tensor  # B F H W, 1 = generate
+    captions: list[str]
+    noise: torch.Tensor  # B R 16 t h w
+    time: torch.Tensor  # B R, uniform in 0..1: how far along the schedule
+    chance: torch.Tensor  # B, uniform in 0..1, for what a task leaves to chance
+    reference_noise: torch.Tensor  # B, log-normal: for models whose configuration asks for noise on what is known
+    reference_seed: torch.Tensor  # B, what that noise is drawn from
+
+
+def make_sample(draw: Draw, clips: Clips, seed: int, masks: Mapping[str, float], noises: int) -> dict:
+    """One clip with its mask, noises, times and chance, for `collate`."""
+    rng = random.Random(f"sample {seed} {draw.number}")  # noqa: S311 - not for secrets
+    generator = torch.Generator().manual_seed(rng.getrandbits(62))
+    width, height, length = draw.bucket.width, draw.bucket.height, draw.bucket.length
+    latent = frames_to_latent_t(length), height // SPATIAL_COMPRESSION, width // SPATIAL_COMPRESSION
+    mask = random_mask(choose_kind(masks, rng), length, height, width, rng)
+    chance = rng.random()
+    noise = torch.randn(noises, LATENT_CHANNELS, *latent, generator=generator)
+    time = torch.rand(noises, generator=generator)
+    mean, deviation = REFERENCE_NOISE_LOG
+    reference_noise = torch.exp(mean + deviation * torch.randn((), generator=generator))
+    reference_seed = torch.randint(2**62, (), generator=generator)
+    video, caption = clips.clip(draw.index, draw.bucket, rng)
+    return {
+        "video": video,
+        "mask": mask,
+        "captions": caption,
+        "noise": noise,
+        "time": time,
+        "chance": torch.tensor(chance),
+        "reference_noise": reference_noise,
+        "reference_seed": reference_seed,
+    }
+
+
+def collate(samples: list[dict]) -> Batch:
+    stacked = {key: [sample[key] for sample in samples] for key in samples[0]}
+    return {key: value if key == "captions" else torch.stack(value) for key, value in stacked.items()}
+
+
+def batches(
+    draws: Iterable[list[Draw]], clips: Clips, seed: int, masks: Mapping[str, float], noises: int = 1
+) -> Iterator[Batch]:
+    """A `Batch` for every list of draws."""
+    for batch in draws:
+        yield collate([make_sample(draw, clips, seed, masks, noises) for draw in batch])

@@ -1,0 +1,81 @@
+"""One phase from its configuration to its model folder."""
+
+import logging
+from collections.abc import Iterator
+from contextlib import contextmanager
+from itertools import islice
+from pathlib import Path
+
+import torch
+
+from ...model_loading.networks.blocks import sdpa
+from ..tasks.attention import product_attention
+from ..tasks.parts import Parts, convolve_in_float32, measure_scale
+from .config import Phase
+from .trainer import Trainer, open_clips, phase_batches
+
+log = logging.getLogger(__name__)
+
+SCALE_BATCHES = 16  # of the phase's own, from which the latents' deviation is measured
+
+
+@contextmanager
+def processes(phase: Phase, cpu: bool = False) -> Iterator:
+    """The accelerator of all processes of this run; they part when it is over, since a process group that is left to
+    the interpreter's exit may abort it.
+
+    Args:
+        cpu: leave a GPU alone.
+    """
+    from accelerate import Accelerator
+
+    accelerator = Accelerator(cpu=cpu, mixed_precision=phase.mixed_precision)
+    yield accelerator
+    accelerator.end_training()
+
+
+def has_amx() -> bool:
+    """Whether this CPU has AMX, matrix units for bfloat16, and PyTorch can say so (2.6 and newer)."""
+    return getattr(torch.cpu, "_is_amx_tile_supported", lambda: False)()
+
+
+def run_phase(phase: Phase, accelerator, until: int | None = None) -> None:
+    """Run a phase and write ``output``: the checkpoint and the losses while it runs, the model when it is done.
+
+    Args:
+        accelerator: from `processes`.
+        until: stop after this step without writing the model; the next call goes on from there.
+    """
+    from accelerate.utils import set_seed
+
+    set_seed(phase.seed)  # for the initial values of LoRA layers; all else is drawn per sample
+    frozen = torch.bfloat16 if phase.mixed_precision == "bf16" else torch.float32
+    on_cpu = accelerator.device.type == "cpu"
+    bf16_on_cpu = on_cpu and phase.mixed_precision == "bf16"
+    parts = Parts(phase, torch.float32 if on_cpu else frozen, product_attention if bf16_on_cpu else sdpa)
+    if bf16_on_cpu and has_amx():  # where the gradient of oneDNN's bfloat16 convolution can crash the process
+        log.info("this CPU has AMX: convolutions are trained in float32")
+        convolve_in_float32(parts.task)
+    patch_t = None if phase.task == "vae" else parts.checkpoint.config.patch_size_t
+    trainer = Trainer(phase, parts.task, accelerator, Path(phase.output) / "run", patch_t)
+    trainer.run(until)
+    if trainer.step < phase.steps:
+        log.info("stopped at step %d of %d: run the same command to go on", trainer.step, phase.steps)
+    else:
+        finish(phase, trainer, parts)
+    accelerator.wait_for_everyone()
+
+
+def finish(phase: Phase, trainer: Trainer, parts: Parts) -> None:
+    """Write the averages as the phase's model."""
+    trainer.ema.copy_to(trainer.parameters.values())
+    if not trainer.accelerator.is_main_process:
+        return
+    output = Path(phase.output) / "model"
+    scale_factor = parts.checkpoint.scale_factor
+    if phase.task == "vae" and phase.train_encoder:
+        parts.task.vae.cpu().eval()
+        samples = islice(phase_batches(phase, open_clips(phase.data)), SCALE_BATCHES)
+        scale_factor = measure_scale(parts.task.vae, (batch["video"] for batch in samples))
+    parts.write(output, scale_factor)
+    log.info("%s: written", output)

@@ -1,0 +1,196 @@
+"""The training loop: one task, its batches, an optimizer, under accelerate."""
+
+import contextlib
+import dataclasses
+import json
+import logging
+import math
+import time
+from collections.abc import Iterator
+from itertools import islice
+from pathlib import Path
+
+import torch
+from tqdm import tqdm
+
+from ..data.buckets import Bucket, BucketBatches, token_buckets
+from ..data.clips import Clips, FolderClips, ShapeClips
+from ..data.samples import Batch, batches
+from .config import Data, Optimizer, Phase
+from .ema import EMA
+from .progress import LossTable, plot_losses, read_losses
+from .state import load_state, save_state
+
+log = logging.getLogger(__name__)
+
+
+def learning_rate(options: Optimizer, step: int, steps: int) -> float:
+    """A linear warm-up, then half a cosine from ``learning_rate`` to ``final_learning_rate``.
+
+    Args:
+        step: from 0.
+    """
+    peak, final = options.learning_rate, options.final_learning_rate
+    if step < options.warmup_steps:
+        return peak * (step + 1) / options.warmup_steps
+    done = (step - options.warmup_steps) / max(steps - options.warmup_steps, 1)
+    return final + (peak - final) * (1 + math.cos(math.pi * done)) / 2
+
+
+def open_clips(data: Data) -> Clips:
+    return FolderClips(data.folders, data.fps) if data.folders else ShapeClips(data.seed, data.shapes, data.count)
+
+
+def phase_draws(
+    phase: Phase, clips: Clips, rank: int = 0, world: int = 1, patch_t: int | None = None
+) -> BucketBatches:
+    """What a phase draws, this process's share of each batch; a clip that is too short for it is named in the log.
+
+    Args:
+        patch_t: latent frames per patch of the model that is trained (2 on V1.5), or None.
+
+    Raises:
+        ValueError: no size fits the token length, or no clip is long enough.
+    """
+    options = phase.batches
+
+    def buckets(tokens: int) -> list[Bucket]:
+        return token_buckets(tokens, options.sizes, options.max_length, options.tolerance, patch_t)
+
+    earlier = [bucket for tokens in options.earlier_tokens for bucket in buckets(tokens)]
+    draws = BucketBatches(
+        *(buckets(options.tokens), options.batch_size, phase.seed, clips.aspects, clips.lengths),
+        *(rank, world),
+        *(earlier, options.earlier_share),
+    )
+    for index in draws.too_short:
+        found = f"{clips.paths[index]} has {clips.lengths[index]} frames at the phase's rate"
+        log.warning("%s, expected at least %d: left out", found, draws.shortest)
+    return draws
+
+
+def phase_batches(
+    phase: Phase, clips: Clips, rank: int = 0, world: int = 1, start: int = 0, patch_t: int | None = None
+) -> Iterator[Batch]:
+    """The batches of a phase from step ``start`` on; the rest is `phase_draws`'."""
+    draws = islice(phase_draws(phase, clips, rank, world, patch_t), start, None)
+    return batches(draws, clips, phase.seed, phase.masks, phase.batches.noises_per_clip)
+
+
+def about(phase: Phase) -> str:
+    """What a checkpoint must share with the run that takes it up: all fields but where things are and when to save."""
+    fields = dataclasses.asdict(phase)
+    for free in ("model", "output", "text_encoder", "save_every", "steps", "micro_batch", "checkpoint_blocks"):
+        del fields[free]
+    return json.dumps(fields, indent=0, default=dict)
+
+
+def to_device(batch: Batch, device: torch.device) -> Batch:
+    return {key: value.to(device) if torch.is_tensor(value) else value for key, value in batch.items()}
+
+
+class Trainer:
+    """A run of a phase in ``folder``, taken up where its checkpoint says.
+
+    Args:
+        task: a module whose forward is the loss of a `Batch`; what requires a gradient is trained.
+        accelerator: accelerate's.
+        patch_t: see `phase_draws`.
+    """
+
+    def __init__(
+        self, phase: Phase, task: torch.nn.Module, accelerator, folder: str | Path, patch_t: int | None = None
+    ):
+        self.phase, self.task, self.accelerator, self.folder = phase, task, accelerator, Path(folder)
+        self.patch_t = patch_t
+        task.to(accelerator.device)
+        self.parameters = {name: p for name, p in task.named_parameters() if p.requires_grad}
+        options = phase.optimizer
+        self.optimizer = torch.optim.AdamW(
+            self.parameters.values(),
+            lr=options.learning_rate,
+            betas=tuple(options.betas),
+            weight_decay=options.weight_decay,
+        )
+        self.ema = EMA(self.parameters.values(), options.ema_decay)
+        self.step = load_state(self.folder, about(phase), self.parameters, self.optimizer, self.ema)
+        self._agree_on_step()
+        self.wrapped = accelerator.prepare_model(task)
+
+    def _agree_on_step(self) -> None:
+        """Raise a ValueError unless all processes found the same checkpoint."""
+        mine = torch.tensor([self.step], device=self.accelerator.device)
+        steps = self.accelerator.gather(mine).tolist()
+        if len(set(steps)) > 1:
+            raise ValueError(
+                f"the processes found checkpoints of the steps {steps} in {self.folder}: put the output on a disk "
+                "that all machines share, or copy the checkpoint to each"
+            )
+
+    def train_step(self, batch: Batch) -> torch.Tensor:
+        """One step; returns the loss, of all processes together.
+
+        Raises:
+            FloatingPointError: the gradient is not finite; nothing was changed.
+        """
+        lr = learning_rate(self.phase.optimizer, self.step, self.phase.steps)
+        for group in self.optimizer.param_groups:
+            group["lr"] = lr
+        loss = self.gradients(to_device(batch, self.accelerator.device))
+        norm = self.accelerator.clip_grad_norm_(self.parameters.values(), self.phase.optimizer.max_grad_norm)
+        if not math.isfinite(norm):
+            found = f"the gradient of step {self.step} is {float(norm)} (its loss is {float(loss)})"
+            raise FloatingPointError(f"{found}: lower the learning rate")
+        self.optimizer.step()
+        self.optimizer.zero_grad()
+        self.ema.update(self.parameters.values())
+        self.step += 1
+        return self.accelerator.reduce(loss, "mean")
+
+    def gradients(self, batch: Batch) -> torch.Tensor:
+        """Add the gradients of a batch, a micro-batch at a time; returns this process's loss."""
+        clips = len(batch["captions"])
+        size = self.phase.micro_batch or clips
+        total = torch.zeros((), device=self.accelerator.device)
+        for start in range(0, clips, size):
+            part = {key: value[start : start + size] for key, value in batch.items()}
+            last = start + size >= clips  # the processes exchange their gradients once
+            with contextlib.nullcontext() if last else self.accelerator.no_sync(self.wrapped):
+                with self.accelerator.autocast():
+                    loss = self.wrapped(part) * (len(part["captions"]) / clips)
+                self.accelerator.backward(loss)
+            total += loss.detach().float()
+        return total
+
+    def save(self) -> None:
+        if self.accelerator.is_main_process:
+            save_state(self.folder, about(self.phase), self.parameters, self.optimizer, self.ema, self.step)
+
+    def run(self, until: int | None = None) -> None:
+        """Train up to ``until`` steps (default: all of the phase), saving as often as the phase says.
+
+        Raises:
+            FloatingPointError: a gradient is not finite; the last checkpoint stays as it is.
+        """
+        until = self.phase.steps if until is None else min(until, self.phase.steps)
+        main = self.accelerator.is_main_process
+        self.folder.mkdir(parents=True, exist_ok=True)
+        table = LossTable(self.folder / "loss.csv", self.step) if main else None
+        clips = open_clips(self.phase.data)
+        shared = self.accelerator.process_index, self.accelerator.num_processes
+        started = time.monotonic()
+        progress = tqdm(initial=self.step, total=self.phase.steps, unit="step", disable=not main)
+        with progress:
+            for batch in phase_batches(self.phase, clips, *shared, start=self.step, patch_t=self.patch_t):
+                if self.step >= until:
+                    break
+                loss = float(self.train_step(batch))
+                if main:
+                    lr = self.optimizer.param_groups[0]["lr"]
+                    table.add(self.step - 1, loss, lr, time.monotonic() - started)
+                    progress.update()
+                    progress.set_postfix(loss=f"{loss:.4f}", refresh=False)
+                if self.step % self.phase.save_every == 0 or self.step == until:
+                    self.save()
+        if main and until:
+            plot_losses(self.folder / "loss.png", {self.phase.task: read_losses(self.folder / "loss.csv")})

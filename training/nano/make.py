@@ -1,0 +1,189 @@
+"""The nano model: a CogVideoX-Fun of the 2B kind that is small enough to be trained and run on two cores.
+
+`write_untrained` makes the folder that its training starts from: configurations, tokenizer, and weights from a seed.
+`train_nano` goes from there to the folder that comes with the pack.
+"""
+
+import json
+import shutil
+from pathlib import Path
+
+import torch
+
+from ...model_loading.networks.config import TransformerConfig
+from ...model_loading.networks.transformer import CogVideoXTransformer
+from ...model_loading.networks.vae import CogVideoXVAE, Downsample3D, ResnetBlock3D, SpatialNorm3D, VAEConfig
+from ..data import shapes
+from ..loop.config import read_phase
+from ..loop.phase import run_phase
+from ..loop.progress import plot_losses, read_losses
+from ..tasks.hub import FILES, save_weights, write_configs, write_json, write_text_encoder
+from ..tasks.parts import LORA_FILE, export_half, write_preview
+
+TEXT_DIM = 64
+TEXT_TOKENS = 16  # a sentence of the grammar is at most ten words
+
+TRANSFORMER = TransformerConfig(
+    num_attention_heads=5,
+    num_layers=5,
+    in_channels=33,
+    time_embed_dim=96,
+    text_embed_dim=TEXT_DIM,
+    # the trained table: 128 x 128 pixels, 17 frames
+    sample_width=16,
+    sample_height=16,
+    sample_frames=17,
+    max_text_seq_length=TEXT_TOKENS,
+    spatial_interpolation_scale=1.0,
+)
+VAE = VAEConfig(block_out_channels=(16, 16, 64, 64), layers_per_block=1, norm_num_groups=4, scaling_factor=1.0)
+
+
+def tokenizer_json() -> dict:
+    """A tokenizer of whole words in the format of the ``tokenizers`` library, with T5's pad 0, end 1, unknown 2."""
+    from tokenizers import Tokenizer, models, normalizers, pre_tokenizers
+
+    words = ["<pad>", "</s>", "<unk>", *shapes.vocabulary()]
+    tokenizer = Tokenizer(models.WordLevel({word: i for i, word in enumerate(words)}, unk_token="<unk>"))  # noqa: S106
+    tokenizer.normalizer = normalizers.Lowercase()
+    tokenizer.pre_tokenizer = pre_tokenizers.Whitespace()
+    return json.loads(tokenizer.to_str())
+
+
+def initialise(transformer: CogVideoXTransformer) -> None:
+    """Start as the identity: the output and every gate are zero (adaLN-Zero; Peebles and Xie 2022)."""
+    for name, module in transformer.named_modules():
+        if isinstance(module, torch.nn.Linear):
+            torch.nn.init.xavier_uniform_(module.weight)
+            torch.nn.init.zeros_(module.bias)
+        if name == "proj_out" or name.endswith(("norm1.linear", "norm2.linear", "norm_out.linear")):
+            torch.nn.init.zeros_(module.weight)
+
+
+CONFIGS = Path(__file__).parent / "configs"
+# nano_<phase>.toml, in order
+PHASES = (
+    *("vae_1", "vae_2", "vae_3"),
+    *("phase_1", "words", "phase_2", "phase_3", "known", "known_2"),
+    *("decoder", "lora"),
+)
+
+PREVIEW_SEED, PREVIEW_CLIPS = 15, 16  # what the factors of the previews are fitted to
+
+CARRIER = 2.0  # what the encoder's channels carry up and down by turns, beside the signal
+
+
+def initialise_vae(vae: CogVideoXVAE) -> None:
+    """Start with norms that hardly norm.
+
+    Group norm divides by the deviation of a whole chunk, so what a clip shows in one place would change the latents of
+    all others, and masking a part would change the latents of what is known. Channels that carry plus and minus a
+    constant by turns make that deviation nearly the constant's; the norm's scale and shift take it out again.
+    The decoder's norms start with a scale of one.
+    """
+    for module in vae.encoder.modules():
+        if isinstance(module, ResnetBlock3D):
+            _carry(module.conv1.conv.bias)
+            torch.nn.init.zeros_(module.conv2.conv.bias)
+            if module.conv_shortcut is not None:
+                _ignore_carrier(module.conv_shortcut.weight)
+                _carry(module.conv_shortcut.bias)
+        elif isinstance(module, Downsample3D):
+            _ignore_carrier(module.conv.weight)
+            _carry(module.conv.bias)
+        elif isinstance(module, torch.nn.GroupNorm):
+            torch.nn.init.constant_(module.weight, CARRIER)
+            _carry(module.bias, -CARRIER)
+    _carry(vae.encoder.conv_in.conv.bias)
+    with torch.no_grad():
+        vae.encoder.conv_out.conv.bias[vae.config.latent_channels :] = -6.0  # log-variance: hardly any noise
+        for module in vae.decoder.modules():
+            if isinstance(module, SpatialNorm3D):
+                module.conv_y.conv.weight *= 0.5
+                torch.nn.init.ones_(module.conv_y.conv.bias)
+                torch.nn.init.zeros_(module.conv_b.conv.bias)
+
+
+@torch.no_grad()
+def _carry(bias: torch.Tensor, value: float = CARRIER) -> None:
+    """Plus and minus ``value`` by turns."""
+    bias[0::2], bias[1::2] = value, -value
+
+
+@torch.no_grad()
+def _ignore_carrier(weight: torch.Tensor) -> None:
+    """Make every output of a convolution zero on the carrier alone. weight: out in ..."""
+    pattern = torch.ones(weight.shape[1], *[1] * (weight.dim() - 2))
+    pattern[1::2] = -1
+    weight -= (weight * pattern).mean(1, keepdim=True) * pattern
+
+
+def untrained_text_encoder():
+    import transformers
+
+    config = transformers.T5Config(
+        vocab_size=len(shapes.vocabulary()) + 3,
+        d_model=TEXT_DIM,
+        d_kv=16,
+        d_ff=128,
+        num_layers=2,
+        num_heads=4,
+        feed_forward_proj="gated-gelu",
+    )
+    model = transformers.T5EncoderModel(config)
+    torch.nn.init.normal_(model.shared.weight)
+    return model
+
+
+def write_untrained(folder: str | Path, seed: int = 0) -> Path:
+    """Write the untrained model in hub layout."""
+    folder = Path(folder)
+    with torch.random.fork_rng():
+        torch.manual_seed(seed)
+        transformer, vae, text_encoder = CogVideoXTransformer(TRANSFORMER), CogVideoXVAE(VAE), untrained_text_encoder()
+        initialise(transformer)
+        initialise_vae(vae)
+    write_configs(folder, TRANSFORMER, VAE, TRANSFORMER.default_schedule)
+    save_weights(folder / FILES["transformer"], transformer.state_dict())
+    save_weights(folder / FILES["vae"], vae.state_dict())
+    write_text_encoder(folder, text_encoder)
+    write_json(folder / "tokenizer" / "tokenizer.json", tokenizer_json())
+    write_json(folder / "tokenizer" / "tokenizer_config.json", {"model_max_length": TEXT_TOKENS})
+    return folder
+
+
+def train_nano(accelerator, output: str | Path) -> None:
+    """Train the nano model from nothing, phase by phase, and collect it; taken up where it was broken off.
+
+    Args:
+        accelerator: from `phase.processes`.
+        output: see `collect_nano`.
+    """
+    phases = {name: read_phase(CONFIGS / f"nano_{name}.toml") for name in PHASES}
+    if accelerator.is_main_process:
+        write_untrained(phases["vae_1"].model)
+    accelerator.wait_for_everyone()
+    for phase in phases.values():
+        run_phase(phase, accelerator)
+    if accelerator.is_main_process:
+        collect_nano({name: Path(phase.output) for name, phase in phases.items()}, Path(output))
+
+
+def collect_nano(outputs: dict[str, Path], output: Path) -> None:
+    """Store what the phases made as the pack's folder: the model in float16, the LoRA, the loss tables and curves.
+
+    Args:
+        outputs: the folder of every phase of `PHASES`.
+    """
+    export_half(outputs["decoder"] / "model", output)
+    scenes = (shapes.random_scene(PREVIEW_SEED, index) for index in range(PREVIEW_CLIPS))
+    write_preview(output, [shapes.render(scene, 17, 128, 128) for scene in scenes])
+    (output / "lora").mkdir(exist_ok=True)
+    shutil.copyfile(outputs["lora"] / "model" / LORA_FILE, output / "lora" / f"{shapes.NEW_SHAPE}.safetensors")
+    (output / "training").mkdir(exist_ok=True)
+    for name, folder in outputs.items():
+        shutil.copyfile(folder / "run" / "loss.csv", output / "training" / f"{name}.csv")
+    plot_losses(
+        output / "training" / "losses.png",
+        {name: read_losses(output / "training" / f"{name}.csv") for name in outputs},
+    )

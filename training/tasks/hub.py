@@ -1,0 +1,63 @@
+"""Model folders in hub layout, written."""
+
+import dataclasses
+import json
+from pathlib import Path
+
+import torch
+from safetensors.torch import save_file
+
+from ...model_loading.networks.config import TransformerConfig
+from ...model_loading.networks.vae import VAEConfig
+from ...sampling.schedule import NoiseSchedule
+
+PARTS = ("transformer", "vae", "text_encoder", "tokenizer", "scheduler")
+FILES = {
+    "transformer": "transformer/diffusion_pytorch_model.safetensors",
+    "vae": "vae/diffusion_pytorch_model.safetensors",
+    "text_encoder": "text_encoder/model.safetensors",
+}
+
+
+def write_json(path: Path, value: dict) -> None:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text(json.dumps(value, indent=2) + "\n", encoding="utf-8")
+
+
+def save_weights(path: Path, state: dict[str, torch.Tensor], dtype: torch.dtype | None = None) -> None:
+    """Write a safetensors file, whole or not at all, in ``dtype`` or that of its tensors."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    temporary = path.with_suffix(".tmp")
+    save_file({key: value.to(dtype or value.dtype).cpu().contiguous() for key, value in state.items()}, temporary)
+    temporary.replace(path)
+
+
+def write_configs(folder: Path, transformer: TransformerConfig, vae: VAEConfig, schedule: NoiseSchedule) -> None:
+    """The configurations of a folder's transformer, VAE and scheduler, with diffusers' class names."""
+    for part, name, config in (
+        ("transformer", "CogVideoXTransformer3DModel", transformer),
+        ("vae", "AutoencoderKLCogVideoX", vae),
+    ):
+        write_json(folder / part / "config.json", {"_class_name": name, **dataclasses.asdict(config)})
+    write_json(
+        folder / "scheduler" / "scheduler_config.json",
+        {
+            "_class_name": "CogVideoXDDIMScheduler",
+            "beta_end": schedule.beta_end,
+            "beta_schedule": "scaled_linear",
+            "beta_start": schedule.beta_start,
+            "num_train_timesteps": schedule.num_timesteps,
+            "prediction_type": "v_prediction",
+            "rescale_betas_zero_snr": True,
+            "set_alpha_to_one": True,
+            "snr_shift_scale": schedule.snr_shift,
+            "timestep_spacing": schedule.spacing,
+        },
+    )
+
+
+def write_text_encoder(folder: Path, model) -> None:
+    """The configuration and the weights of transformers' T5 encoder."""
+    state = {key: value for key, value in model.state_dict().items() if key != "encoder.embed_tokens.weight"}  # tied
+    write_json(folder / "text_encoder" / "config.json", model.config.to_dict())
+    save_weights(folder / FILES["text_encoder"], state)

@@ -1,0 +1,156 @@
+"""From model folders to tasks, and what was trained back into a model folder."""
+
+import shutil
+from collections.abc import Callable, Sequence
+from functools import partial
+from pathlib import Path
+
+import torch
+from torch.utils.checkpoint import checkpoint
+
+from ...model_loading.files.safetensors_files import open_weights, read_json
+from ...model_loading.files.t5 import TextEncoder
+from ...model_loading.networks.blocks import sdpa
+from ...model_loading.networks.transformer import CogVideoXTransformer
+from ...model_loading.standalone import load_transformer, load_vae, open_whole
+from ...sampling.preview import BIAS, FACTORS, fit_preview
+from ..loop.config import Phase
+from .hub import FILES, PARTS, save_weights, write_json, write_text_encoder
+from .lora import add_lora, lora_state
+from .transformer import TransformerTask
+from .vae import VAETask
+
+LORA_FILE = "lora.safetensors"
+
+
+class Parts:
+    """A phase's task, and where what it trains goes.
+
+    Args:
+        dtype: of the parts that are not trained; those that are, are float32.
+        attention: of the transformer, see `CogVideoXTransformer`.
+    """
+
+    def __init__(self, phase: Phase, dtype: torch.dtype = torch.float32, attention: Callable = sdpa):
+        self.phase = phase
+        self.checkpoint = source = open_whole(phase.model)
+        if phase.task == "vae":
+            self.task = VAETask(
+                load_vae(source.vae), phase.kl_weight, phase.masked, phase.train_encoder, phase.agreement_weight
+            )
+            return
+        lora = phase.task == "lora"
+        transformer = load_transformer(
+            source, dtype if lora else torch.float32, position_mode=phase.positions, attention=attention
+        ).train()
+        if phase.checkpoint_blocks:
+            checkpoint_blocks(transformer)
+        self.layers = add_lora(transformer, phase.lora_rank, phase.lora_alpha) if lora else None
+        if not lora:
+            transformer.requires_grad_(True)
+        text_dtype = torch.float32 if phase.train_text_encoder else dtype
+        self.texts = open_whole(phase.text_encoder) if phase.text_encoder else source
+        self.task = TransformerTask(
+            transformer,
+            load_vae(source.vae, dtype),
+            TextEncoder(self.texts.text_encoder, self.texts.tokenizer, text_dtype),
+            source.schedule.alphas_cumprod(),
+            source.scale_factor,
+            phase.caption_dropout,
+            phase.train_text_encoder,
+        )
+
+    def write(self, output: str | Path, scale_factor: float) -> None:
+        """Write the model folder with what was trained, or the LoRA's file.
+
+        Args:
+            scale_factor: of the latent space, see `measure_scale`.
+        """
+        output = Path(output)
+        if self.phase.task == "lora":
+            save_weights(output / LORA_FILE, lora_state(self.layers), torch.float16)  # as LoRA files are
+            return
+        shutil.copytree(self.phase.model, output, dirs_exist_ok=True, copy_function=replace_copy)
+        if self.phase.task == "vae":
+            replace_weights(output, "vae", self.task.vae.state_dict())
+            config = read_json(output / "vae" / "config.json")
+            if self.phase.train_encoder:  # another latent space: the previews' factors were of the old one
+                config = {key: value for key, value in config.items() if key not in (FACTORS, BIAS)}
+            write_json(output / "vae" / "config.json", {**config, "scaling_factor": scale_factor})
+            return
+        replace_weights(output, "transformer", self.task.transformer.state_dict())
+        if self.phase.text_encoder:
+            for part in ("text_encoder", "tokenizer"):
+                shutil.rmtree(output / part)
+                shutil.copytree(Path(self.phase.text_encoder) / part, output / part)
+        if self.phase.train_text_encoder:
+            remove_weights(output / "text_encoder")
+            write_text_encoder(output, self.task.t5)
+
+
+def replace_copy(source: str, target: str) -> None:
+    """Copy a file into the place of another at once: a program that has the other one mapped keeps it."""
+    temporary = Path(f"{target}.tmp")
+    shutil.copyfile(source, temporary)
+    temporary.replace(target)
+
+
+def checkpoint_blocks(transformer: CogVideoXTransformer) -> None:
+    """Keep no block's inner values for the gradient but compute them again (Chen et al. 2016)."""
+    for block in transformer.transformer_blocks:
+        block.forward = partial(checkpoint, block.forward, use_reentrant=False)
+
+
+def convolve_in_float32(task: torch.nn.Module) -> None:
+    """Take the convolutions that are trained out of autocast; all else of the task stays in it."""
+    for module in task.modules():
+        if isinstance(module, torch.nn.Conv2d | torch.nn.Conv3d) and module.weight.requires_grad:
+            module.forward = partial(_without_autocast, module.forward)
+
+
+def _without_autocast(forward: Callable, x: torch.Tensor) -> torch.Tensor:
+    with torch.autocast(x.device.type, enabled=False):
+        return forward(x.float())
+
+
+def remove_weights(folder: Path) -> None:
+    """Remove a part's weights, shards and their index."""
+    for pattern in ("*.safetensors", "*.safetensors.index.json"):
+        for path in folder.glob(pattern):
+            path.unlink()
+
+
+def replace_weights(output: Path, part: str, state: dict[str, torch.Tensor]) -> None:
+    """Write a part's weights in the place of those that are there, in one file or in shards."""
+    remove_weights(output / part)
+    save_weights(output / FILES[part], state)
+
+
+@torch.no_grad()
+def measure_scale(vae, videos) -> float:
+    """What brings latents to unit deviation: 1 / standard deviation over videos B F H W 3 of 0..1."""
+    latents = [vae.encode((video * 2 - 1).movedim(-1, 1)).flatten() for video in videos]
+    return round(float(1 / torch.cat(latents).std()), 6)
+
+
+@torch.no_grad()
+def write_preview(folder: str | Path, videos: Sequence[torch.Tensor]) -> None:
+    """Fit the factors of a model's previews to videos, F H W 3 of 0..1; they go into its VAE's configuration."""
+    source = open_whole(folder)
+    vae = load_vae(source.vae)
+    latents = [vae.encode((video * 2 - 1).movedim(-1, 0)[None])[0] * source.scale_factor for video in videos]
+    path = source.vae / "config.json"
+    write_json(path, {**read_json(path), **fit_preview(latents, videos).to_config()})
+
+
+def export_half(folder: str | Path, output: str | Path) -> None:
+    """Copy the parts of a model folder with their weights in float16; what is no part of a model stays behind."""
+    folder, output = Path(folder), Path(output)
+    open_whole(folder)
+    for path in sorted(p for part in PARTS for p in (folder / part).glob("*") if p.is_file()):
+        target = output / path.relative_to(folder)
+        if path.suffix == ".safetensors":
+            save_weights(target, open_weights(path).load(), torch.float16)
+        else:
+            target.parent.mkdir(parents=True, exist_ok=True)
+            shutil.copyfile(path, target)
