@@ -16,7 +16,7 @@ $(READY): requirements.txt tests/requirements.txt training/requirements.txt Make
 	touch $(READY)
 
 demo: $(READY)
-	$(BIN)/python demo/run.py
+	$(BIN)/python tools/demo.py
 
 # Measure what the nano model can do on clips that it never saw, into evaluation_output.
 evaluate: $(READY)
@@ -43,15 +43,15 @@ format: $(READY)
 
 # Convert the workflows to the API form that the host tests post, with the host's own front end in headless Chromium.
 api: $(READY)
-	$(BIN)/python tests/browser/export_api.py
+	$(BIN)/python tools/export_api.py
 
 # Fold workflows up into the blueprints of subgraphs/.
 blueprints: $(READY)
-	$(BIN)/python tests/browser/make_blueprints.py
+	$(BIN)/python tools/make_blueprints.py
 
 # Picture the workflows' graphs, and what the nano model makes of them, in the host's own front end.
 pictures: $(READY)
-	$(BIN)/python tests/browser/screenshots.py
+	$(BIN)/python tools/pictures.py
 
 clean:
 	rm -rf $(VENV) demo_output evaluation_output bench_output gpu_output

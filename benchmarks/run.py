@@ -5,23 +5,13 @@ meta tensors and exact.
 """
 
 import argparse
-import importlib.util
 import json
 import logging
 import sys
 from pathlib import Path
 
-ROOT = Path(__file__).resolve().parent.parent
-ALIAS = "cogvideox_fun"
-
-
-def load_pack():
-    """Import the repository's root as a package, without putting it on sys.path."""
-    spec = importlib.util.spec_from_file_location(ALIAS, ROOT / "__init__.py", submodule_search_locations=[str(ROOT)])
-    module = importlib.util.module_from_spec(spec)
-    sys.modules[ALIAS] = module
-    spec.loader.exec_module(module)
-    return module
+sys.path.append(str(Path(__file__).resolve().parent.parent / "tools"))
+from pack import ROOT, load_pack  # noqa: E402
 
 
 def parse_args() -> argparse.Namespace:

@@ -18,7 +18,7 @@ from PIL import Image
 from tqdm import tqdm
 
 from . import media
-from .demo_request import Request
+from .demo_scene import Request
 
 ROOT = Path(__file__).resolve().parent.parent
 MODEL_NAME = "CogVideoX-Fun-V1.1-2b-InP"  # what the shipped workflows name

@@ -5,22 +5,11 @@ the Python at COMFYUI_PYTHON (default: the host's own virtual environment). With
 """
 
 import argparse
-import importlib.util
-import sys
 import tempfile
 import time
 from pathlib import Path
 
-ROOT = Path(__file__).resolve().parent.parent
-ALIAS = "cogvideox_fun"
-
-
-def load_pack():
-    """Import the repository's root as a package, without putting it on sys.path."""
-    spec = importlib.util.spec_from_file_location(ALIAS, ROOT / "__init__.py", submodule_search_locations=[str(ROOT)])
-    module = importlib.util.module_from_spec(spec)
-    sys.modules[ALIAS] = module
-    spec.loader.exec_module(module)
+from pack import ROOT, load_pack
 
 
 def parse_args() -> argparse.Namespace:
@@ -31,7 +20,7 @@ def parse_args() -> argparse.Namespace:
     parser.add_argument("--length", type=int, default=17, help="frames, 4n + 1")
     parser.add_argument("--steps", type=int, default=20)
     parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument("--without-host", action="store_true", help="do not look for a ComfyUI")
+    parser.add_argument("--without-comfyui", action="store_true", help="do not use a ComfyUI")
     return parser.parse_args()
 
 
@@ -39,17 +28,15 @@ def main() -> None:
     args = parse_args()
     load_pack()
     from cogvideox_fun.tools import comfyui_server as comfy
-    from cogvideox_fun.tools import demo_request as request
-    from cogvideox_fun.tools import demo_standalone as standalone
-    from cogvideox_fun.tools import media
+    from cogvideox_fun.tools import demo_scene, media
 
     started = time.monotonic()
-    wanted = request.shape_that_moves(args.width, args.height)
+    wanted = demo_scene.shape_that_moves(args.width, args.height)
     print(f"The nano model (models/nano), from a start and an end image: {wanted.prompt!r}")
-    host = None if args.without_host else comfy.find_host()
+    host = None if args.without_comfyui else comfy.find_host()
     if host is None:
-        print("No ComfyUI found: running on our own.")
-        video = standalone.run(wanted, args)
+        print("No ComfyUI found: running without one.")
+        video = demo_scene.run(wanted, args)
     else:
         print(f"Running the shipped workflow in the ComfyUI at {host.path} ({host.python}).")
         with tempfile.TemporaryDirectory() as folder:

@@ -12,12 +12,10 @@ import sys
 import tempfile
 from pathlib import Path
 
-ROOT = Path(__file__).resolve().parents[2]
-sys.path.insert(0, str(ROOT / "tests"))
+from pack import ROOT, load_pack
 
-import pack  # noqa: E402
-
-pack.load_pack()
+load_pack()
+sys.path.append(str(ROOT / "tests" / "helpers"))
 
 import tiny_model  # noqa: E402
 from cogvideox_fun.tools import comfyui_server as comfy  # noqa: E402

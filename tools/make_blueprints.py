@@ -9,9 +9,9 @@ import dataclasses
 import json
 import sys
 import uuid
-from pathlib import Path
 
-ROOT = Path(__file__).resolve().parents[2]
+from pack import ROOT
+
 WORKFLOWS = ROOT / "workflows"
 SUBGRAPHS = ROOT / "subgraphs"
 

@@ -13,21 +13,12 @@ Under accelerate, in one process or several, on one machine or several:
 """
 
 import argparse
-import importlib.util
 import logging
 import sys
 from pathlib import Path
 
-ROOT = Path(__file__).resolve().parent.parent
-ALIAS = "cogvideox_fun"
-
-
-def load_pack():
-    """Import the repository's root as a package, without putting it on sys.path."""
-    spec = importlib.util.spec_from_file_location(ALIAS, ROOT / "__init__.py", submodule_search_locations=[str(ROOT)])
-    module = importlib.util.module_from_spec(spec)
-    sys.modules[ALIAS] = module
-    spec.loader.exec_module(module)
+sys.path.append(str(Path(__file__).resolve().parent.parent / "tools"))
+from pack import ROOT, load_pack  # noqa: E402
 
 
 def parse_args() -> argparse.Namespace:
@@ -76,14 +67,14 @@ def main() -> None:
 def nano(args) -> None:
     from cogvideox_fun.training.loop.config import read_phase
     from cogvideox_fun.training.loop.phase import processes
-    from cogvideox_fun.training.nano.make.make import CONFIGS, train_nano
+    from cogvideox_fun.training.nano.make import CONFIGS, train_nano
 
     with processes(read_phase(CONFIGS / "nano_phase_1.toml")) as accelerator:
         train_nano(accelerator, args.output)
 
 
 def init(args) -> None:
-    from cogvideox_fun.training.nano.make.make import write_untrained
+    from cogvideox_fun.training.nano.make import write_untrained
 
     write_untrained(args.folder, args.seed)
 

@@ -12,8 +12,8 @@ from ...model_loading.files.checkpoint import SAVED_CONFIG, encode_config, open_
 from ...model_loading.networks.config import TEXT_TOKENS
 from ...model_loading.networks.transformer import CogVideoXTransformer
 from ...model_loading.networks.vae import CogVideoXVAE
+from ...tools.pack import ROOT
 from .. import peers
-from ..run import ROOT
 from .measure import Scale, random_state
 
 NANO = ROOT / "models" / "nano"

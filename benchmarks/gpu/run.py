@@ -13,7 +13,7 @@ import time
 import traceback
 from pathlib import Path
 
-from ..run import ROOT
+from ...tools.pack import ROOT
 from . import host
 
 PARTS = ("numbers", "kernels", "calls", "vae", "small", "profile", "loop")

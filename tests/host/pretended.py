@@ -9,7 +9,7 @@ from pathlib import Path
 
 import torch
 
-sys.path[:0] = [str(Path(__file__).parents[1])]
+sys.path[:0] = [str(Path(__file__).parents[2] / "tools"), str(Path(__file__).parents[1] / "helpers")]
 from pack import load_pack  # noqa: E402
 from pretend_cuda import GPU, PretendedGPU, Seen, pretended_gpu, replaced  # noqa: E402
 

@@ -13,7 +13,7 @@ from pathlib import Path
 import torch
 from torch._subclasses.fake_tensor import FakeTensor
 
-sys.path[:0] = [str(Path(__file__).parents[1])]
+sys.path[:0] = [str(Path(__file__).parents[2] / "tools"), str(Path(__file__).parents[1] / "helpers")]
 from pretend_cuda import GPU, pretended_gpu, replaced  # noqa: E402
 from pretended import on_the_gpu, start, text  # noqa: E402
 

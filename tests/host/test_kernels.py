@@ -46,7 +46,7 @@ def test_norms_in_triton(host):
     """Results are brought to the dtype of x once. In bfloat16 a GPU rounds them, by up to 2^-9, and the interpreter
     cuts them off, by up to 2^-8."""
     environment = {**os.environ, "TRITON_INTERPRET": "1"}
-    kernels = str(pack.ROOT / "model_loading" / "host_triton.py")
+    kernels = str(pack.ROOT / "model_loading" / "comfyui" / "triton_kernels.py")
     command = [str(host.python), "-c", SCRIPT, kernels]
     answer = subprocess.run(command, capture_output=True, text=True, env=environment, timeout=300)
     if "No module named 'triton'" in answer.stderr:

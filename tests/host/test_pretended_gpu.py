@@ -11,7 +11,7 @@ import pytest
 from pretended import CHUNKS, STEPS
 from tiny_model import write_tiny_model
 
-CHECK = "host_sampling:on_step _local_scalar_dense.default"  # the look for NaN, once a step
+CHECK = "samplers:on_step _local_scalar_dense.default"  # the look for NaN, once a step
 RANDOM = "torch_utils:randn_tensor _to_copy.default"  # diffusers draws Euler A's noise on the CPU
 SAMPLED = (
     "cogvideox_ddim_origin", "cogvideox_euler", "cogvideox_euler_a", "cogvideox_dpm++", "cogvideox_pndm",

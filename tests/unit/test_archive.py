@@ -69,7 +69,7 @@ def project() -> dict:
 def test_holds_what_runs_and_nothing_else(names):
     tops = {name.split("/")[0] for name in names}
     assert NEEDED <= tops <= NEEDED | {"locales", "subgraphs"}
-    assert not [name for name in names if {"tests", "training", "benchmarks", "demo"} & set(name.split("/"))]
+    assert not [name for name in names if {"tests", "training", "benchmarks", "tools"} & set(name.split("/"))]
     assert not [name for name in names if Path(name).suffix in {".csv", ".log", ".zip", ".mp4", ".npz"}]
     assert {name for name in names if name.endswith(".toml")} == {"pyproject.toml"}
 
@@ -137,10 +137,10 @@ spec = importlib.util.spec_from_file_location("published", root / "__init__.py",
 module = sys.modules["published"] = importlib.util.module_from_spec(spec)
 spec.loader.exec_module(module)
 for layer in ("sampling", "model_loading"):
-    for path in sorted((root / layer).glob("*.py")):
-        if not path.stem.startswith("host_"):
-            importlib.import_module(f"published.{{layer}}.{{path.stem}}")
-from published.model_loading.pipeline import Pipeline
+    for path in sorted((root / layer).rglob("*.py")):
+        if "comfyui" not in path.parts:
+            importlib.import_module(".".join(["published", *path.relative_to(root).with_suffix("").parts]))
+from published.model_loading.standalone import Pipeline
 pipeline = Pipeline.from_folder(root / "models" / "nano")
 text = pipeline.text_encoder("a red square moves right over the fog")
 latent = pipeline.sample(pipeline.noise(64, 64, 5, 0), text, text, steps=2, cfg=1.0)

@@ -39,10 +39,10 @@ def test_the_same_seed_gives_the_same_video(pipeline):
 def test_the_same_seed_gives_the_same_video_in_two_processes(tmp_path):
     digests = set()
     for i in range(2):
-        arguments = ["--without-host", "--steps", "2", "--length", "5", "--width", "64", "--height", "48"]
+        arguments = ["--without-comfyui", "--steps", "2", "--length", "5", "--width", "64", "--height", "48"]
         command = [
             sys.executable,
-            str(pack.ROOT / "demo" / "run.py"),
+            str(pack.ROOT / "tools" / "demo.py"),
             *arguments,
             "--output",
             str(tmp_path / str(i)),

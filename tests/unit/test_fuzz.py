@@ -21,7 +21,7 @@ from pathlib import Path
 
 import pytest
 
-sys.path[:0] = [str(Path(__file__).parents[1])] if __name__ == "__main__" else []
+sys.path[:0] = [str(Path(__file__).parents[2] / "tools"), str(Path(__file__).parents[1] / "helpers")]
 import pack  # noqa: E402
 from lies import NASTY, change_header, change_json, change_values, parts_of, to_text, write_file  # noqa: E402
 

@@ -10,7 +10,7 @@ import pack
 import pytest
 
 DOCS = pack.ROOT / "web" / "docs"
-SOURCES = [path for layer in ("nodes", "model_loading", "sampling") for path in (pack.ROOT / layer).glob("*.py")]
+SOURCES = [path for layer in ("nodes", "model_loading", "sampling") for path in (pack.ROOT / layer).rglob("*.py")]
 SOURCE = "".join(path.read_text(encoding="utf-8") for path in SOURCES)
 IDS = sorted(re.findall(r'node_id="(\w+)"', "".join(p.read_text() for p in (pack.ROOT / "nodes").glob("*.py"))))
 SECTIONS = {

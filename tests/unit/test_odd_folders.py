@@ -85,7 +85,7 @@ def test_the_walk_finds_what_writes(source):
 RUN = """
 import json, os, sys, tempfile
 os.environ.pop("HF_HUB_OFFLINE", None)
-sys.path.insert(0, {tests!r})
+sys.path.insert(0, {tools!r})
 import torch
 import pack
 pack.load_pack()
@@ -139,7 +139,7 @@ print(json.dumps([list(video.shape), bool(torch.isfinite(video).all()), found, e
 
 def test_a_run_opens_no_connection_starts_no_program_and_writes_nothing(tmp_path):
     """From the first import on, the nano model loaded, an image encoded, a step sampled and decoded."""
-    script = RUN.format(tests=str(ROOT / "tests"), folder=str(ROOT / "models" / "nano"))
+    script = RUN.format(tools=str(ROOT / "tools"), folder=str(ROOT / "models" / "nano"))
     home = tmp_path / "home"
     home.mkdir()
     environment = {**os.environ, "HOME": str(home), "PYTHONDONTWRITEBYTECODE": "1", "OMP_NUM_THREADS": "1"}

@@ -12,7 +12,7 @@ from cogvideox_fun.model_loading.networks.config import CheckpointError
 from cogvideox_fun.model_loading.standalone import Pipeline
 from cogvideox_fun.sampling.preview import FACTORS, PUBLISHED, PreviewFactors, fit_preview, latent_pixels
 from cogvideox_fun.training.data import shapes
-from cogvideox_fun.training.nano.make import make as nano
+from cogvideox_fun.training.nano import make as nano
 from cogvideox_fun.training.tasks.hub import write_json
 
 NANO = pack.ROOT / "models" / "nano"

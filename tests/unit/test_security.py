@@ -39,11 +39,11 @@ METHODS = {  # of any object, whatever it is called here
     *("download_url_to_file", "hf_hub_download", "snapshot_download", "get_attr_from_path"),
 }
 ALLOWED = {  # why: see the function
-    ("host_gguf.py", "import importlib"),  # a module of ComfyUI-GGUF beside one that the host has already imported
-    ("host_gguf.py", "import_module"),
-    ("host_kernels.py", "import importlib.util"),  # whether Triton is installed, by its name
-    ("host_kernels.py", "vars"),  # whether a layer's forward was replaced, by its name
-    ("host_model.py", "vars"),  # the same
+    ("gguf.py", "import importlib"),  # a module of ComfyUI-GGUF beside one that the host has already imported
+    ("gguf.py", "import_module"),
+    ("kernels.py", "import importlib.util"),  # whether Triton is installed, by its name
+    ("kernels.py", "vars"),  # whether a layer's forward was replaced, by its name
+    ("model.py", "vars"),  # the same
 }
 
 
@@ -215,7 +215,7 @@ def test_an_index_names_files_of_its_folder_only(bomb, tmp_path, part, shard, wo
 
 SCRIPT = """
 import builtins, json, sys
-sys.path.insert(0, TESTS)
+sys.path.insert(0, TOOLS)
 import pack
 pack.load_pack()
 import torch
@@ -266,7 +266,7 @@ def test_a_model_full_of_code_loads_and_runs_none_of_it(bomb, tmp_path):
         for config in folder.glob("*config.json"):
             values = json.loads(config.read_text())
             config.write_text(json.dumps({**values, **remote}))
-    names = {"TESTS": ROOT / "tests", "SAFE": NANO, "MODEL": model}
+    names = {"TOOLS": ROOT / "tools", "SAFE": NANO, "MODEL": model}
     script = "".join(f"{name} = {str(path)!r}\n" for name, path in names.items()) + SCRIPT
     environment = {**os.environ, "OMP_NUM_THREADS": "1"}
     result = subprocess.run(

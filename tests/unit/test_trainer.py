@@ -169,7 +169,7 @@ def test_smoothing():
 
 GRADIENTS = """
 import os, sys
-sys.path.insert(0, {tests!r})
+sys.path.insert(0, {tools!r})
 import pack
 pack.load_pack()
 import torch
@@ -202,7 +202,7 @@ os._exit(0)  # and threads of its own while the interpreter ends
 def gradients(model, tmp_path, processes: int, **kernels: str) -> dict[str, torch.Tensor]:
     folder = tmp_path / f"of_{processes}"
     script = tmp_path / f"gradients_{processes}.py"
-    script.write_text(GRADIENTS.format(tests=str(ROOT / "tests"), model=str(model), folder=str(folder)))
+    script.write_text(GRADIENTS.format(tools=str(ROOT / "tools"), model=str(model), folder=str(folder)))
     launch = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", str(processes)]
     command = [*launch, str(script)]
     environment = {**os.environ, "OMP_NUM_THREADS": "1", **kernels}

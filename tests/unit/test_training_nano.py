@@ -11,7 +11,7 @@ from cogvideox_fun.training.evaluation.positions import compare_positions
 from cogvideox_fun.training.evaluation.rows import Options
 from cogvideox_fun.training.loop.config import Batches, Optimizer, Phase
 from cogvideox_fun.training.loop.phase import processes
-from cogvideox_fun.training.nano.make import make as nano
+from cogvideox_fun.training.nano import make as nano
 
 
 @torch.no_grad()

@@ -60,7 +60,7 @@ def initialise(transformer: CogVideoXTransformer) -> None:
             torch.nn.init.zeros_(module.weight)
 
 
-CONFIGS = Path(__file__).parent / "configs"
+CONFIGS = Path(__file__).parents[1] / "configs"
 # nano_<phase>.toml, in order
 PHASES = (
     *("vae_1", "vae_2", "vae_3"),

@@ -95,7 +95,7 @@ class ProbeLoading:
         import sys
 
         (load,) = (
-            module.load_model for name, module in sys.modules.items() if name.endswith("model_loading.host_load")
+            module.load_model for name, module in sys.modules.items() if name.endswith("model_loading.comfyui.load")
         )
         (file,) = Path(folder, "transformer").glob("*.safetensors")
         load(folder, weight_dtype)  # what stays for good: modules, kernels, buffers

@@ -1,1 +1,0 @@
-"""``make demo``: the pack on its own, or through a ComfyUI, with the nano model."""
