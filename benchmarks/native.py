@@ -57,7 +57,7 @@ def time_native(rounds: int = 9) -> dict[int, float]:
     for count in THREADS:
         with threads(count):
             pairs, *_ = interleaved(
-                lambda: ours(x[:, :16], timestep, text, extra_latents=x[:, 16:]),
+                lambda: ours(x[:, :16], timestep, text, concat_latents=x[:, 16:]),
                 lambda: native(x, timestep, text),
                 rounds,
             )

@@ -104,7 +104,7 @@ def time_transformer(rounds: int = 9, latent: tuple[int, int, int] = LATENT) -> 
     rope = tuple(part.repeat_interleave(2, dim=1) for part in (rope.real, rope.imag))
     video = x.movedim(1, 2)
     pairs, out, expected = interleaved(
-        lambda: ours(x[:, :16], timestep, text, extra_latents=x[:, 16:]),
+        lambda: ours(x[:, :16], timestep, text, concat_latents=x[:, 16:]),
         lambda: theirs(video, text, timestep, image_rotary_emb=rope, return_dict=False)[0].movedim(1, 2),
         rounds,
     )

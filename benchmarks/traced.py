@@ -54,7 +54,7 @@ def transformer_call(
     with torch.device("meta"):
         model = CogVideoXTransformer(config, dtype=torch.bfloat16, **options).requires_grad_(False)
     noise, extra, timestep, text = call_inputs(config, latent, batch)
-    return lambda: model(noise, timestep, text, extra_latents=extra)
+    return lambda: model(noise, timestep, text, concat_latents=extra)
 
 
 def diffusers_call(

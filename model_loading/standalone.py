@@ -10,11 +10,11 @@ from pathlib import Path
 import torch
 from torch import nn
 
-from ..sampling.diffusers_samplers import generator_after, run_recipe
+from ..sampling.diffusers_samplers import generator_after, run_sampler
 from ..sampling.geometry import SPATIAL_COMPRESSION, check_size, frames_to_latent_t
 from ..sampling.inpaint import inpaint_latents, reference_pixels
 from ..sampling.masks import fit_mask, mask_to_latent
-from ..sampling.schedule import add_noise, cogvideox_ddim, is_new
+from ..sampling.schedule import add_noise, cogvideox_ddim, starts_from_noise
 from .errors import CheckpointError
 from .files.checkpoint import Checkpoint, load_vae_config, open_checkpoint
 from .files.safetensors_files import open_weights
@@ -138,25 +138,25 @@ class Pipeline:
         noise: torch.Tensor,
         positive: torch.Tensor,
         negative: torch.Tensor,
-        extra_latents: torch.Tensor | None = None,
+        concat_latents: torch.Tensor | None = None,
         start: torch.Tensor | None = None,
         # how to sample
         steps: int = 50,
         cfg: float = 6.0,
         spacing: str = "auto",
         denoise: float = 1.0,
-        recipe: str | None = None,
+        sampler: str | None = None,
         seed: int = 0,
         callback: Callable[[int, torch.Tensor, torch.Tensor], None] | None = None,
     ) -> torch.Tensor:
-        """Run the authors' DDIM, or a scheduler of their recipes, with classifier-free guidance.
+        """Run the authors' DDIM, or one of diffusers' schedulers, with classifier-free guidance.
 
         Args:
             noise: B 16 T h w.
             positive, negative: text features, [B, L, C] or, for all of a batch, [1, L, C].
-            extra_latents: from `condition`, or scaled control latents; B or 1 of them.
+            concat_latents: from `condition`, or scaled control latents; B or 1 of them.
             start: the scaled latent of a video, at denoise below 1.
-            recipe: see `run_recipe`; None is the authors' DDIM.
+            sampler: see `run_sampler`; None is the authors' DDIM.
             seed: what ``noise`` was drawn from; Euler A goes on from there.
             callback: of the authors' DDIM.
 
@@ -164,13 +164,13 @@ class Pipeline:
             The scaled latent, B 16 T h w.
         """
         schedule = self.checkpoint.schedule
-        predict = self.guided(len(noise), positive, negative, extra_latents, cfg)
-        if recipe is not None:
+        predict = self.guided(len(noise), positive, negative, concat_latents, cfg)
+        if sampler is not None:
             generator = generator_after(seed, noise.shape)
-            return run_recipe(recipe, schedule, predict, noise, start, generator, steps, spacing, denoise)
+            return run_sampler(sampler, schedule, predict, noise, start, generator, steps, spacing, denoise)
         alphas = schedule.alphas_cumprod()
         timesteps, total = schedule.run_timesteps(steps, spacing, denoise)
-        x = noise if is_new(denoise) else add_noise(start, noise, float(alphas[timesteps[0]]))
+        x = noise if starts_from_noise(denoise) else add_noise(start, noise, float(alphas[timesteps[0]]))
         final = 1.0 if schedule.final_alpha_one else float(alphas[0])
         return cogvideox_ddim(predict, x, timesteps, total, alphas, final, callback)
 
@@ -179,7 +179,7 @@ class Pipeline:
         batch_size: int,
         positive: torch.Tensor,
         negative: torch.Tensor,
-        extra_latents: torch.Tensor | None,
+        concat_latents: torch.Tensor | None,
         cfg: float,
     ) -> Callable[[torch.Tensor, float], torch.Tensor]:
         """(x, timestep) -> v with classifier-free guidance; the arguments are those of `sample`."""
@@ -187,12 +187,12 @@ class Pipeline:
         positive, negative = (text.expand(batch_size, -1, -1) for text in (positive, negative))
         text = torch.cat([negative, positive]) if guided else positive
         repeats = 2 if guided else 1
-        if extra_latents is not None:
-            extra_latents = extra_latents.expand(batch_size, -1, -1, -1, -1).repeat(repeats, 1, 1, 1, 1)
+        if concat_latents is not None:
+            concat_latents = concat_latents.expand(batch_size, -1, -1, -1, -1).repeat(repeats, 1, 1, 1, 1)
 
         def predict(x: torch.Tensor, timestep: float) -> torch.Tensor:
             batch = x.repeat(repeats, 1, 1, 1, 1)
-            v = self.transformer(batch, torch.full((len(batch),), timestep), text, extra_latents=extra_latents)
+            v = self.transformer(batch, torch.full((len(batch),), timestep), text, concat_latents=concat_latents)
             if not guided:
                 return v
             uncond, cond = v.chunk(2)

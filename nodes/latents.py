@@ -7,7 +7,7 @@ import torch
 from comfy_api.latest import io
 
 from ..model_loading.comfyui.model import length_limits, model_of
-from ..model_loading.comfyui.vae import HostVAE
+from ..model_loading.comfyui.vae import ComfyVAE
 from ..sampling.geometry import SPATIAL_COMPRESSION, check_size, frames_to_latent_t, legal_length
 from ..sampling.inpaint import reference_pixels
 from ..sampling.masks import check_image, fit_mask
@@ -44,7 +44,7 @@ def check_vae(vae) -> None:
     """Raise a ValueError unless a VAE is the pack's, which alone has the models' chunks and scaling."""
     if vae is None:
         raise ValueError("the VAE is empty: the model's folder has no vae, so load one with Load CogVideoX-Fun VAE")
-    if not isinstance(vae, HostVAE):
+    if not isinstance(vae, ComfyVAE):
         family = type(getattr(vae, "first_stage_model", vae)).__name__
         raise ValueError(f"the VAE is of another family ({family}): load the model's own with Load CogVideoX-Fun VAE")
 

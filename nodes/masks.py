@@ -6,7 +6,7 @@ from collections.abc import Callable
 import torch
 from comfy_api.latest import io, ui
 
-from ..model_loading.comfyui.model import progress_tick
+from ..model_loading.comfyui.model import progress_callback
 from ..sampling.mask_edit import MAX_BLUR, MAX_GROW, adjust_mask
 from ..sampling.masks import FITS, build_start_end, mask_to_latent
 from ..sampling.sheets import mask_sheet, video_sheet
@@ -155,5 +155,5 @@ class MaskAdjust(io.ComfyNode):
     @classmethod
     def execute(cls, mask, grow=0, blur=0.0, invert=False) -> io.NodeOutput:
         common.check_numbers(grow=grow, blur=blur)
-        adjusted = adjust_mask(mask, grow, blur, invert, progress_tick())
+        adjusted = adjust_mask(mask, grow, blur, invert, progress_callback())
         return io.NodeOutput(adjusted, ui=preview(lambda: mask_sheet(adjusted)))

@@ -6,8 +6,7 @@ from comfy_api.latest import io
 from server import PromptServer
 
 from ..sampling.buckets import ASPECT_RATIOS_512, bucket_size, closest_bucket
-from ..sampling.geometry import fit_length as length_of_tokens
-from ..sampling.geometry import token_count
+from ..sampling.geometry import length_of_tokens, token_count
 from ..sampling.masks import check_image
 from . import common
 from .latents import fit_length

@@ -11,17 +11,17 @@ from ..model_loading.comfyui.model import model_of
 from ..model_loading.comfyui.samplers import (
     NOT_FINITE,
     CogVideoXDDIM,
-    Recipe,
+    DiffusersSampler,
     checked,
     run_sigmas,
     with_dynamic_guidance,
 )
-from ..sampling.diffusers_samplers import RECIPES
+from ..sampling.diffusers_samplers import DIFFUSERS_SAMPLERS
 from . import common
 from .latents import latent_shape
 
 DDIM = "cogvideox_ddim"
-SAMPLERS = [DDIM, *comfy.samplers.SAMPLER_NAMES, *RECIPES]
+SAMPLERS = [DDIM, *comfy.samplers.SAMPLER_NAMES, *DIFFUSERS_SAMPLERS]
 
 
 class Sampler(io.ComfyNode):
@@ -117,10 +117,10 @@ class Sampler(io.ComfyNode):
         run = model_of(model).schedule, steps, spacing, denoise
         if sampler_name == DDIM:
             sampler = CogVideoXDDIM(*run)
-        elif sampler_name in RECIPES:
+        elif sampler_name in DIFFUSERS_SAMPLERS:
             # as the host draws them: those of a batch that come before the last one wanted are drawn, too
             drawn = max(latent.get("batch_index") or [len(latent["samples"]) - 1]) + 1
-            sampler = Recipe(sampler_name, seed, drawn, *run)
+            sampler = DiffusersSampler(sampler_name, seed, drawn, *run)
         else:
             sampler = comfy.samplers.sampler_object(sampler_name)
         if dynamic_cfg and cfg > 1:

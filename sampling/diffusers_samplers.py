@@ -10,11 +10,11 @@ from collections.abc import Callable, Sequence
 
 import torch
 
-from .schedule import NoiseSchedule, is_new
+from .schedule import NoiseSchedule, starts_from_noise
 
 PNDM_STEPS = 4  # its first four steps are Runge-Kutta's
 
-RECIPES = {  # our name -> diffusers' class
+DIFFUSERS_SAMPLERS = {  # our name -> diffusers' class
     "cogvideox_ddim_origin": "DDIMScheduler",
     "cogvideox_euler": "EulerDiscreteScheduler",
     "cogvideox_euler_a": "EulerAncestralDiscreteScheduler",
@@ -27,7 +27,7 @@ def make_scheduler(name: str, schedule: NoiseSchedule, spacing: str = "auto"):
     """A scheduler of diffusers over a model's schedule.
 
     Args:
-        name: a key of `RECIPES`.
+        name: a key of `DIFFUSERS_SAMPLERS`.
 
     Raises:
         RuntimeError: diffusers is not installed.
@@ -42,7 +42,7 @@ def make_scheduler(name: str, schedule: NoiseSchedule, spacing: str = "auto"):
     config = schedule.to_config()
     if spacing != "auto":
         config["timestep_spacing"] = spacing
-    return getattr(diffusers, RECIPES[name]).from_config(config)
+    return getattr(diffusers, DIFFUSERS_SAMPLERS[name]).from_config(config)
 
 
 def generator_after(seed: int, shape: Sequence[int]) -> torch.Generator:
@@ -55,7 +55,7 @@ def generator_after(seed: int, shape: Sequence[int]) -> torch.Generator:
     return generator
 
 
-def signal_power(alphas_cumprod: Sequence[float], timestep: float) -> float:
+def alpha_at(alphas_cumprod: Sequence[float], timestep: float) -> float:
     """The signal power at a timestep. Between two whole ones it is that of the sigma in between, as in Euler."""
     low = math.floor(timestep)
     if low == timestep:
@@ -64,7 +64,7 @@ def signal_power(alphas_cumprod: Sequence[float], timestep: float) -> float:
     return 1 / (1 + (first + (last - first) * (timestep - low)) ** 2)
 
 
-def run_recipe(
+def run_sampler(
     # what to sample
     name: str,
     schedule: NoiseSchedule,
@@ -82,7 +82,7 @@ def run_recipe(
     """Sample as the authors' pipelines do: the scheduler's start, its timesteps and its steps.
 
     Args:
-        name: a key of `RECIPES`.
+        name: a key of `DIFFUSERS_SAMPLERS`.
         predict: (x, timestep) -> the guided v-prediction of a variance-preserving latent; the timestep is 0..999 and
             can be a fraction (Euler, with linspace).
         noise: unit noise.
@@ -104,7 +104,7 @@ def run_recipe(
     scheduler.set_timesteps(total)
     timesteps = scheduler.timesteps[(total - steps) * scheduler.order :]
     random = {"generator": generator} if "generator" in inspect.signature(scheduler.step).parameters else {}
-    if is_new(denoise):
+    if starts_from_noise(denoise):
         x = noise * scheduler.init_noise_sigma
     else:
         x = scheduler.add_noise(latent, noise, timesteps[:1])
@@ -114,6 +114,6 @@ def run_recipe(
         v = predict(scaled, float(timestep))
         x = scheduler.step(v, timestep, x, **random).prev_sample
         if callback is not None:
-            alpha = signal_power(alphas, float(timestep))
+            alpha = alpha_at(alphas, float(timestep))
             callback(step, len(timesteps), alpha**0.5 * scaled - (1 - alpha) ** 0.5 * v, x)
     return x

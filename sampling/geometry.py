@@ -29,7 +29,7 @@ def token_count(width: int, height: int, length: int) -> int:
     return frames_to_latent_t(length) * (height // SIZE_MULTIPLE) * (width // SIZE_MULTIPLE)
 
 
-def fit_length(tokens: int, width: int, height: int) -> int:
+def length_of_tokens(tokens: int, width: int, height: int) -> int:
     """The frames that come closest to a token length at a size in pixels, at least 1.
 
     The report's 13312 tokens are 49 frames at 512 x 512, 21 at 768 x 768 and 9 at 1024 x 1024.

@@ -12,14 +12,16 @@ MAX_GROW = 512  # pixels
 MAX_BLUR = 128.0  # sigma in pixels
 
 
-def adjust_mask(mask: torch.Tensor, grow: int = 0, blur: float = 0.0, invert: bool = False, tick=None) -> torch.Tensor:
+def adjust_mask(
+    mask: torch.Tensor, grow: int = 0, blur: float = 0.0, invert: bool = False, on_progress=None
+) -> torch.Tensor:
     """Invert, then grow, then blur a mask, each frame on its own.
 
     Args:
         mask: F H W (or H W, F 1 H W), 0..1, 1 = generate.
         grow: pixels by which what is generated grows in every direction, by a square; negative shrinks it.
         blur: sigma of a Gaussian in pixels, 0 or more.
-        tick: called with (done, total) before each frame, to report progress or to interrupt.
+        on_progress: called with (done, total) before each frame, to report progress or to interrupt.
 
     Returns:
         F H W, 0..1.
@@ -39,8 +41,8 @@ def adjust_mask(mask: torch.Tensor, grow: int = 0, blur: float = 0.0, invert: bo
     still = len(mask) > 1 and torch.equal(mask, mask[:1].expand_as(mask))  # one mask over a whole video
     frames = []
     for index, frame in enumerate(mask[:1] if still else mask):
-        if tick is not None:
-            tick(index, 1 if still else len(mask))
+        if on_progress is not None:
+            on_progress(index, 1 if still else len(mask))
         frames.append(blurred(grown(frame[None, None], grow), blur)[0, 0])
     return frames[0].expand_as(mask).clone() if still else torch.stack(frames)
 

@@ -15,7 +15,7 @@ SPACINGS = ("trailing", "linspace", "leading")
 TERMINAL_SIGMA = 2.0**14
 
 
-def is_new(denoise: float) -> bool:
+def starts_from_noise(denoise: float) -> bool:
     """Whether a run starts from noise alone rather than from a noised latent; the bound is the host's KSampler's."""
     return denoise > 0.9999
 
@@ -125,7 +125,7 @@ class NoiseSchedule:
         """
         if denoise <= 0:
             return [], steps
-        total = steps if is_new(denoise) else int(steps / denoise)
+        total = steps if starts_from_noise(denoise) else int(steps / denoise)
         if total > self.num_timesteps:
             raise ValueError(
                 f"{steps} steps at denoise {denoise} are the end of a schedule of {total}, expected at most "

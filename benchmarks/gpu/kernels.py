@@ -4,7 +4,7 @@ import torch
 import torch.nn.functional as F
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
-from ...model_loading.comfyui.kernels import host_attention, host_norms, host_rotation
+from ...model_loading.comfyui.kernels import comfy_attention, comfy_norms, comfy_rotation
 from ...model_loading.networks import blocks
 from ...model_loading.networks.config import TEXT_TOKENS
 from .. import traced
@@ -82,7 +82,7 @@ def attention(scale: Scale, tokens: int, heads: int) -> dict:
                 found[f"{backend}, {layout}, batch {batch}"] = {"seconds": taken, "TFLOP/s": flops / taken / 1e12}
         q, k, v = parts
 
-        taken = bench(lambda q=q, k=k, v=v: host_attention(q, k, v, heads, {}), scale.device)
+        taken = bench(lambda q=q, k=k, v=v: comfy_attention(q, k, v, heads, {}), scale.device)
         found[f"as the blocks run it, batch {batch}"] = {"seconds": taken, "TFLOP/s": flops / taken / 1e12}
     return found
 
@@ -98,7 +98,7 @@ def elementwise(scale: Scale, tokens: int, config) -> dict:
     weight, bias = make(scale, q.shape[-1]), make(scale, q.shape[-1])
     turned, norm = q.transpose(1, 2), torch.nn.LayerNorm(q.shape[-1], eps=1e-6, device=scale.device, dtype=q.dtype)
     norm.requires_grad_(False)
-    norms = host_norms(scale.device, torch.bfloat16)
+    norms = comfy_norms(scale.device, torch.bfloat16)
     stream_norm = torch.nn.LayerNorm(dim, device=scale.device, dtype=x.dtype).requires_grad_(False)
     modulation = make(scale, batch, 6 * dim)
     angles = torch.rand(tokens - TEXT_TOKENS, q.shape[-1] // 2)
@@ -111,7 +111,7 @@ def elementwise(scale: Scale, tokens: int, config) -> dict:
         "LayerNorm of the stream": lambda: F.layer_norm(x, (dim,), None, None, 1e-5),
         "modulation by addcmul": lambda: torch.addcmul(shift, x, 1 + scale_, out=x),
         "rotation, real arithmetic": lambda: blocks.rotate(turned, rope),
-        "rotation, ComfyUI's": lambda: host_rotation()(turned, rope),
+        "rotation, ComfyUI's": lambda: comfy_rotation()(turned, rope),
         "q/k LayerNorm and rotation, as the blocks run them": lambda: norms["norm_rotate"](q, norm, rope),
         "LayerNorm and modulation, as the blocks run them": lambda: norms["norm_modulate"](
             x, stream_norm, modulation, TEXT_TOKENS

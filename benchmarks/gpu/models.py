@@ -73,7 +73,7 @@ class Call:
         extra = random(batch, model.config.in_channels - 16, *latent)
         return random(batch, 16, *latent), sigma, {
             "c_crossattn": random(batch, TEXT_TOKENS, model.config.text_embed_dim),
-            "extra_latents": extra,
+            "concat_latents": extra,
         }  # fmt: skip
 
     def runner(self, latent: tuple[int, int, int], batch: int):

@@ -4,7 +4,7 @@ import dataclasses
 
 import torch
 
-from ...model_loading.comfyui.kernels import host_attention, host_norms
+from ...model_loading.comfyui.kernels import comfy_attention, comfy_norms
 from ...model_loading.networks.config import TransformerConfig
 from ...model_loading.networks.transformer import CogVideoXTransformer
 from ...model_loading.standalone import Pipeline
@@ -50,11 +50,11 @@ def calls(device: torch.device) -> dict:
         timestep = torch.tensor([500, 20])
         outputs = {}
         for where, dtype in [("cpu", torch.float32), *((device, dtype) for dtype in DTYPES.values())]:
-            kernels = {} if where == "cpu" else {"attention": host_attention, **host_norms(device, dtype)}
+            kernels = {} if where == "cpu" else {"attention": comfy_attention, **comfy_norms(device, dtype)}
             model = CogVideoXTransformer(config, dtype=dtype, device=where, **kernels).requires_grad_(False)
             model.load_state_dict(state)
             inputs = x.to(where, dtype), timestep.to(where), text.to(where, dtype)
-            outputs[str(where), dtype] = model(*inputs, extra_latents=extra.to(where, dtype)).cpu()
+            outputs[str(where), dtype] = model(*inputs, concat_latents=extra.to(where, dtype)).cpu()
         expected = outputs["cpu", torch.float32]
         found[name] = {key: relative(outputs[str(device), dtype], expected) for key, dtype in DTYPES.items()}
     return found

@@ -20,14 +20,14 @@ from ..files.t5 import (
     FolderTokenizer,
     check_t5_config,
     check_vocabulary,
+    comfy_t5_config,
     fit_tokens,
-    host_t5_config,
     prompt_length,
     t5_weights,
 )
 from ..networks.config import TEXT_TOKENS
+from .compat import accepts
 from .files import read_file
-from .model import accepts
 from .quantized import read_quantization
 
 log = logging.getLogger(__name__)
@@ -148,7 +148,7 @@ def load_clip(path: str | Path, tokenizer: str | Path | None = None, disable_dyn
     path = Path(path)
     weights = t5_weights(open_weights(path, read_file))
     with naming(path):
-        config = host_t5_config(read_json(path / "config.json")) if path.is_dir() else dict(T5_XXL)
+        config = comfy_t5_config(read_json(path / "config.json")) if path.is_dir() else dict(T5_XXL)
         try:
             check_t5_config(config, weights)
         except CheckpointError as error:

@@ -8,7 +8,8 @@ import torch
 
 from ...sampling.geometry import TEMPORAL_COMPRESSION, frames_to_latent_t, latent_t_to_frames
 from ..networks.tiling import upload
-from .model import STEP, accepts, length_limits
+from .compat import accepts
+from .model import STEP, length_limits
 
 SCHEDULES = (
     host.ContextSchedules.STATIC_STANDARD,
@@ -107,9 +108,9 @@ class Windows(host.IndexListContextHandler):
         resized = super().get_resized_cond(cond_in, x_in, window, device)
         for cond in resized or []:
             conds = cond.get("model_conds", {})
-            extra = conds.get("extra_latents")
+            extra = conds.get("concat_latents")
             if extra is not None and extra.cond.size(TIME) == x_in.size(TIME):  # 0.3.64 leaves it whole
-                conds["extra_latents"] = extra._copy_with(window.get_tensor(extra.cond, device, dim=TIME))
+                conds["concat_latents"] = extra._copy_with(window.get_tensor(extra.cond, device, dim=TIME))
         return resized
 
 

@@ -18,7 +18,7 @@ except ImportError:
 log = logging.getLogger(__name__)
 
 
-def host_attention(q, k, v, heads: int, transformer_options: dict | None = None) -> torch.Tensor:
+def comfy_attention(q, k, v, heads: int, transformer_options: dict | None = None) -> torch.Tensor:
     """The host's attention, with the overrides it finds in transformer_options. B heads N d -> B N (heads d).
 
     Where that is PyTorch's, PyTorch chooses the kernel: the host puts flash attention first, and on an H100 cuDNN's
@@ -29,13 +29,13 @@ def host_attention(q, k, v, heads: int, transformer_options: dict | None = None)
     return optimized_attention(q, k, v, heads, skip_reshape=True, transformer_options=transformer_options)
 
 
-def host_norms(device: torch.device, dtype: torch.dtype) -> dict:
+def comfy_norms(device: torch.device, dtype: torch.dtype) -> dict:
     """`blocks.norm_rotate` and `blocks.norm_modulate` by the fastest kernels that this machine has.
 
     Args:
         dtype: that the model computes in, or is stored in if that is fp8.
     """
-    rotation, triton = host_rotation(), triton_kernels(device, dtype)
+    rotation, triton = comfy_rotation(), triton_kernels(device, dtype)
 
     def usable(x: torch.Tensor, norm: torch.nn.Module) -> bool:
         given = x.device == device and x.is_contiguous() and may_overwrite(x)
@@ -85,7 +85,7 @@ def triton_kernels(device: torch.device, dtype: torch.dtype):
     return kernels
 
 
-def host_rotation():
+def comfy_rotation():
     """`blocks.rotate`, by a fused kernel of comfy-kitchen's for the GPU where this ComfyUI has one."""
     kitchen = getattr(quant_ops, "ck", None)
     backends = kitchen.list_backends() if hasattr(kitchen, "apply_rope1_") else {}

@@ -14,8 +14,9 @@ from ..files.safetensors_files import SCALED_FP8, is_quantization
 from ..networks.config import TransformerConfig, goes_to_fp8, hub_name
 from ..networks.transformer import CogVideoXTransformer
 from . import gguf as host_gguf
+from .compat import accepts
 from .files import read_file
-from .model import CogVideoXFun, CogVideoXFunConfig, accepts
+from .model import CogVideoXFun, CogVideoXFunConfig
 from .patcher import patcher_class
 from .quantized import check_format, read_quantization, renamed_layers
 

@@ -27,7 +27,8 @@ from ...sampling.preview import PreviewFactors
 from ..files.checkpoint import SAVED_CONFIG, Checkpoint, encode_config
 from ..networks.memory_estimate import transformer_bytes
 from ..networks.transformer import POSITIONS, CogVideoXTransformer
-from .kernels import host_attention, host_norms
+from .compat import accepts
+from .kernels import comfy_attention, comfy_norms
 
 try:
     import comfy.model_prefetch as model_prefetch  # newer hosts
@@ -53,11 +54,6 @@ TIMESTEP = "cogvideox_fun_timestep"
 STEP = "cogvideox_fun_step"
 
 
-def accepts(function, name: str) -> bool:
-    """Whether a host's function takes an argument; newer hosts have more."""
-    return name in inspect.signature(function).parameters
-
-
 def check_interrupt(_done: int, _total: int) -> None:
     comfy.model_management.throw_exception_if_processing_interrupted()
 
@@ -76,12 +72,14 @@ def check_patches(options: dict) -> None:
             )
 
 
-class HostTransformer(CogVideoXTransformer):
+class ComfyTransformer(CogVideoXTransformer):
     """The transformer with the host's operations, attention, interruption and DIFFUSION_MODEL wrappers."""
 
     def __init__(self, config, device=None, dtype=None, operations=None):
-        norms = host_norms(comfy.model_management.get_torch_device(), dtype or torch.float32)
-        super().__init__(config, operations, host_attention, tick=check_interrupt, device=device, dtype=dtype, **norms)
+        norms = comfy_norms(comfy.model_management.get_torch_device(), dtype or torch.float32)
+        super().__init__(
+            config, operations, comfy_attention, on_progress=check_interrupt, device=device, dtype=dtype, **norms
+        )
 
     @property
     def in_channels(self) -> int:
@@ -97,7 +95,7 @@ class HostTransformer(CogVideoXTransformer):
         queue = model_prefetch.make_prefetch_queue(streamed, device, options)
         return lambda block: model_prefetch.prefetch_queue_pop(queue, device, block)
 
-    def home(self, linear, vec):
+    def home(self, linear, temb):
         """Where the weights lie, unless they must be cast, unpacked or patched for the call, quicker on the card.
 
         A dynamic patcher's layers (``_v``) can't run on the CPU: there the host leaves their patches out. Nor can one
@@ -107,8 +105,8 @@ class HostTransformer(CogVideoXTransformer):
         packed = type(weight.data) is not torch.Tensor  # a quantised one says the dtype that it unpacks to
         changed = any(getattr(linear, f"{name}_function", None) for name in ("weight", "bias"))
         taken = hasattr(linear, "_v") or "forward" in vars(linear)
-        here = weight.dtype == vec.dtype and not (packed or changed or taken)
-        return weight.device if here else vec.device
+        here = weight.dtype == temb.dtype and not (packed or changed or taken)
+        return weight.device if here else temb.device
 
     def forward(self, x, timestep, context, transformer_options=None, **conds):
         options = transformer_options or {}
@@ -170,7 +168,7 @@ class CogVideoXFun(comfy.model_base.BaseModel):
 
     def __init__(self, model_config: CogVideoXFunConfig, device=None):
         super().__init__(
-            model_config, comfy.model_base.ModelType.V_PREDICTION, device=device, unet_model=HostTransformer
+            model_config, comfy.model_base.ModelType.V_PREDICTION, device=device, unet_model=ComfyTransformer
         )
         self.diffusion_model.requires_grad_(False)
         self.schedule = model_config.schedule
@@ -197,11 +195,11 @@ class CogVideoXFun(comfy.model_base.BaseModel):
         text = out.get("c_crossattn")
         if text is not None:  # the host would upload it for every call
             out["c_crossattn"] = text._copy_with(text.cond.to(kwargs["device"]))
-        extra = self.extra_latents(
+        extra = self.concat_latents(
             kwargs["noise"], kwargs.get("concat_latent_image"), kwargs.get("concat_mask"), kwargs["device"]
         )
         if extra is not None:  # a key of its own: as c_concat, EasyCache of 0.3.64 would see the wrong channel count
-            out["extra_latents"] = comfy.conds.CONDNoiseShape(extra)
+            out["concat_latents"] = comfy.conds.CONDNoiseShape(extra)
             if CONTROL_PERCENTS in kwargs:
                 sigmas = tuple(map(self.model_sampling.percent_to_sigma, kwargs[CONTROL_PERCENTS]))
                 out["control_sigmas"] = comfy.conds.CONDConstant(sigmas)
@@ -212,10 +210,10 @@ class CogVideoXFun(comfy.model_base.BaseModel):
         if control_sigmas is not None:
             first, last = control_sigmas
             inside = ((t <= first) & (t >= last)).to(x)
-            kwargs["extra_latents"] = kwargs["extra_latents"] * inside[:, None, None, None, None]
+            kwargs["concat_latents"] = kwargs["concat_latents"] * inside[:, None, None, None, None]
         return super()._apply_model(x, t, *args, **kwargs)
 
-    def extra_latents(self, noise, latent, mask, device) -> torch.Tensor | None:
+    def concat_latents(self, noise, latent, mask, device) -> torch.Tensor | None:
         """The channels that the model takes beside the noise, B C T h w, scaled; None for zeros (text to video).
 
         Raises:
@@ -337,12 +335,12 @@ def length_limits(patcher, of_a_call: bool = False) -> tuple[int | None, int | N
     return config.patch_size_t, None if latent_t is None else latent_t_to_frames(latent_t)
 
 
-def progress_tick():
-    """A tick(done, total) that moves a progress bar of the host and lets the user interrupt."""
+def progress_callback():
+    """A on_progress(done, total) that moves a progress bar of the host and lets the user interrupt."""
     bar = comfy.utils.ProgressBar(1)
 
-    def tick(done: int, total: int) -> None:
+    def on_progress(done: int, total: int) -> None:
         check_interrupt(done, total)
         bar.update_absolute(done, total)
 
-    return tick
+    return on_progress

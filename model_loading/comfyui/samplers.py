@@ -6,8 +6,8 @@ import comfy.samplers
 import torch
 from tqdm.auto import tqdm
 
-from ...sampling.diffusers_samplers import generator_after, make_scheduler, run_recipe, signal_power
-from ...sampling.schedule import NoiseSchedule, add_noise, cogvideox_ddim, dynamic_guidance, is_new
+from ...sampling.diffusers_samplers import alpha_at, generator_after, make_scheduler, run_sampler
+from ...sampling.schedule import NoiseSchedule, add_noise, cogvideox_ddim, dynamic_guidance, starts_from_noise
 from .model import STEP, TIMESTEP, model_of
 
 NOT_FINITE = (
@@ -78,7 +78,7 @@ class OnTimesteps(comfy.samplers.Sampler):
             mask = denoise_mask
             if change := extra_args["model_options"].get("denoise_mask_function"):
                 mask = change(sigma, mask, extra_options={"model": model_wrap, "sigmas": sigmas})
-            alpha = signal_power(powers, timestep)
+            alpha = alpha_at(powers, timestep)
             signal, rest = math.sqrt(alpha), math.sqrt(1 - alpha)
             given = x * mask + add_noise(latent_image, noise, alpha) * (1 - mask)
             denoised = signal * given - rest * ask(given, sigma, timestep)
@@ -109,7 +109,7 @@ class CogVideoXDDIM(OnTimesteps):
 
     def run(self, predict, noise, latent, alphas, callback) -> torch.Tensor:
         timesteps, total = self.schedule.run_timesteps(self.steps, self.spacing, self.denoise)
-        x = noise if is_new(self.denoise) else add_noise(latent, noise, float(alphas[timesteps[0]]))
+        x = noise if starts_from_noise(self.denoise) else add_noise(latent, noise, float(alphas[timesteps[0]]))
         final = 1.0 if self.schedule.final_alpha_one else float(alphas[0])
 
         def on_step(step, denoised, x):
@@ -118,8 +118,8 @@ class CogVideoXDDIM(OnTimesteps):
         return cogvideox_ddim(predict, x, timesteps, total, alphas, final, on_step)
 
 
-class Recipe(OnTimesteps):
-    """A scheduler of diffusers, see `sampling.recipes`.
+class DiffusersSampler(OnTimesteps):
+    """A scheduler of diffusers, see `sampling.diffusers_samplers`.
 
     Args:
         seed, drawn: what the noise was drawn from, and of how many latents; of a batch, some may be left.
@@ -134,7 +134,7 @@ class Recipe(OnTimesteps):
 
     def run(self, predict, noise, latent, alphas, callback) -> torch.Tensor:
         generator = generator_after(self.seed, (self.drawn, *noise.shape[1:]))
-        return run_recipe(
+        return run_sampler(
             self.name, self.schedule, predict, noise, latent, generator,
             self.steps, self.spacing, self.denoise, callback,
         )  # fmt: skip

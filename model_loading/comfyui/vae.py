@@ -18,7 +18,7 @@ from ..networks.memory_estimate import decode_bytes, encode_bytes
 from ..networks.tiling import tile_spans
 from ..networks.vae import CogVideoXVAE, draw
 from .files import read_file
-from .model import progress_tick
+from .model import progress_callback
 
 log = logging.getLogger(__name__)
 
@@ -40,7 +40,7 @@ def tile_share(shape, tile: int, overlap: int, unit: int) -> float:
     return rows * columns / (shape[3] * shape[4])
 
 
-class HostVAE(comfy.sd.VAE):
+class ComfyVAE(comfy.sd.VAE):
     """A host VAE whose encode and decode stream in the authors' chunks.
 
     Tiles are spatial only: a temporal tile is accepted and ignored, since streaming bounds time already and a fresh
@@ -103,7 +103,7 @@ class HostVAE(comfy.sd.VAE):
             output_dtype=self._output_dtype(),
             tile=tile,
             overlap=overlap,
-            tick=progress_tick(),
+            on_progress=progress_callback(),
         )
 
     def _with_fallback(self, function, source, memory, tile, overlap, what: str, unit: int) -> torch.Tensor:
@@ -183,12 +183,12 @@ def reload_vae_patcher(path: str, **_options):
     return load_vae(path).patcher
 
 
-def load_vae(path: str | Path) -> HostVAE:
+def load_vae(path: str | Path) -> ComfyVAE:
     """Load a VAE folder or file as the host's VAE.
 
     Raises:
         CheckpointError: what is wrong with the files, and what to do.
     """
-    vae = HostVAE(path)
+    vae = ComfyVAE(path)
     vae.patcher.cached_patcher_init = (reload_vae_patcher, (str(path),))
     return vae

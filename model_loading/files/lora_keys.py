@@ -87,13 +87,13 @@ def split_key(key: str, names: Mapping[str, str]) -> tuple[str, str] | None:
         ends = [match.start() for match in re.finditer(r"[._]", rest)]
         for end in reversed(ends):  # the longest name first: to_out_0 before to_out
             layer = names.get(rest[:end])
-            suffix = host_suffix(rest[end + 1 :]) if layer else None
+            suffix = comfy_suffix(rest[end + 1 :]) if layer else None
             if suffix is not None:
                 return layer, suffix
     return None
 
 
-def host_suffix(suffix: str) -> str | None:
+def comfy_suffix(suffix: str) -> str | None:
     for pattern, replacement in SUFFIXES:
         match = re.fullmatch(pattern, suffix)
         if match:

@@ -96,7 +96,7 @@ def tokenize(tokenizer: FolderTokenizer, prompt: str) -> torch.Tensor:
     return torch.tensor([fit_tokens(tokenizer(prompt)["input_ids"], tokenizer.decode, length=tokenizer.length)])
 
 
-def host_t5_config(config: dict) -> dict:
+def comfy_t5_config(config: dict) -> dict:
     """A transformers T5 configuration in the terms of the host's T5.
 
     Raises:
@@ -210,7 +210,7 @@ class TextEncoder:
         values, weights = read_json(Path(folder) / "config.json"), t5_weights(open_weights(folder))
         self.tokenizer = FolderTokenizer(tokenizer)
         with naming(Path(folder)):
-            config = host_t5_config(values)
+            config = comfy_t5_config(values)
             check_t5_config(config, weights)
             check_vocabulary(tokenizer, self.tokenizer.get_vocab().values(), config, Path(folder))
         self.model = transformers.T5EncoderModel(transformers.T5Config.from_dict(values)).eval().to(dtype)

@@ -271,6 +271,6 @@ class NormOut(nn.Module):
         self.linear = operations.Linear(config.time_embed_dim, 2 * config.dim, **factory)
         self.norm = operations.LayerNorm(config.dim, eps=config.norm_eps, **factory)
 
-    def forward(self, x: torch.Tensor, vec: torch.Tensor) -> torch.Tensor:
-        shift, scale = self.linear(F.silu(vec))[:, None].chunk(2, dim=-1)
+    def forward(self, x: torch.Tensor, temb: torch.Tensor) -> torch.Tensor:
+        shift, scale = self.linear(F.silu(temb))[:, None].chunk(2, dim=-1)
         return self.norm(x) * (1 + scale) + shift

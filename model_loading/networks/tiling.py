@@ -132,7 +132,7 @@ def stream(
     finish: Callable[[torch.Tensor], torch.Tensor] | None = None,
     tile: int = 0,
     overlap: int = 0,
-    tick: Callable[[int, int], None] | None = None,
+    on_progress: Callable[[int, int], None] | None = None,
 ) -> torch.Tensor:
     """Run an encoder or decoder over a video, chunk by chunk and, if asked, tile by tile.
 
@@ -147,7 +147,7 @@ def stream(
         output_device, output_dtype: where and in what to collect; default: the source's device, float32.
         finish: what is done to every finished chunk, in float32, before it leaves the device; it may overwrite it.
         tile, overlap: spatial tile size and overlap in the source's units, 0 = whole frames.
-        tick: called with (done, total) after each chunk.
+        on_progress: called with (done, total) after each chunk.
     """
     in_h, in_w = source.shape[3:]
     if tile and not 0 <= overlap < tile:
@@ -173,6 +173,6 @@ def stream(
     finished = one_ahead(made()) if copies_aside(device) else made()
     for done, (downloaded, *place) in enumerate(finished, 1):
         canvas.put(downloaded(), *place)
-        if tick is not None:
-            tick(done, total)
+        if on_progress is not None:
+            on_progress(done, total)
     return canvas.finish()

@@ -41,7 +41,7 @@ class CogVideoXTransformer(nn.Module):
         norm_rotate: (q or k, norm, rope) -> the same normed and rotated by position, see `blocks.norm_rotate`.
         norm_modulate: (tokens, norm, modulation, text_tokens) -> the same normed, scaled and shifted, see
             `blocks.norm_modulate`.
-        tick: called with (done, total) before each block, to report progress or to interrupt.
+        on_progress: called with (done, total) before each block, to report progress or to interrupt.
         position_mode: how positions are made unless the options of a call say otherwise, see
             `sampling.positions.PositionOptions`.
     """
@@ -54,7 +54,7 @@ class CogVideoXTransformer(nn.Module):
         attention=sdpa,
         norm_rotate=norm_rotate,
         norm_modulate=norm_modulate,
-        tick=None,
+        on_progress=None,
         position_mode="fun",
         # where
         device=None,
@@ -64,7 +64,7 @@ class CogVideoXTransformer(nn.Module):
         factory = {"device": device, "dtype": dtype}
         self.config = config
         self.dtype = dtype
-        self.tick = tick
+        self.on_progress = on_progress
         self.position_options = PositionOptions(position_mode)
         self.patch_embed = PatchEmbed(config, operations, **factory)
         self.time_embedding = TimeEmbedding(config.dim, config.time_embed_dim, operations, **factory)
@@ -112,7 +112,7 @@ class CogVideoXTransformer(nn.Module):
             return positions.interpolated_rotary(*grid, base_h, base_w, config.attention_head_dim, options)
         return positions.integer_rotary(*grid, config.attention_head_dim, options)
 
-    def prepare(self, x: torch.Tensor, extra_latents: torch.Tensor | None, options: PositionOptions) -> torch.Tensor:
+    def prepare(self, x: torch.Tensor, concat_latents: torch.Tensor | None, options: PositionOptions) -> torch.Tensor:
         """Concatenate what the model is conditioned on (zeros by default) and pad one V1.5 frame with a zero frame."""
         config = self.config
         if x.shape[3] % config.patch_size or x.shape[4] % config.patch_size:
@@ -122,15 +122,15 @@ class CogVideoXTransformer(nn.Module):
             )
         check_latent_t(x.shape[2], config.patch_size_t, options.max_latent_t(config.max_latent_t))
         channels = config.in_channels - x.shape[1]
-        if extra_latents is None:
-            extra_latents = x.new_zeros(x.shape[0], channels, *x.shape[2:])
+        if concat_latents is None:
+            concat_latents = x.new_zeros(x.shape[0], channels, *x.shape[2:])
         expected = (x.shape[0], channels, *x.shape[2:])
-        if extra_latents.shape != expected:
+        if concat_latents.shape != expected:
             raise ValueError(
-                f"the conditioning latents have the shape {list(extra_latents.shape)}, expected {list(expected)}: "
+                f"the conditioning latents have the shape {list(concat_latents.shape)}, expected {list(expected)}: "
                 "encode them at the sampled video's size and length"
             )
-        x = torch.cat([x, extra_latents.to(x)], dim=1)
+        x = torch.cat([x, concat_latents.to(x)], dim=1)
         if config.patch_size_t is not None and x.shape[2] == 1:
             x = F.pad(x, (0, 0, 0, 0, 0, 1))
         return x
@@ -140,7 +140,7 @@ class CogVideoXTransformer(nn.Module):
         x: torch.Tensor,
         timestep: torch.Tensor,
         context: torch.Tensor,
-        extra_latents: torch.Tensor | None = None,
+        concat_latents: torch.Tensor | None = None,
         transformer_options: dict | None = None,
         **_ignored,
     ) -> torch.Tensor:
@@ -150,7 +150,7 @@ class CogVideoXTransformer(nn.Module):
             x: B 16 T h w, scaled and scaled to the model's input; h and w even, T even on V1.5 (or 1).
             timestep: [B], 0..999.
             context: B L text_embed_dim, text features; the models were trained with L = 226.
-            extra_latents: B (in_channels - 16) T h w, scaled: 17 inpaint, 16 control or image, or 32 VOID channels;
+            concat_latents: B (in_channels - 16) T h w, scaled: 17 inpaint, 16 control or image, or 32 VOID channels;
                 None is zeros.
             transformer_options: the host's patches and options; under `POSITIONS` how positions are made.
 
@@ -168,15 +168,15 @@ class CogVideoXTransformer(nn.Module):
             )
         latent_t = x.shape[2]
         position_options = options.get(POSITIONS, self.position_options)
-        x = self.prepare(x, extra_latents, position_options)
+        x = self.prepare(x, concat_latents, position_options)
         patch_t = self.config.patch_size_t or 1
         grid = (x.shape[2] // patch_t, x.shape[3] // 2, x.shape[4] // 2)
         pos = self.positions(grid, x, position_options)
 
-        vec = self.time_embedding(timestep_embedding(timestep, self.config.dim).to(x.dtype))
+        temb = self.time_embedding(timestep_embedding(timestep, self.config.dim).to(x.dtype))
         if self.config.ofs_embed_dim:
             offset = torch.full_like(timestep, OFS, dtype=torch.float32)
-            vec = vec + self.ofs_embedding(timestep_embedding(offset, self.config.ofs_embed_dim).to(x.dtype))
+            temb = temb + self.ofs_embedding(timestep_embedding(offset, self.config.ofs_embed_dim).to(x.dtype))
         text, image = self.patch_embed(x, context)
         text_tokens = text.shape[1]
         if self.config.use_learned_positional_embeddings:
@@ -188,8 +188,8 @@ class CogVideoXTransformer(nn.Module):
             image = image.add_(pos) if may_overwrite(image) else image + pos
         x = torch.cat([text, image], dim=1)
         del text, image, pos
-        x = self.run_blocks(x, vec, rope, text_tokens, options)
-        x = self.proj_out(self.norm_out(self.norm_final(x[:, text_tokens:]), vec))
+        x = self.run_blocks(x, temb, rope, text_tokens, options)
+        x = self.proj_out(self.norm_out(self.norm_final(x[:, text_tokens:]), temb))
         axes = {"t": grid[0], "h": grid[1], "w": grid[2], "pt": patch_t, "ph": 2, "pw": 2}
         x = rearrange(x, "b (t h w) (c pt ph pw) -> b c (t pt) (h ph) (w pw)", **axes)
         return x[:, :, :latent_t]
@@ -220,38 +220,38 @@ class CogVideoXTransformer(nn.Module):
         """The linears that make what every block's norms need of the timestep."""
         return [linear for block in self.transformer_blocks for linear in block.modulations]
 
-    def home(self, linear: nn.Module, vec: torch.Tensor) -> torch.device:
-        """Where a modulation linear is computed for B C ``vec``: where it lies, so that its weights stay there."""
+    def home(self, linear: nn.Module, temb: torch.Tensor) -> torch.device:
+        """Where a modulation linear is computed for B C ``temb``: where it lies, so that its weights stay there."""
         return linear.weight.device
 
-    def modulate(self, vec: torch.Tensor, blocks) -> list[tuple[torch.Tensor, ...]]:
-        """What the timestep makes of every block: B 6C for each of its norms, on the device of B C ``vec``."""
-        activated = {vec.device: F.silu(vec)}
+    def modulate(self, temb: torch.Tensor, blocks) -> list[tuple[torch.Tensor, ...]]:
+        """What the timestep makes of every block: B 6C for each of its norms, on the device of B C ``temb``."""
+        activated = {temb.device: F.silu(temb)}
 
         def computed(linear: nn.Module) -> torch.Tensor:
-            device = self.home(linear, vec)
+            device = self.home(linear, temb)
             if device not in activated:
-                activated[device] = activated[vec.device].to(device)
-            return linear(activated[device]).to(vec.device)
+                activated[device] = activated[temb.device].to(device)
+            return linear(activated[device]).to(temb.device)
 
         return [tuple(map(computed, block.modulations)) for block in blocks]
 
-    def run_blocks(self, x, vec, rope, text_tokens: int, options: dict) -> torch.Tensor:
+    def run_blocks(self, x, temb, rope, text_tokens: int, options: dict) -> torch.Tensor:
         """Run the blocks over B N C tokens, letting ``patches_replace["dit"]`` take over any of them."""
         total = len(self.transformer_blocks)
         replace = options.get("patches_replace", {}).get("dit", {})
         options["total_blocks"] = total
         options["block_type"] = "double"
         options["img_slice"] = [text_tokens, x.shape[1]]
-        modulations = self.modulate(vec, self.transformer_blocks)
+        modulations = self.modulate(temb, self.transformer_blocks)
         fetch = self.weight_fetcher(x.device, options)
         for index, (block, modulation) in enumerate(zip(self.transformer_blocks, modulations, strict=True)):
-            if self.tick is not None and not torch.compiler.is_compiling():
-                self.tick(index, total)
+            if self.on_progress is not None and not torch.compiler.is_compiling():
+                self.on_progress(index, total)
             fetch(block)
             options["block_index"] = index
             if ("double_block", index) in replace:
-                x = self.replaced_block(replace[("double_block", index)], block, x, vec, rope, text_tokens, options)
+                x = self.replaced_block(replace[("double_block", index)], block, x, temb, rope, text_tokens, options)
             else:
                 x = block(x, modulation, rope, text_tokens, options)
         fetch(None)
@@ -262,7 +262,7 @@ class CogVideoXTransformer(nn.Module):
         uploads the next block's weights meanwhile."""
         return lambda block: None
 
-    def replaced_block(self, replacement, block, x, vec, rope, text_tokens: int, options: dict) -> torch.Tensor:
+    def replaced_block(self, replacement, block, x, temb, rope, text_tokens: int, options: dict) -> torch.Tensor:
         """Call a host's block replacement with the arguments of its joint-attention models (img, txt, vec, pe)."""
 
         def original(args):
@@ -274,7 +274,7 @@ class CogVideoXTransformer(nn.Module):
         args = {
             "img": x[:, text_tokens:],
             "txt": x[:, :text_tokens],
-            "vec": vec,
+            "vec": temb,
             "pe": rope,
             "transformer_options": options,
         }

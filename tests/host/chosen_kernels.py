@@ -45,7 +45,7 @@ def norms() -> dict[str, bool]:
 
     stub = Stub()
     host_kernels.triton_kernels = lambda *_: stub
-    chosen = host_kernels.host_norms(CPU, torch.float32)
+    chosen = host_kernels.comfy_norms(CPU, torch.float32)
     x, modulation = torch.randn(2, 5, 4, 64), torch.randn(2, 6 * 256)
     rope = blocks.rotation_matrices(torch.polar(torch.ones(5, 32), torch.rand(5, 32)))
 
@@ -105,7 +105,7 @@ def fetched() -> dict:
     from tiny_model import TINY, VARIANTS, random_weights
 
     config = TransformerConfig(**{**TINY, "num_layers": 3}, **VARIANTS["5b"])
-    model = host_model.HostTransformer(config, operations=torch.nn).requires_grad_(False)
+    model = host_model.ComfyTransformer(config, operations=torch.nn).requires_grad_(False)
     model.load_state_dict(random_weights(model, seed=0))
     stub = host_model.model_prefetch = Stub()
     inputs = torch.randn(1, 16, 3, 6, 10), torch.tensor([500]), torch.randn(1, 9, 32)

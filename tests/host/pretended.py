@@ -59,14 +59,14 @@ class Cases:
 
     def __init__(self, models: Path, gpu: PretendedGPU):
         from cogvideox_fun.model_loading.comfyui.load import load_model
-        from cogvideox_fun.model_loading.comfyui.vae import HostVAE
+        from cogvideox_fun.model_loading.comfyui.vae import ComfyVAE
 
         self.gpu, self.models = gpu, {}
         for variant in ("2b", "5b", "v1.5", "2b-control"):
             self.models[variant] = load_model(models / f"tiny-{variant}", "bf16")
             assert self.models[variant].load_device == GPU and self.models[variant].model.manual_cast_dtype is None
             gpu.to_gpu(self.models[variant].model)
-        self.vae = HostVAE(models / "tiny-2b" / "vae", device=GPU, dtype=torch.bfloat16)
+        self.vae = ComfyVAE(models / "tiny-2b" / "vae", device=GPU, dtype=torch.bfloat16)
         gpu.to_gpu(self.vae.first_stage_model)
 
     def sample(self, steps: int, variant: str = "5b", name: str = "cogvideox_ddim", model=None, conds=None, **options):
@@ -119,9 +119,9 @@ class Cases:
 
     def of_steps(self) -> dict:
         from cogvideox_fun.model_loading.comfyui.context_windows import FUSE_METHODS, SCHEDULES
-        from cogvideox_fun.sampling.diffusers_samplers import RECIPES
+        from cogvideox_fun.sampling.diffusers_samplers import DIFFUSERS_SAMPLERS
 
-        cases = {name: lambda steps, name=name: self.sample(steps, name=name) for name in RECIPES}
+        cases = {name: lambda steps, name=name: self.sample(steps, name=name) for name in DIFFUSERS_SAMPLERS}
         cases |= {variant: lambda steps, variant=variant: self.sample(steps, variant) for variant in self.models}
         cases |= {f"windows {name}": lambda steps, name=name: self.windows(steps, name) for name in SCHEDULES}
         cases |= {

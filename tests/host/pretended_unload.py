@@ -100,13 +100,13 @@ def dynamic(path: Path) -> dict:
 def vae_dtypes(path: Path) -> list[str]:
     """What the VAE computes in on GPUs with bf16 and fp16, with fp16 alone, and with neither."""
     import comfy.model_management
-    from cogvideox_fun.model_loading.comfyui.vae import HostVAE
+    from cogvideox_fun.model_loading.comfyui.vae import ComfyVAE
 
     found = []
     for has in ((True, True), (False, True), (False, False)):
         bf16, fp16 = (lambda *_args, answer=answer, **_options: answer for answer in has)
         with replaced(comfy.model_management, should_use_bf16=bf16, should_use_fp16=fp16):
-            found.append(str(HostVAE(path, device=GPU).vae_dtype))
+            found.append(str(ComfyVAE(path, device=GPU).vae_dtype))
     return found
 
 

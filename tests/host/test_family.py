@@ -4,7 +4,7 @@ import pytest
 import torch
 from cogvideox_fun.model_loading.files.checkpoint import open_checkpoint
 from cogvideox_fun.model_loading.standalone import Pipeline
-from cogvideox_fun.sampling.diffusers_samplers import RECIPES, make_scheduler, run_recipe, signal_power
+from cogvideox_fun.sampling.diffusers_samplers import DIFFUSERS_SAMPLERS, alpha_at, make_scheduler, run_sampler
 from cogvideox_fun.sampling.schedule import cogvideox_ddim, dynamic_guidance
 from cogvideox_fun.tools import comfyui_server as comfy
 from cogvideox_fun.training.tasks.lora import apply_lora
@@ -91,7 +91,7 @@ def test_a_control_video_of_another_length_is_an_error(lab):
         graph.get(graph.sampler(model, found[0], found[1], empty))
 
 
-@pytest.mark.parametrize("name", RECIPES)
+@pytest.mark.parametrize("name", DIFFUSERS_SAMPLERS)
 @pytest.mark.parametrize("spacing, denoise", [("trailing", 1.0), ("linspace", 1.0), ("trailing", 0.5)])
 def test_the_authors_schedulers(lab, pipelines, name, spacing, denoise):
     """The same as without a host, which equals diffusers' classes (tests/parity/test_recipes.py)."""
@@ -104,12 +104,12 @@ def test_the_authors_schedulers(lab, pipelines, name, spacing, denoise):
     options = {"steps": 4, "spacing": spacing, "denoise": denoise}
     (ours,) = graph.get(graph.sampler(model, positive, negative, latent, seed=3, sampler_name=name, **options))
     noise, start = pipeline.noise(80, 48, 9, seed=3), pipeline.encode(clip_of(2))
-    expected = pipeline.sample(noise, *texts, start=start, recipe=name, seed=3, **options)
+    expected = pipeline.sample(noise, *texts, start=start, sampler=name, seed=3, **options)
     assert closest(ours * pipeline.checkpoint.scale_factor, expected) <= TOLERANCE
 
 
 @pytest.mark.parametrize("spacing", ["trailing", "linspace"])
-@pytest.mark.parametrize("name", ["cogvideox_ddim", *RECIPES])
+@pytest.mark.parametrize("name", ["cogvideox_ddim", *DIFFUSERS_SAMPLERS])
 def test_what_a_noise_mask_keeps_has_the_noise_of_the_schedule_that_is_run(lab, base, name, spacing):
     """On a 2B: diffusers' schedulers know no SNR shift, so what is kept must be noised without it, too."""
     checkpoint = open_checkpoint(base / "models" / "CogVideoX_Fun" / "tiny-2b")
@@ -125,13 +125,13 @@ def test_what_a_noise_mask_keeps_has_the_noise_of_the_schedule_that_is_run(lab, 
     assert torch.allclose(after[..., :5], clean[..., :5], atol=1e-5)
 
     alphas = checkpoint.schedule.alphas_cumprod()
-    if name in RECIPES:
+    if name in DIFFUSERS_SAMPLERS:
         alphas = make_scheduler(name, checkpoint.schedule).alphas_cumprod
     noise = torch.randn(clean.shape, generator=torch.Generator().manual_seed(3))
     seen = load_file(path)
     assert len(seen) >= 8
     for call in range(len(seen) // 2):
-        alpha = signal_power(alphas.tolist(), float(seen[f"t{call}"]))
+        alpha = alpha_at(alphas.tolist(), float(seen[f"t{call}"]))
         expected = alpha**0.5 * clean * checkpoint.scale_factor + (1 - alpha) ** 0.5 * noise
         assert (seen[f"x{call}"] - expected)[..., :5].abs().max() <= 1e-4
 
@@ -148,7 +148,7 @@ def test_euler_a_goes_on_from_the_noise_of_one_of_a_batch(lab, pipelines):
     noise = torch.randn(2, 16, 3, 6, 10, generator=generator)[1:]
     predict = pipeline.guided(1, *[pipeline.text_encoder(prompt) for prompt in PROMPTS], None, 1.0)
     with torch.no_grad():
-        expected = run_recipe(
+        expected = run_sampler(
             "cogvideox_euler_a", pipeline.checkpoint.schedule, predict, noise, None, generator, steps=4
         )
     assert closest(ours * pipeline.checkpoint.scale_factor, expected) <= TOLERANCE

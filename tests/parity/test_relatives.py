@@ -69,7 +69,7 @@ def test_one_call_equals_diffusers(relative):
     text = torch.randn(2, config.max_text_seq_length, config.text_embed_dim, generator=generator)
     timestep = torch.tensor([700, 30])
     extra = x[:, 16:] if config.in_channels > 16 else None
-    out = ours(x[:, :16], timestep, text, extra_latents=extra)
+    out = ours(x[:, :16], timestep, text, concat_latents=extra)
     expected = theirs(
         x.transpose(1, 2),
         text,

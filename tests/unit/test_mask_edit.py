@@ -54,7 +54,7 @@ def test_the_largest_growth_is_no_work_of_its_size():
 
 def test_every_frame_is_told_before_it_begins(mask):
     told = []
-    adjust_mask(mask, grow=1, tick=lambda *args: told.append(args))
+    adjust_mask(mask, grow=1, on_progress=lambda *args: told.append(args))
     assert told == [(0, 4), (1, 4), (2, 4), (3, 4)]
 
 

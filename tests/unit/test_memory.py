@@ -128,8 +128,8 @@ def test_what_goes_in_is_not_overwritten():
     pixels = torch.randn(1, 3, 9, 48, 80, generator=generator)
     kept = [part.clone() for part in (x, text, extra, pixels)]
     with torch.no_grad():
-        first = model(x, torch.tensor([500]), text, extra_latents=extra)
-        assert torch.equal(first, model(x, torch.tensor([500]), text, extra_latents=extra))
+        first = model(x, torch.tensor([500]), text, concat_latents=extra)
+        assert torch.equal(first, model(x, torch.tensor([500]), text, concat_latents=extra))
         latent, decoded = vae.encode(pixels), vae.decode(x)
         assert torch.equal(latent, vae.encode(pixels)) and torch.equal(decoded, vae.decode(x))
     assert all(torch.equal(part, was) for part, was in zip((x, text, extra, pixels), kept, strict=True))

@@ -35,7 +35,7 @@ def run(model: CogVideoXTransformer, dtype: torch.dtype) -> torch.Tensor:
     generator = torch.Generator().manual_seed(1)
     shapes = (2, 16, 4, 6, 10), (2, 21, model.config.text_embed_dim), (2, model.config.in_channels - 16, 4, 6, 10)
     x, text, extra = (torch.randint(-16, 17, shape, generator=generator).to(dtype) / 8 for shape in shapes)
-    return model.to(dtype)(x, torch.tensor([999, 20]), text, extra_latents=extra).float()
+    return model.to(dtype)(x, torch.tensor([999, 20]), text, concat_latents=extra).float()
 
 
 def error(found: torch.Tensor, expected: torch.Tensor) -> float:

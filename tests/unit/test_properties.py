@@ -103,7 +103,7 @@ def test_a_size_is_taken_or_two_better_ones_are_told(width, height):
 @given(some.integers(1, 100_000), some.integers(1, 128), some.integers(1, 128))
 def test_no_length_comes_closer_to_a_token_length(tokens, columns, rows):
     width, height = 16 * columns, 16 * rows
-    length = geometry.fit_length(tokens, width, height)
+    length = geometry.length_of_tokens(tokens, width, height)
     off = abs(geometry.token_count(width, height, length) - tokens)
     assert length % 4 == 1
     for other in (length - 4, length + 4):
@@ -359,7 +359,13 @@ def test_tiles_of_what_sees_one_pixel_make_the_whole(seed, shape, tile, overlap,
     source = random(seed, batch, 2, frames, height, width)
     expected, ticks = whole(source), []
     found = tiles.stream(
-        run, source, expected.shape, frames, tile=tile, overlap=overlap if tile else 0, tick=lambda *x: ticks.append(x)
+        run,
+        source,
+        expected.shape,
+        frames,
+        tile=tile,
+        overlap=overlap if tile else 0,
+        on_progress=lambda *x: ticks.append(x),
     )
     assert torch.allclose(found, expected, atol=1e-5)
     assert [done for done, _ in ticks] == list(range(1, ticks[-1][1] + 1))

@@ -6,7 +6,7 @@ import random
 import pytest
 from cogvideox_fun.model_loading.files.checkpoint import naming
 from cogvideox_fun.model_loading.files.safetensors_files import open_weights, read_json
-from cogvideox_fun.model_loading.files.t5 import check_t5_config, host_t5_config, prompt_length, t5_weights
+from cogvideox_fun.model_loading.files.t5 import check_t5_config, comfy_t5_config, prompt_length, t5_weights
 from cogvideox_fun.model_loading.networks.config import CheckpointError
 from lies import change_json
 from pack import ROOT
@@ -23,7 +23,7 @@ def test_a_configuration_that_lies_is_refused_by_name_or_has_the_weights_sizes(t
         path.write_bytes(change_json(random.Random(f"T5 {number}"), VALUES))
         try:
             with naming(path):
-                config = host_t5_config(read_json(path))
+                config = comfy_t5_config(read_json(path))
                 check_t5_config(config, weights)
         except CheckpointError as error:
             assert str(path) in str(error)
@@ -36,7 +36,7 @@ def test_a_configuration_that_lies_is_refused_by_name_or_has_the_weights_sizes(t
 @pytest.mark.parametrize("name", SIZES)
 @pytest.mark.parametrize("change", [1, 10**9])
 def test_a_size_that_is_not_the_weights_is_refused_before_a_t5_is_made_of_it(name, change):
-    config = host_t5_config({**VALUES, name: VALUES[name] + change})
+    config = comfy_t5_config({**VALUES, name: VALUES[name] + change})
     with pytest.raises(CheckpointError, match="expected"):
         check_t5_config(config, t5_weights(open_weights(FOLDER)))
 

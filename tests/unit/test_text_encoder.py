@@ -117,9 +117,9 @@ def test_another_model(tiny_model):
 )
 def test_t5s_that_the_hosts_class_cannot_be(tiny_model, change, words):
     config = json.loads((tiny_model / "text_encoder" / "config.json").read_text())
-    text_encoder.host_t5_config(config)
+    text_encoder.comfy_t5_config(config)
     with pytest.raises(CheckpointError, match=words):
-        text_encoder.host_t5_config({**config, **change})
+        text_encoder.comfy_t5_config({**config, **change})
 
 
 def test_features_are_deterministic_and_depend_on_the_prompt(tiny_model):

@@ -9,7 +9,7 @@ import av
 import numpy as np
 import pytest
 import torch
-from cogvideox_fun.sampling.geometry import fit_length, token_count
+from cogvideox_fun.sampling.geometry import length_of_tokens, token_count
 from cogvideox_fun.training.data import masks, shapes
 from cogvideox_fun.training.data.buckets import Bucket, BucketBatches, token_buckets
 from cogvideox_fun.training.data.clips import FolderClips, ShapeClips
@@ -31,7 +31,7 @@ def test_the_reports_lengths():
 
 @pytest.mark.parametrize("tokens, width, height, length", [(80, 64, 64, 17), (80, 96, 96, 5), (1, 64, 64, 1)])
 def test_length_of_a_token_length(tokens, width, height, length):
-    assert fit_length(tokens, width, height) == length
+    assert length_of_tokens(tokens, width, height) == length
 
 
 def test_a_token_length_that_no_size_makes():

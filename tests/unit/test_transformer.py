@@ -59,7 +59,7 @@ def test_shapes_that_a_variant_does_not_take(variant, latent, words):
 
 def test_conditioning_of_another_size():
     with pytest.raises(ValueError, match=r"\[1, 17, 4, 6, 8\], expected \[1, 17, 4, 6, 10\]"):
-        call(build("5b"), extra_latents=torch.zeros(1, 17, 4, 6, 8))
+        call(build("5b"), concat_latents=torch.zeros(1, 17, 4, 6, 8))
 
 
 def test_positions_are_computed_once_per_grid(monkeypatch):
@@ -88,7 +88,7 @@ def test_text_of_another_width():
 
 def test_tick_before_every_block():
     seen = []
-    model = build("5b", tick=lambda done, total: seen.append((done, total)))
+    model = build("5b", on_progress=lambda done, total: seen.append((done, total)))
     call(model)
     assert seen == [(0, 2), (1, 2)]
 

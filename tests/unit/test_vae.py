@@ -108,7 +108,7 @@ def test_chunks_are_moved_one_by_one(vae):
     z = torch.randn(1, 16, 5, 2, 2)
     list(vae.decode_stream(z, to=lambda part: seen.append(part.shape[2]) or part))
     assert seen == [1, 2, 2]
-    vae.decode(z, tick=lambda done, total: ticks.append((done, total)))
+    vae.decode(z, on_progress=lambda done, total: ticks.append((done, total)))
     assert ticks == [(1, 3), (2, 3), (3, 3)]
 
 

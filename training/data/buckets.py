@@ -11,10 +11,10 @@ from collections.abc import Iterator, Sequence
 
 from ...sampling.geometry import (
     check_size,
-    fit_length,
     frames_to_latent_t,
     latent_t_to_frames,
     legal_length,
+    length_of_tokens,
     token_count,
 )
 
@@ -68,7 +68,7 @@ def token_buckets(
         raise ValueError(f"max_length is {max_length} frames, expected 4n + 1: use {lower} or {lower + 4}")
     for width, height in sizes:
         check_size(width, height)
-    lengths = [min(fit_length(tokens, width, height), max_length) for width, height in sizes]
+    lengths = [min(length_of_tokens(tokens, width, height), max_length) for width, height in sizes]
     legal = {length: legal_length(length, patch_t) for length in sorted(set(lengths))}  # each change is logged once
     made = [Bucket(*size, legal[length]) for size, length in zip(sizes, lengths, strict=True)]
     buckets = [bucket for bucket in made if abs(bucket.tokens - tokens) <= tolerance * tokens]

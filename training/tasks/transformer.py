@@ -111,5 +111,5 @@ class TransformerTask(nn.Module):
         extra = None if extra is None else extra.repeat_interleave(repeats, 0)
         timestep = (time * len(self.alphas)).long().clamp(max=len(self.alphas) - 1)
         alpha = self.alphas[timestep].float()[:, None, None, None, None]
-        v = self.transformer(noised(latent, noise, alpha), timestep, context, extra_latents=extra)
+        v = self.transformer(noised(latent, noise, alpha), timestep, context, concat_latents=extra)
         return (v.float() - v_target(latent, noise, alpha)).square().mean()

@@ -8,11 +8,11 @@ import pytest
 import torch
 from cogvideox_fun.model_loading.standalone import Pipeline
 from cogvideox_fun.sampling.diffusers_samplers import (
-    RECIPES,
+    DIFFUSERS_SAMPLERS,
+    alpha_at,
     generator_after,
     make_scheduler,
-    run_recipe,
-    signal_power,
+    run_sampler,
 )
 from cogvideox_fun.sampling.schedule import NoiseSchedule
 from tiny_model import write_tiny_model
@@ -67,7 +67,7 @@ def drive(scheduler, pipeline, texts, start, steps, strength, seed):
 
 @pytest.mark.parametrize("spacing", ["trailing", "linspace"])
 @pytest.mark.parametrize("steps, strength", [(4, 1.0), (10, 0.7)])
-@pytest.mark.parametrize("name", RECIPES)
+@pytest.mark.parametrize("name", DIFFUSERS_SAMPLERS)
 def test_a_run_equals_diffusers_class(pipeline, name, steps, strength, spacing):
     noise = pipeline.noise(80, 48, 9, seed=5)
     start = torch.randn(noise.shape, generator=torch.Generator().manual_seed(3))
@@ -76,13 +76,13 @@ def test_a_run_equals_diffusers_class(pipeline, name, steps, strength, spacing):
     expected = drive(scheduler, pipeline, torch.cat([negative, positive]), start, steps, strength, seed=5)
     run = int(steps * strength)
     ours = pipeline.sample(
-        noise, positive, negative, start=start, steps=run, spacing=spacing, denoise=strength, recipe=name, seed=5
+        noise, positive, negative, start=start, steps=run, spacing=spacing, denoise=strength, sampler=name, seed=5
     )
     assert torch.isfinite(expected).all() and expected.std() > 0.1
     assert (ours - expected).abs().max() <= TOLERANCE * expected.abs().max()
 
 
-@pytest.mark.parametrize("name", RECIPES)
+@pytest.mark.parametrize("name", DIFFUSERS_SAMPLERS)
 def test_the_scheduler_is_made_of_the_models_own_configuration(name):
     """As from_pretrained makes it from the folder's scheduler_config.json."""
     schedule = NoiseSchedule.from_config(PUBLISHED, NoiseSchedule())
@@ -99,7 +99,7 @@ def test_euler_a_draws_its_noise_from_the_seed(pipeline):
     def run(seed: int):
         torch.manual_seed(0)
         before = torch.get_rng_state()
-        result = pipeline.sample(noise, text, text, steps=3, cfg=1.0, recipe="cogvideox_euler_a", seed=seed)
+        result = pipeline.sample(noise, text, text, steps=3, cfg=1.0, sampler="cogvideox_euler_a", seed=seed)
         assert torch.equal(torch.get_rng_state(), before), "nothing reads the global generator"
         return result
 
@@ -117,7 +117,7 @@ def test_no_step_of_euler_a_adds_the_start_noise_again(denoise):
     first = []
     for generator in (generator_after(5, noise.shape), known):
         states = []
-        run_recipe(
+        run_sampler(
             "cogvideox_euler_a", schedule, lambda x, _t: 0 * x, noise, torch.zeros_like(noise), generator,
             steps=4, denoise=denoise, callback=lambda _s, _n, _d, x, states=states: states.append(x),
         )  # fmt: skip
@@ -138,7 +138,7 @@ def test_the_generator_goes_on_after_the_noise():
     assert torch.equal(torch.randn(7, generator=after), torch.randn(7, generator=generator))
 
 
-@pytest.mark.parametrize("name", RECIPES)
+@pytest.mark.parametrize("name", DIFFUSERS_SAMPLERS)
 def test_the_signal_power_is_that_of_the_schedulers_own_noise(name):
     """Of a kept part: what add_noise and scale_model_input make of it. 2B, whose shift these schedulers leave out."""
     schedule = NoiseSchedule(snr_shift=3.0, spacing="linspace")
@@ -151,7 +151,7 @@ def test_the_signal_power_is_that_of_the_schedulers_own_noise(name):
             scheduler._step_index = None
         kept = scheduler.add_noise(latent[None], noise[None], timestep[None])
         kept = scheduler.scale_model_input(kept, timestep)[0]
-        alpha = signal_power(alphas, float(timestep))
+        alpha = alpha_at(alphas, float(timestep))
         assert (kept - alpha**0.5 * latent - (1 - alpha) ** 0.5 * noise).abs().max() <= 1e-5
 
 
@@ -159,7 +159,7 @@ def test_the_signal_power_is_that_of_the_schedulers_own_noise(name):
 def test_pndm_says_how_many_steps_it_needs(steps, denoise):
     noise = torch.zeros(1, 16, 1, 2, 2)
     with pytest.raises(ValueError, match=r"cogvideox_pndm has a schedule of [123] steps .*expected 4 or more"):
-        run_recipe(
+        run_sampler(
             "cogvideox_pndm", NoiseSchedule(), lambda x, _t: x, noise, noise, torch.Generator(), steps, denoise=denoise
         )
 
@@ -168,7 +168,7 @@ def test_pndm_says_how_many_steps_it_needs(steps, denoise):
 def test_pndm_runs_from_four_steps_on(steps, denoise):
     noise = torch.randn(1, 16, 1, 2, 2, generator=torch.Generator().manual_seed(1))
     generator = torch.Generator().manual_seed(2)
-    out = run_recipe(
+    out = run_sampler(
         "cogvideox_pndm", NoiseSchedule(), lambda x, _t: 0.1 * x, noise, noise, generator, steps, denoise=denoise
     )
     assert torch.isfinite(out).all()
