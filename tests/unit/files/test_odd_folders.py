@@ -1,0 +1,60 @@
+"""Folders of many models, links in circles, and values that no model has."""
+
+import json
+from pathlib import Path
+
+import torch
+from cogvideox_fun.model_loading.errors import CheckpointError
+from cogvideox_fun.model_loading.files import checkpoint
+from cogvideox_fun.model_loading.files.safetensors_files import open_weights
+from counted import calls
+from safetensors.torch import save_file
+
+
+def write_models(root: Path, count: int) -> list[str]:
+    """Folders in hub layout, every second one of another family; returns the names of those to be found."""
+    names = [f"owner{i % 10}/model{i:03}" for i in range(count)]
+    for i, name in enumerate(names):
+        folder = root / name / "transformer"
+        folder.mkdir(parents=True)
+        family = "CogVideoXTransformer3DModel" if i % 2 else "FluxTransformer2DModel"
+        (folder / "config.json").write_text(json.dumps({"_class_name": family}))
+    return sorted(names[1::2])
+
+
+def test_links_in_circles_name_each_model_once(tmp_path):
+    expected = write_models(tmp_path, 40)
+    before = calls(lambda: checkpoint.find_models([tmp_path], {}))
+    for i in range(10):
+        (tmp_path / f"loop{i}").symlink_to(tmp_path)
+        (tmp_path / f"owner{i}" / "up").symlink_to(tmp_path)
+        (tmp_path / f"owner{i}" / "self").symlink_to("self")
+    found = {}
+    assert calls(lambda: found.update(checkpoint.find_models([tmp_path], {}))) <= 2 * before
+    assert list(found) == expected
+
+
+def test_a_folder_that_cant_be_read_hides_no_other(tmp_path):
+    """A link to a name that is too long raises an OSError, like a folder of another user."""
+    expected = write_models(tmp_path, 2)
+    (tmp_path / "long").symlink_to("x" * 300)
+    (tmp_path / "linked").mkdir()
+    (tmp_path / "linked" / "transformer").symlink_to("y" * 300)
+    assert list(checkpoint.find_models([tmp_path], {})) == expected
+
+
+def test_a_shard_may_link_to_a_file_elsewhere(tmp_path):
+    """The hub's own cache is laid out like this."""
+    folder = tmp_path / "model"
+    folder.mkdir()
+    save_file({"a": torch.ones(1)}, tmp_path / "blob.safetensors")
+    (folder / "b.safetensors").symlink_to(tmp_path / "blob.safetensors")
+    (folder / "m.safetensors.index.json").write_text(json.dumps({"weight_map": {"a": "b.safetensors"}}))
+    assert open_weights(folder)["a"] == 1
+
+
+def test_messages_are_short_and_printable():
+    message = str(CheckpointError("/m: " + "x" * 10_000 + " \x1b[31m\n\ud800\u202e: download it again"))
+    assert len(message) < 2100 and message.startswith("/m: x") and message.endswith(": download it again")
+    assert "\\x1b[31m\\n\\ud800\\u202e" in message and message.isprintable()
+    assert str(CheckpointError("/模型/é: x")) == "/模型/é: x"

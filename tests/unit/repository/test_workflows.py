@@ -1,0 +1,76 @@
+"""The shipped workflows, as far as they can be checked without ComfyUI."""
+
+import hashlib
+import json
+
+from pack import ROOT
+
+WORKFLOWS = ROOT / "workflows"
+API = ROOT / "tests" / "data" / "api"
+NAMES = sorted(path.stem for path in WORKFLOWS.glob("*.json"))
+NANO = "try_it_without_a_download"  # the one for the model that comes with the pack
+NOTE = "MarkdownNote"
+EXTRA = {"fixed", "randomize", "image"}  # widget values that are no inputs: after a seed, and the upload button
+
+
+def load(path) -> dict:
+    return json.loads(path.read_text(encoding="utf-8"))
+
+
+def nodes_of(name: str, kind: str = "") -> list[dict]:
+    return [node for node in load(WORKFLOWS / f"{name}.json")["nodes"] if kind in ("", node["type"])]
+
+
+def test_every_workflow_has_a_thumbnail_and_an_api_form_made_from_it():
+    assert all((WORKFLOWS / f"{name}.jpg").is_file() for name in NAMES)
+    hashes = {name: hashlib.sha256((WORKFLOWS / f"{name}.json").read_bytes()).hexdigest() for name in NAMES}
+    assert load(API / "sources.json") == hashes, "a workflow has changed: run make api"
+    assert {path.stem for path in API.glob("*.json")} == {*NAMES, "sources"}, "run make api"
+
+    def test_links_agree_with_the_slots_on_both_ends(self, name):
+        nodes = {node["id"]: node for node in nodes_of(name)}
+        links = load(WORKFLOWS / f"{name}.json")["links"]
+        for link, source, output, target, slot, kind in links:
+            assert link in nodes[source]["outputs"][output]["links"]
+            assert nodes[target]["inputs"][slot]["link"] == link
+            assert nodes[source]["outputs"][output]["type"] == nodes[target]["inputs"][slot]["type"] == kind
+        ends = [slot["link"] for node in nodes.values() for slot in node["inputs"] if slot["link"] is not None]
+        assert sorted(ends) == sorted(link[0] for link in links)
+
+    def test_every_widget_value_reaches_its_input(self, name):
+        """One value too many or too few would shift all that follow it."""
+        api = load(API / f"{name}.json")
+        for node in nodes_of(name):
+            if node["type"] != NOTE:
+                inputs = api[str(node["id"])]["inputs"].values()
+                sent = [value for value in inputs if not isinstance(value, list)]
+                widgets = [value for value in node["widgets_values"] if value not in EXTRA]
+                assert sorted(map(plain, sent)) == sorted(map(plain, widgets)), node["type"]
+
+    def test_loader_names_the_files_of_the_model(self, name):
+        (loader,) = nodes_of(name, "CogVideoXFunModelLoader")
+        model = loader["widgets_values"][0]
+        if name == NANO:
+            assert (ROOT / "models" / model).is_dir()
+            return
+        for entry in loader["properties"]["models"]:
+            folder = entry["directory"].removeprefix(f"CogVideoX_Fun/{model}").strip("/")
+            path = f"{folder}/{entry['name']}".strip("/")
+            assert entry["url"] == f"https://huggingface.co/alibaba-pai/{model}/resolve/main/{path}"
+
+    def test_plays_at_the_models_rate(self, name):
+        (create,) = nodes_of(name, "CreateVideo")
+        assert create["widgets_values"][0] == 8
+
+    def test_vae_encode_asks_the_model_for_its_noise(self, name):
+        """Only video to video starts from a draw of the VAE's distribution, as in VideoX-Fun."""
+        inputs = load(API / f"{name}.json")
+        (loader,) = (key for key, node in inputs.items() if node["class_type"] == "CogVideoXFunModelLoader")
+        for encode in (node["inputs"] for node in inputs.values() if node["class_type"] == "CogVideoXFunVAEEncode"):
+            assert encode["model"] == [loader, 0] and encode["noise_augmentation"] == -1
+            assert encode["sample_posterior"] == (name == "video_to_video")
+
+
+def plain(value) -> str:
+    """JSON that has been through a browser does not tell 6.0 from 6."""
+    return str(float(value)) if isinstance(value, (int, float)) and not isinstance(value, bool) else str(value)
