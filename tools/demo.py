@@ -1,7 +1,10 @@
 """Make a video from a start image, an end image and a prompt with the nano model, as ``make demo`` does.
 
 With a ComfyUI at COMFYUI_PATH (default ~/comfy/ComfyUI) the shipped workflow runs there, through its HTTP API, with
-the Python at COMFYUI_PYTHON (default: the host's own virtual environment). Without one the pack runs on its own.
+the Python at COMFYUI_PYTHON (default: the virtual environment in ComfyUI's folder). Without one the pack runs alone.
+
+The picture at the top of the README is made by ``python tools/demo.py --without-comfyui --webp
+docs/pictures/demo.webp``.
 """
 
 import argparse
@@ -9,7 +12,11 @@ import tempfile
 import time
 from pathlib import Path
 
+import numpy as np
 from pack import ROOT, load_pack
+from PIL import Image
+
+LAST_FRAME = 1000  # milliseconds that the animation stops at its end
 
 
 def parse_args() -> argparse.Namespace:
@@ -21,7 +28,19 @@ def parse_args() -> argparse.Namespace:
     parser.add_argument("--steps", type=int, default=20)
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--without-comfyui", action="store_true", help="do not use a ComfyUI")
+    parser.add_argument("--webp", type=Path, help="also write an animated picture: start image, video, end image")
     return parser.parse_args()
+
+
+def write_webp(path: Path, video, start, end) -> None:
+    """Write the video, F H W 3 of 0..1, between its two given images as an animation of twice its size."""
+    from cogvideox_fun.tools import media
+
+    first, last = media.framed(start), media.framed(end)
+    rows = [np.concatenate([first, frame, last], axis=1) for frame in media.to_uint8(video)]
+    pictures = [Image.fromarray(row).resize((2 * row.shape[1], 2 * row.shape[0])) for row in rows]
+    times = [1000 // media.FPS] * (len(pictures) - 1) + [LAST_FRAME]
+    pictures[0].save(path, save_all=True, append_images=pictures[1:], duration=times, loop=0, quality=70, method=6)
 
 
 def main() -> None:
@@ -44,6 +63,8 @@ def main() -> None:
     args.output.mkdir(parents=True, exist_ok=True)
     media.write_mp4(args.output / "demo.mp4", video)
     media.contact_sheet(args.output / "demo.png", video, wanted.start, wanted.end)
+    if args.webp:
+        write_webp(args.webp, video, wanted.start, wanted.end)
     print(f"{len(video)} frames in {time.monotonic() - started:.0f} seconds: {args.output / 'demo.mp4'}")
     print(f"and all of them as one picture, between the two given images: {args.output / 'demo.png'}")
 
