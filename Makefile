@@ -1,5 +1,5 @@
-# make demo, make test and make evaluate do all the set-up: they make a virtual environment and install what they need.
-# A host's tests and demo use the ComfyUI at COMFYUI_PATH (default ~/comfy/ComfyUI) with the Python at COMFYUI_PYTHON.
+# Every target but gpu makes a virtual environment first and installs what it needs: see CONTRIBUTING.md.
+# Demo, tests and benchmarks use the ComfyUI at COMFYUI_PATH (default ~/comfy/ComfyUI), run by COMFYUI_PYTHON.
 
 PYTHON ?= python3
 VENV ?= .venv
@@ -15,14 +15,15 @@ $(READY): requirements.txt tests/requirements.txt training/requirements.txt Make
 	$(BIN)/pip install --quiet --disable-pip-version-check -r requirements.txt -r tests/requirements.txt
 	touch $(READY)
 
+# Make a video with the nano model, into demo_output.
 demo: $(READY)
 	$(BIN)/python tools/demo.py
 
-# Measure what the nano model can do on clips that it never saw, into evaluation_output.
+# Measure what the nano model can do, on clips that were not used in training, into evaluation_output.
 evaluate: $(READY)
 	$(BIN)/python training/run.py evaluate
 
-# Measure speed and memory beside diffusers, into bench_output.
+# Measure speed and memory, compared with diffusers, and write docs/performance.md.
 bench: $(READY)
 	$(BIN)/python benchmarks/run.py
 
@@ -30,6 +31,7 @@ bench: $(READY)
 gpu:
 	$(or $(COMFYUI_PYTHON),python3) -m benchmarks.gpu.run
 
+# Run the linter and all tests.
 test: $(READY) lint
 	$(BIN)/python -m pytest
 
@@ -41,17 +43,17 @@ format: $(READY)
 	$(BIN)/ruff check --fix .
 	$(BIN)/ruff format .
 
-# Convert the workflows to the API form that the host tests post, with the host's own front end in headless Chromium.
+# Convert the workflows to the API form that the tests use, with ComfyUI's front end in headless Chromium.
 api: $(READY)
 	$(BIN)/python tools/export_api.py
 
-# Fold workflows up into the blueprints of subgraphs/.
+# Make the blueprints in subgraphs/ from the workflows.
 blueprints: $(READY)
 	$(BIN)/python tools/make_blueprints.py
 
-# Picture the workflows' graphs, and what the nano model makes of them, in the host's own front end.
+# Draw the workflows' graphs, and what the nano model makes with them, in ComfyUI's front end.
 pictures: $(READY)
 	$(BIN)/python tools/pictures.py
 
 clean:
-	rm -rf $(VENV) demo_output evaluation_output bench_output gpu_output
+	rm -rf $(VENV) demo_output evaluation_output gpu_output

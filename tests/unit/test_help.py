@@ -192,11 +192,11 @@ def test_a_page_is_titled_as_the_node_is(node_id):
     assert page(node_id, "zh").splitlines()[0] == f"# {translated[node_id]['display_name']}"
 
 
-@pytest.mark.parametrize("pack_of, theirs", [("The authors' nodes", AUTHORS), ("The wrapper's nodes", WRAPPER)])
+@pytest.mark.parametrize("pack_of, theirs", [("VideoX-Fun's nodes", AUTHORS), ("The wrapper's nodes", WRAPPER)])
 def test_the_migration_guide_has_every_node_of_the_other_packs(pack_of, theirs):
     """In the first column of the pack's table, which names nothing else as a node of theirs."""
     text = (pack.ROOT / "docs" / "migrating.md").read_text(encoding="utf-8")
-    rows = section(text, pack_of).split("| their input |")[0]
+    rows = section(text, pack_of).split("| VideoX-Fun's input |")[0]
     first = " ".join(re.findall(r"^\| ([^|]*) \|", rows, re.MULTILINE))
     assert {name for name in re.findall(r"`(\w+)`", first) if name[0].isupper()} == set(theirs.split())
 
