@@ -3,6 +3,7 @@
 import hashlib
 import json
 
+import pytest
 from pack import ROOT
 
 WORKFLOWS = ROOT / "workflows"
@@ -27,6 +28,9 @@ def test_every_workflow_has_a_thumbnail_and_an_api_form_made_from_it():
     assert load(API / "sources.json") == hashes, "a workflow has changed: run make api"
     assert {path.stem for path in API.glob("*.json")} == {*NAMES, "sources"}, "run make api"
 
+
+@pytest.mark.parametrize("name", NAMES)
+class TestWorkflow:
     def test_links_agree_with_the_slots_on_both_ends(self, name):
         nodes = {node["id"]: node for node in nodes_of(name)}
         links = load(WORKFLOWS / f"{name}.json")["links"]
