@@ -1,4 +1,4 @@
-"""Folders of many models, links in circles, and values that no model has."""
+"""Folders with symbolic links and without permissions, and long error messages."""
 
 import json
 from pathlib import Path

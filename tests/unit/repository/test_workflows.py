@@ -9,8 +9,6 @@ from pack import ROOT
 WORKFLOWS = ROOT / "workflows"
 API = ROOT / "tests" / "data" / "api"
 NAMES = sorted(path.stem for path in WORKFLOWS.glob("*.json"))
-NANO = "try_it_without_a_download"  # the one for the model that comes with the pack
-NOTE = "MarkdownNote"
 EXTRA = {"fixed", "randomize", "image"}  # widget values that are no inputs: after a seed, and the upload button
 
 
@@ -45,7 +43,7 @@ class TestWorkflow:
         """One value too many or too few would shift all that follow it."""
         api = load(API / f"{name}.json")
         for node in nodes_of(name):
-            if node["type"] != NOTE:
+            if node["type"] != "MarkdownNote":
                 inputs = api[str(node["id"])]["inputs"].values()
                 sent = [value for value in inputs if not isinstance(value, list)]
                 widgets = [value for value in node["widgets_values"] if value not in EXTRA]
@@ -54,7 +52,7 @@ class TestWorkflow:
     def test_loader_names_the_files_of_the_model(self, name):
         (loader,) = nodes_of(name, "CogVideoXFunModelLoader")
         model = loader["widgets_values"][0]
-        if name == NANO:
+        if name == "try_it_without_a_download":  # its model comes with the pack
             assert (ROOT / "models" / model).is_dir()
             return
         for entry in loader["properties"]["models"]:
