@@ -50,7 +50,7 @@ def test_a_shard_may_link_to_a_file_elsewhere(tmp_path):
     save_file({"a": torch.ones(1)}, tmp_path / "blob.safetensors")
     (folder / "b.safetensors").symlink_to(tmp_path / "blob.safetensors")
     (folder / "m.safetensors.index.json").write_text(json.dumps({"weight_map": {"a": "b.safetensors"}}))
-    assert open_weights(folder)["a"] == 1
+    assert open_weights(folder).load()["a"] == 1
 
 
 def test_messages_are_short_and_printable():

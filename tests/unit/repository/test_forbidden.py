@@ -24,11 +24,15 @@ CHANGES = (
 
 # (pattern of what `facts` yields, why it is forbidden, the files that may contain it)
 RULES = [
-    (f"import ({CODE})(\\.|$)", "it runs code, starts a program or opens the network", ["gguf.py", "kernels.py"]),
+    (
+        f"import ({CODE})(\\.|$)",
+        "it runs code, starts a program or opens the network",
+        ["gguf.py", "kernels.py", "libraries.py"],
+    ),
     ("name (eval|exec|__import__|breakpoint|globals|locals)$", "it runs code or reaches what is not passed", []),
     ("call compile\\(", "it runs code", []),
     ("call vars\\(", "it reaches into other objects", ["kernels.py", "model.py", "compat.py"]),
-    (f"attribute .+\\.({RUNS})$", "it runs code, starts a program or opens the network", ["gguf.py"]),
+    (f"attribute .+\\.({RUNS})$", "it runs code, starts a program or opens the network", ["gguf.py", "libraries.py"]),
     ("call torch\\.(jit\\.load|package)", "it runs code from a file", []),
     ("call torch\\.load\\((?!.*weights_only=True)", "without weights_only it runs code from a pickle", []),
     ("call .*allow_pickle", "a pickle can run code", []),

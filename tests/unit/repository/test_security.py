@@ -12,14 +12,13 @@ import torch
 from cogvideox_fun.model_loading import standalone
 from cogvideox_fun.model_loading.errors import CheckpointError
 from cogvideox_fun.model_loading.files import checkpoint, lora_keys
-from cogvideox_fun.model_loading.files.t5 import TextEncoder
 from pack import ROOT
 
 NANO = ROOT / "models" / "nano"
 OPENERS = {
     "model": checkpoint.open_checkpoint,
     "VAE": standalone.load_vae,
-    "text encoder": lambda path: TextEncoder(path, NANO / "tokenizer"),
+    "text encoder": lambda path: standalone.TextEncoder(path, NANO / "tokenizer"),
     "LoRA": lambda path: lora_keys.read_lora(path, {"proj_out.weight": (2, 2)}),
 }
 
