@@ -1,13 +1,12 @@
-"""The causal video VAE of CogVideoX, its parameters named as on the hub, streamed in the authors' chunks.
+"""The causal video VAE of CogVideoX, its parameters named as on the hub, streamed in VideoX-Fun's chunks.
 
 Every causal convolution sees the two frames before its chunk through a `CausalCache` that lives as long as one
-stream. GroupNorm makes the result depend on how a video is cut into chunks, so the cuts are the authors': eight frames
-at a time to encode, with the remainder in the first chunk (49 = 9 + 8 + 8 + 8 + 8 + 8); one latent frame, then two at
-a time to decode, which gives 1 + 8 + 8 ... frames, and four for a lone last one.
+stream. GroupNorm makes the result depend on how a video is cut into chunks, so the cuts are VideoX-Fun's. Encoding
+takes eight frames at a time, with the remainder in the first chunk (49 = 9 + 8 + 8 + 8 + 8 + 8). Decoding takes one
+latent frame, then two at a time, which gives 1 + 8 + 8 ... frames, and four for a lone last one.
 """
 
-import dataclasses
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator
 
 import torch
 import torch.nn.functional as F
@@ -16,58 +15,13 @@ from torch import nn
 
 from ...sampling.geometry import frames_to_latent_t, latent_t_to_frames
 from .blocks import may_overwrite
-from .config import CheckpointError, read_fields
+from .config import VAEConfig
 from .tiling import stream
 
 CausalCache = dict[nn.Module, torch.Tensor]  # the last two input frames of every 3x3x3 convolution
 
 ENCODE_FRAMES = 8
 DECODE_LATENTS = 2
-
-
-@dataclasses.dataclass(frozen=True)
-class VAEConfig:
-    """The fields of ``vae/config.json`` that define the VAE, under the hub's names."""
-
-    in_channels: int = 3
-    out_channels: int = 3
-    block_out_channels: tuple[int, ...] = (128, 256, 256, 512)
-    latent_channels: int = 16
-    layers_per_block: int = 3
-    norm_eps: float = 1e-6
-    norm_num_groups: int = 32
-    temporal_compression_ratio: int = 4
-    scaling_factor: float = 1.15258426
-    invert_scale_latents: bool = False
-
-    @property
-    def image_scale(self) -> float:
-        """What CogVideoX's own image-to-video models multiply the first frame's latent by (diffusers' pipeline)."""
-        return 1 / self.scaling_factor if self.invert_scale_latents else self.scaling_factor
-
-    @classmethod
-    def from_dict(cls, values: Mapping) -> "VAEConfig":
-        """Read a configuration.
-
-        Raises:
-            CheckpointError: an architecture that is not CogVideoX's.
-        """
-        widths = values.get("block_out_channels", cls.block_out_channels)
-        if not isinstance(widths, (list, tuple)) or not all(type(width) is int for width in widths):
-            raise CheckpointError(
-                f"block_out_channels is {widths!r} in the VAE's configuration, expected a list of ints"
-            )
-        known = read_fields(cls, {k: v for k, v in values.items() if k != "block_out_channels"}, "VAE")
-        for name in ("use_quant_conv", "use_post_quant_conv"):
-            if values.get(name):
-                raise CheckpointError(f"{name} is true in the VAE's configuration: no CogVideoX VAE has one")
-        config = cls(**known, block_out_channels=tuple(widths))
-        if len(config.block_out_channels) != 4 or config.temporal_compression_ratio != 4:
-            raise CheckpointError(
-                f"the VAE's configuration has block_out_channels {list(config.block_out_channels)} and temporal "
-                f"compression {config.temporal_compression_ratio}, expected four blocks and 4"
-            )
-        return config
 
 
 def silu_(x: torch.Tensor) -> torch.Tensor:
@@ -324,14 +278,14 @@ def draw(moments: torch.Tensor, seed: int) -> torch.Tensor:
 
 
 def encode_chunks(length: int) -> list[slice]:
-    """The authors' chunks of a video of 4n + 1 frames: the remainder of a division by eight goes to the first."""
+    """VideoX-Fun's chunks of a video of 4n + 1 frames: the remainder of a division by eight goes to the first."""
     count = max(length // ENCODE_FRAMES, 1)
     ends = [length - ENCODE_FRAMES * i for i in reversed(range(count))]
     return [slice(start, end) for start, end in zip([0, *ends], ends, strict=False)]
 
 
 def decode_chunks(latent_t: int) -> list[slice]:
-    """The authors' chunks of a latent: the first frame alone, then two at a time; the last may be alone."""
+    """VideoX-Fun's chunks of a latent: the first frame alone, then two at a time; the last may be alone."""
     return [slice(0, 1)] + [slice(i, min(i + DECODE_LATENTS, latent_t)) for i in range(1, latent_t, DECODE_LATENTS)]
 
 
