@@ -243,10 +243,12 @@ def test_riflex_runs_longer_clips_and_lifts_the_nodes_limit(lab):
     assert (limited.shape[2], sampled.shape[2]) == (13, 22)
     with pytest.raises(Failed, match="22 frames .* at most 13"):  # of the MODEL itself, which is not changed
         graph.get(graph.sampler(model, *graph.prompts(model[1]), free, steps=1))
+
+
+def test_riflex_on_a_2b_is_an_error(lab):
+    graph, model, *rest = lab.setting("tiny-2b")
     with pytest.raises(Failed, match="riflex_k is 2, but RIFLEx changes rotary positions and the 2B"):
-        graph.get(
-            graph.sampler(positioned(graph, graph.loader("tiny-2b"), riflex_k=2), *graph.prompts(model[1]), free)
-        )
+        graph.get(graph.sampler(positioned(graph, model, riflex_k=2), *rest))
 
 
 @pytest.mark.parametrize("variant, length", [("5b-image", 9), ("v1.5-image", 13)])

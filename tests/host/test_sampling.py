@@ -94,7 +94,7 @@ def test_denoise_0_changes_nothing(setting):
 
 @pytest.mark.parametrize("steps", [6, 17])
 def test_a_noise_mask_keeps_to_the_digit_at_odd_step_counts(setting, steps):
-    """There the authors' last step ends above timestep 0; what is kept must not keep its noise."""
+    """There VideoX-Fun's last step ends above timestep 0. What is kept must not keep its noise."""
     graph, model, positive, negative, latent = setting
     start = graph.sampler(model, positive, negative, latent, seed=9)
     mask = torch.zeros(1, 48, 80)

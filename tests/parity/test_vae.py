@@ -63,7 +63,7 @@ def test_a_draw_equals_diffusers(vae, oracle):
 
 
 def decode_in_videox_funs_chunks(oracle, z):
-    """VideoX-Fun's loop (first latent frame alone, then two at a time) around diffusers' decoder, which takes even chunks."""
+    """VideoX-Fun's loop around diffusers' decoder: the first latent frame alone, then two at a time."""
     out, cache = oracle.decoder(z[:, :, :1])
     parts = [out]
     for start in range(1, z.shape[2], 2):
