@@ -80,8 +80,9 @@ class ComfyVAE(comfy.sd.VAE):
     def _memory_encode(self, shape, dtype) -> float:
         return encode_bytes(self.first_stage_model.config, shape, comfy.model_management.dtype_size(dtype))
 
-    def _run(self, function, source: torch.Tensor, chunks_memory: float, tile: int, overlap: int) -> torch.Tensor:
-        comfy.model_management.load_models_gpu([self.patcher], memory_required=int(chunks_memory))
+    def _run(self, function, source: torch.Tensor, memory: float, tile: int, overlap: int, unit: int) -> torch.Tensor:
+        share = tile_share(source.shape, tile, overlap, SPATIAL_COMPRESSION // unit)
+        comfy.model_management.load_models_gpu([self.patcher], memory_required=int(memory * share))
         return function(
             source,
             device=self.device,
@@ -94,21 +95,23 @@ class ComfyVAE(comfy.sd.VAE):
         )
 
     def _with_fallback(self, function, source, memory, tile, overlap, what: str, unit: int) -> torch.Tensor:
-        """Run; after an out-of-memory, run once more in spatial tiles and say so."""
+        """Run; after an out-of-memory, run once more in spatial tiles and say so.
+
+        Args:
+            memory: bytes that the whole frame needs.
+            unit: pixels per element of the source: 8 to decode, 1 to encode.
+        """
         if tile >= max(source.shape[3:]):
             tile = overlap = 0
-        share = tile_share(source.shape, tile, overlap, SPATIAL_COMPRESSION // unit)
         try:
-            return self._run(function, source, memory * share, tile, overlap)
+            return self._run(function, source, memory, tile, overlap, unit)
         except Exception as error:
             if not is_out_of_memory(error) or 0 < tile <= OOM_TILE // unit:
                 raise
         # outside the except block: the exception holds the failed run's tensors
         log.warning("out of memory while %s: trying again in tiles of %d pixels", what, OOM_TILE)
         comfy.model_management.soft_empty_cache()
-        tile, overlap = OOM_TILE // unit, OOM_OVERLAP // unit
-        share = tile_share(source.shape, tile, overlap, SPATIAL_COMPRESSION // unit)
-        return self._run(function, source, memory * share, tile, overlap)
+        return self._run(function, source, memory, OOM_TILE // unit, OOM_OVERLAP // unit, unit)
 
     def decode(self, samples_in: torch.Tensor, vae_options=None) -> torch.Tensor:
         """B 16 T h w, unscaled -> B F H W 3, 0..1."""

@@ -202,16 +202,12 @@ class CogVideoXTransformer(nn.Module):
         """
         base_t, base_h, base_w = self.config.base_grid
         tokens = self.config.max_text_seq_length
-        if grid[0] > base_t or text.shape[1] > tokens:
+        if grid[0] > base_t or grid[1:] != (base_h, base_w) or text.shape[1] > tokens:
             raise ValueError(
-                f"the model has a learned position table for {base_t} latent frames and {tokens} text tokens, but the "
-                f"video has {grid[0]} and the text {text.shape[1]}: use a shorter clip, without RIFLEx or a temporal "
-                "scale, and one prompt"
-            )
-        if grid[1:] != (base_h, base_w):
-            raise ValueError(
-                f"the model has a learned position table and takes {base_w * 16} x {base_h * 16} pixels alone, but "
-                f"the video is {grid[2] * 16} x {grid[1] * 16}: set width and height to that"
+                f"the model has a learned position table for {base_t} latent frames of {base_w * 16} x {base_h * 16} "
+                f"pixels and {tokens} text tokens, but the video has {grid[0]} of {grid[2] * 16} x {grid[1] * 16} and "
+                f"the text {text.shape[1]}: set width and height to that, and use a shorter clip, without RIFLEx or a "
+                "temporal scale, and one prompt"
             )
         table = self.patch_embed.pos_embedding.to(image)
         return text + table[:, : text.shape[1]], image + table[:, tokens : tokens + image.shape[1]]

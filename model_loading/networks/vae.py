@@ -50,17 +50,6 @@ class CausalConv3d(nn.Module):
         return torch.cat([first, self.conv(x)], dim=2)
 
 
-class PointConv3d(nn.Module):
-    """A 1x1x1 convolution under the hub's name ``conv``; one frame is all that it sees, so it needs no cache."""
-
-    def __init__(self, in_channels: int, out_channels: int, operations, **factory):
-        super().__init__()
-        self.conv = operations.Conv3d(in_channels, out_channels, 1, **factory)
-
-    def forward(self, x: torch.Tensor) -> torch.Tensor:
-        return self.conv(x)
-
-
 def scale_and_shift(x: torch.Tensor, norm: nn.Module) -> tuple[torch.Tensor, torch.Tensor]:
     """What a GroupNorm multiplies ``x`` by and adds to it, B C 1 1 1 each, float32.
 
@@ -98,12 +87,13 @@ class SpatialNorm3D(nn.Module):
     def __init__(self, channels: int, latent_channels: int, groups: int, operations, **factory):
         super().__init__()
         self.norm_layer = operations.GroupNorm(groups, channels, eps=1e-6, **factory)
-        self.conv_y = PointConv3d(latent_channels, channels, operations, **factory)
-        self.conv_b = PointConv3d(latent_channels, channels, operations, **factory)
+        # 1x1x1 convolutions see one frame alone, so they need no causal cache
+        self.conv_y = nn.ModuleDict({"conv": operations.Conv3d(latent_channels, channels, 1, **factory)})
+        self.conv_b = nn.ModuleDict({"conv": operations.Conv3d(latent_channels, channels, 1, **factory)})
 
     def forward(self, x: torch.Tensor, z: torch.Tensor) -> torch.Tensor:
         t, h, w = z.shape[2:]
-        latent_scale, latent_shift = self.conv_y(z), self.conv_b(z)
+        latent_scale, latent_shift = self.conv_y["conv"](z), self.conv_b["conv"](z)
         if may_overwrite(x, latent_scale, self.norm_layer.weight):
             scale, shift = scale_and_shift(x, self.norm_layer)
             shift = torch.addcmul(latent_shift.float(), shift, latent_scale.float())
@@ -191,18 +181,17 @@ def _resnets(count: int, in_channels: int, out_channels: int, config, spatial, o
 
 
 class Stage(nn.Module):
-    """ResNet blocks at one resolution, then a change of resolution (none after the last stage)."""
+    """ResNet blocks at one resolution, then a change of resolution (none after the last stage).
 
-    def __init__(self, resnets: nn.ModuleList, name: str | None = None, sampler: nn.Module | None = None):
+    Args:
+        sampler: changes the resolution; its keyword is its name on the hub, ``downsamplers`` or ``upsamplers``.
+    """
+
+    def __init__(self, resnets: nn.ModuleList, **sampler: nn.Module):
         super().__init__()
         self.resnets = resnets
-        self.sampler_name = name
-        if sampler is not None:
-            self.add_module(name, nn.ModuleList([sampler]))
-
-    @property
-    def sampler(self) -> nn.Module | None:
-        return getattr(self, self.sampler_name)[0] if self.sampler_name else None
+        for name, module in sampler.items():
+            self.add_module(name, nn.ModuleList([module]))
 
     def forward(self, x: torch.Tensor, cache: CausalCache, z: torch.Tensor | None) -> torch.Tensor:
         for resnet in self.resnets:
@@ -221,8 +210,8 @@ class Encoder3D(nn.Module):
                 config.layers_per_block, widths[max(i - 1, 0)], width, config, False, operations, **factory
             )
             last = i == len(widths) - 1
-            sampler = None if last else Downsample3D(width, i < 2, operations, **factory)
-            self.down_blocks.append(Stage(resnets, None if last else "downsamplers", sampler))
+            sampler = {} if last else {"downsamplers": Downsample3D(width, i < 2, operations, **factory)}
+            self.down_blocks.append(Stage(resnets, **sampler))
         self.mid_block = Stage(_resnets(2, widths[-1], widths[-1], config, False, operations, **factory))
         self.norm_out = operations.GroupNorm(config.norm_num_groups, widths[-1], eps=1e-6, **factory)
         self.conv_out = CausalConv3d(widths[-1], 2 * config.latent_channels, operations, **factory)
@@ -231,8 +220,8 @@ class Encoder3D(nn.Module):
         x = self.conv_in(x, cache)
         for block in self.down_blocks:
             x = block(x, cache, None)
-            if block.sampler is not None:
-                x = block.sampler(x)
+            for sampler in getattr(block, "downsamplers", ()):
+                x = sampler(x)
         x = self.mid_block(x, cache, None)
         return self.conv_out(silu_(group_norm(x, self.norm_out)), cache)
 
@@ -249,8 +238,8 @@ class Decoder3D(nn.Module):
                 config.layers_per_block + 1, widths[max(i - 1, 0)], width, config, True, operations, **factory
             )
             last = i == len(widths) - 1
-            sampler = None if last else Upsample3D(width, i < 2, operations, **factory)
-            self.up_blocks.append(Stage(resnets, None if last else "upsamplers", sampler))
+            sampler = {} if last else {"upsamplers": Upsample3D(width, i < 2, operations, **factory)}
+            self.up_blocks.append(Stage(resnets, **sampler))
         self.norm_out = SpatialNorm3D(
             widths[-1], config.latent_channels, config.norm_num_groups, operations, **factory
         )
@@ -260,8 +249,8 @@ class Decoder3D(nn.Module):
         x = self.mid_block(self.conv_in(z, cache), cache, z)
         for block in self.up_blocks:
             x = block(x, cache, z)
-            if block.sampler is not None:
-                x = block.sampler(x, first)
+            for sampler in getattr(block, "upsamplers", ()):
+                x = sampler(x, first)
         return self.conv_out(silu_(self.norm_out(x, z)), cache)
 
 

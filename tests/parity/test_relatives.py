@@ -138,11 +138,11 @@ def test_a_learned_table_says_what_it_is_not_for():
     tokens, width = config.max_text_seq_length, config.text_embed_dim
     options = {POSITIONS: PositionOptions(riflex_k=2)}
     for latent_t, length in ((4, tokens), (3, tokens + 1)):
-        message = f"for 3 latent frames and {tokens} text tokens, but the video has {latent_t} and the text {length}"
+        message = f"and {tokens} text tokens, but the video has {latent_t} of 96 x 64 and the text {length}"
         with pytest.raises(ValueError, match=message):
             x, text = torch.zeros(1, 16, latent_t, 8, 12), torch.zeros(1, length, width)
             model(x, torch.tensor([500]), text, transformer_options=options)
-    with pytest.raises(ValueError, match="takes 96 x 64 pixels alone, but the video is 64 x 64"):
+    with pytest.raises(ValueError, match="3 latent frames of 96 x 64 pixels and .* but the video has 3 of 64 x 64"):
         model(torch.zeros(1, 16, 3, 8, 8), torch.tensor([5]), torch.zeros(1, 226, 32))
 
 

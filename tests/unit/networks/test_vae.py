@@ -40,7 +40,7 @@ def test_spatial_norm_equals_enlarging_the_latent_first():
     norm = SpatialNorm3D(8, 16, 4, nn).requires_grad_(False)
     x, z = torch.randn(1, 8, 8, 16, 24), torch.randn(1, 16, 2, 4, 6)
     enlarged = nn.functional.interpolate(z, size=x.shape[2:])
-    expected = norm.norm_layer(x) * norm.conv_y(enlarged) + norm.conv_b(enlarged)
+    expected = norm.norm_layer(x) * norm.conv_y["conv"](enlarged) + norm.conv_b["conv"](enlarged)
     torch.testing.assert_close(norm(x, z), expected, rtol=0, atol=1e-5)
     torch.testing.assert_close(norm(x.requires_grad_(), z), expected, rtol=0, atol=1e-5)
 
