@@ -68,21 +68,6 @@ def test_nag_changes_the_video_at_cfg_1(lab):
     assert torch.isfinite(ours).all() and relative(ours, plain) > 0.001
 
 
-def test_splitsigmas_in_two_runs_is_one(lab):
-    graph, model, positive, negative, latent = lab.setting("tiny-5b")
-    sigmas = graph.fun("Scheduler", model=model, steps=6, spacing="auto", denoise=1.0)
-    halves = graph.node("SplitSigmas", sigmas=sigmas, step=3)
-    common = {
-        "model": model, "noise_seed": 1, "cfg": 6.0, "positive": positive, "negative": negative,
-        "sampler": graph.node("KSamplerSelect", sampler_name="euler"),
-    }  # fmt: skip
-    whole = graph.node("SamplerCustom", add_noise=True, sigmas=sigmas, latent_image=latent, **common)
-    first = graph.node("SamplerCustom", add_noise=True, sigmas=halves[0], latent_image=latent, **common)
-    second = graph.node("SamplerCustom", add_noise=False, sigmas=halves[1], latent_image=first, **common)
-    whole, second = graph.get(whole, second)
-    assert relative(second, whole) <= 1e-3
-
-
 def test_a_lora_hook_on_both_conditionings_is_the_lora(lab):
     graph = lab.graph()
     model = graph.loader("nano", "fp32")
