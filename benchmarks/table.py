@@ -43,12 +43,6 @@ def transformer_rows(native: dict) -> Iterator[Row]:
                 f"at most {goal} GB" if goal else "",
                 ours <= goal * 1e9 if goal else None,
             )
-    for name, goal in (("5B", 0.86), ("2B", 0.80)):
-        share = traced.resident_share(name)
-        yield Row(
-            f"{name} weights that must be on the card, of those stored as they are computed",
-            f"{share:.1%}", "100%", "100%", f"at most {goal:.0%}", share <= goal,
-        )  # fmt: skip
 
 
 def vae_rows(native: dict) -> Iterator[Row]:

@@ -126,13 +126,3 @@ def trace_diffusers_decode(latent: tuple[int, int, int]) -> LiveBytes:
         vae = diffusers_vae(VAEConfig()).to(torch.bfloat16)
     z = torch.empty(1, 16, *latent, **META)
     return trace(lambda: vae.decode(z).sample)
-
-
-def resident_share(name: str) -> float:
-    """The weights that a call needs on the card, over all, by their number: those of the modulation are computed where
-    they lie, unless they are cast, quantised or patched. What a host really leaves off is in tests/host."""
-    with torch.device("meta"):
-        model = CogVideoXTransformer(CONFIGS[name])
-    whole = sum(parameter.numel() for parameter in model.parameters())
-    away = sum(parameter.numel() for linear in model.modulations() for parameter in linear.parameters())
-    return 1 - away / whole

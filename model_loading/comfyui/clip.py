@@ -1,7 +1,9 @@
-"""The CLIP: the host's T5 with a folder's own configuration and tokenizer, or a T5-XXL file with the host's."""
+"""The CLIP: ComfyUI's T5 with a folder's own configuration and tokenizer, or a T5-XXL file with ComfyUI's."""
 
+import functools
 import logging
 import math
+import types
 from pathlib import Path
 
 import comfy.sd
@@ -22,17 +24,17 @@ from ..files.t5 import (
     check_vocabulary,
     comfy_t5_config,
     fit_tokens,
-    prompt_length,
     t5_weights,
 )
 from ..networks.config import TEXT_TOKENS
-from .compat import accepts
+from .compat import new_clip
 from .files import read_file
 from .quantized import read_quantization
 
 log = logging.getLogger(__name__)
 
-OPTIONS = {"quant_config": "quantization_metadata", "scaled_fp8": "scaled_fp8"}  # of a text encoder's quantisation
+# What `read_quantization` found -> the name of the model option that tells a text encoder of it.
+OPTIONS = {"quant_config": "quantization_metadata", "scaled_fp8": "scaled_fp8"}
 
 T5_XXL = {
     "d_model": 4096,
@@ -47,100 +49,83 @@ T5_XXL = {
 }
 
 
-def make_tokenizer(folder: Path | None, embedding_size: int):
-    """A tokenizer class for the host's CLIP: the folder's own, or the host's T5 tokenizer."""
-    length = TEXT_TOKENS if folder is None else prompt_length(folder)
-    if folder is None:
-        Base, options = comfy.text_encoders.sd3_clip.T5XXLTokenizer, {}
-    else:
-        Base = comfy.sd1_clip.SDTokenizer
+class OneChunk:
+    """A tokenizer of ComfyUI's that makes one chunk of 226 tokens, or of as many as its folder says."""
 
-        class Loader:  # the host calls from_pretrained on what it is given
-            @staticmethod
-            def from_pretrained(path, **_options):
-                return FolderTokenizer(path)
+    length = TEXT_TOKENS
 
-        options = {
-            "tokenizer_path": folder,
-            "tokenizer_class": Loader,
-            "pad_with_end": False,
-            "embedding_size": embedding_size,
-            "embedding_key": "t5xxl",
-            "has_start_token": False,
-            "pad_to_max_length": False,
-            "max_length": 99999999,
-        }
+    def tokenize_with_weights(self, text, return_word_ids=False, **kwargs):
+        (tokens,) = super().tokenize_with_weights(text, return_word_ids, **kwargs)
+        tokens = tokens[: next((i for i, token in enumerate(tokens) if is_id(token, END)), len(tokens)) + 1]
+        rest = (1.0, 0) if return_word_ids else (1.0,)
+        return [fit_tokens(tokens, self._decode_tokens, end=(END, *rest), pad=(PAD, *rest), length=self.length)]
 
-    class T5Tokenizer(Base):
-        def __init__(self, embedding_directory=None, tokenizer_data=None):
-            super().__init__(embedding_directory=embedding_directory, tokenizer_data=tokenizer_data or {}, **options)
+    def _decode_tokens(self, tokens) -> str:
+        return self.tokenizer.decode([int(token[0]) for token in tokens if isinstance(token[0], int)])
 
-        def tokenize_with_weights(self, text, return_word_ids=False, **kwargs):
-            """One chunk of 226 tokens, or of as many as the folder says, whatever the prompt's length."""
-            (tokens,) = super().tokenize_with_weights(text, return_word_ids, **{**kwargs, "min_length": 0})
-            tokens = tokens[: next((i for i, token in enumerate(tokens) if is_id(token, END)), len(tokens)) + 1]
-            rest = (1.0, 0) if return_word_ids else (1.0,)
-            return [fit_tokens(tokens, self._decode_tokens, end=(END, *rest), pad=(PAD, *rest), length=length)]
 
-        def _decode_tokens(self, tokens) -> str:
-            return self.tokenizer.decode([int(token[0]) for token in tokens if isinstance(token[0], int)])
+class ComfyT5Tokenizer(OneChunk, comfy.text_encoders.sd3_clip.T5XXLTokenizer):
+    """ComfyUI's T5 tokenizer."""
 
-    class Tokenizer(comfy.sd1_clip.SD1Tokenizer):
-        def __init__(self, embedding_directory=None, tokenizer_data=None):
-            super().__init__(
-                embedding_directory=embedding_directory,
-                tokenizer_data=tokenizer_data or {},
-                clip_name="t5xxl",
-                tokenizer=T5Tokenizer,
-                name="t5xxl",
-            )
 
-    return Tokenizer
+class FolderT5Tokenizer(OneChunk, comfy.sd1_clip.SDTokenizer):
+    """The tokenizer of a model folder.
+
+    Args:
+        folder: see `FolderTokenizer`.
+        embedding_size: the width of the text features, for textual inversions.
+    """
+
+    def __init__(self, folder: Path, embedding_size: int, embedding_directory=None, tokenizer_data=None):
+        super().__init__(
+            tokenizer_path=folder,
+            tokenizer_class=types.SimpleNamespace(from_pretrained=FolderTokenizer),
+            pad_with_end=False,
+            embedding_directory=embedding_directory,
+            embedding_size=embedding_size,
+            embedding_key="t5xxl",
+            has_start_token=False,
+            pad_to_max_length=False,
+            max_length=99999999,
+            tokenizer_data=tokenizer_data or {},
+        )
+        self.length = self.tokenizer.length
 
 
 def is_id(token: tuple, value: int) -> bool:
     return isinstance(token[0], int) and token[0] == value
 
 
-def make_encoder(config: dict):
-    """A text encoder class for the host's CLIP from a T5 configuration in the host's terms."""
+def clip_target(config: dict, folder: Path | None) -> comfy.supported_models_base.ClipTarget:
+    """What ComfyUI's CLIP is built of.
 
-    class T5Model(comfy.sd1_clip.SDClipModel):
-        def __init__(self, device="cpu", dtype=None, model_options=None):
-            super().__init__(
-                device=device,
-                layer="last",
-                textmodel_json_config=dict(config),
-                dtype=dtype,
-                special_tokens={"end": END, "pad": PAD},
-                model_class=comfy.text_encoders.t5.T5,
-                enable_attention_masks=False,  # the authors let pad positions take part
-                return_attention_masks=False,
-                model_options=model_options or {},
-            )
-
-    class T5ClipModel(comfy.sd1_clip.SD1ClipModel):
-        def __init__(self, device="cpu", dtype=None, model_options=None):
-            super().__init__(
-                device=device, dtype=dtype, name="t5xxl", clip_model=T5Model, model_options=model_options or {}
-            )
-
-    return T5ClipModel
-
-
-def quantization(state: dict, metadata: dict) -> tuple[dict, dict]:
-    """The host's way to read a quantised (scaled fp8) T5: (state, model options)."""
-    state, found = read_quantization(state, metadata)
-    return state, {OPTIONS[name]: value for name, value in found.items()}
+    Args:
+        config: of the T5, in ComfyUI's terms.
+        folder: the tokenizer's; None for ComfyUI's T5 tokenizer.
+    """
+    tokenizer = ComfyT5Tokenizer if folder is None else functools.partial(FolderT5Tokenizer, folder, config["d_model"])
+    encoder = functools.partial(
+        comfy.sd1_clip.SDClipModel,
+        layer="last",
+        textmodel_json_config=dict(config),
+        special_tokens={"end": END, "pad": PAD},
+        model_class=comfy.text_encoders.t5.T5,
+        enable_attention_masks=False,  # as VideoX-Fun: pad positions take part
+        return_attention_masks=False,
+    )
+    return comfy.supported_models_base.ClipTarget(
+        functools.partial(comfy.sd1_clip.SD1Tokenizer, tokenizer=tokenizer, name="t5xxl"),
+        functools.partial(comfy.sd1_clip.SD1ClipModel, clip_model=encoder, name="t5xxl"),
+    )
 
 
 def load_clip(path: str | Path, tokenizer: str | Path | None = None, disable_dynamic: bool = False):
-    """Load T5 as the host's CLIP.
+    """Load T5 as a CLIP.
 
     Args:
         path: a ``text_encoder`` folder with its config.json, or a single T5-XXL file.
-        tokenizer: the folder's tokenizer; None for the host's own T5 tokenizer.
-        disable_dynamic: for the host, when it makes an independent copy.
+        tokenizer: the tokenizer's folder; None for ComfyUI's T5 tokenizer.
+        disable_dynamic: set by ComfyUI when it makes an independent copy.
 
     Raises:
         CheckpointError: what is wrong with the files, and what to do.
@@ -154,35 +139,28 @@ def load_clip(path: str | Path, tokenizer: str | Path | None = None, disable_dyn
         except CheckpointError as error:
             why = "" if path.is_dir() else " (T5-XXL): other T5s need their folder with config.json"
             raise CheckpointError(f"{error}{why}") from error
-    state, model_options = quantization(weights.load(), weights.metadata)
+    state, found = read_quantization(weights.load(), weights.metadata)
+    model_options = {OPTIONS[name]: value for name, value in found.items()}
     model_options["dtype"] = weights.tensors["encoder.final_layer_norm.weight"].dtype
-
-    target = comfy.supported_models_base.ClipTarget(
-        make_tokenizer(Path(tokenizer) if tokenizer else None, config["d_model"]), make_encoder(config)
+    clip = new_clip(
+        clip_target(config, Path(tokenizer) if tokenizer else None),
+        dict(state),
+        disable_dynamic,
+        embedding_directory=folder_paths.get_folder_paths("embeddings"),
+        parameters=sum(math.prod(info.shape) for info in weights.tensors.values()),
+        model_options=model_options,
     )
-    options = {
-        "embedding_directory": folder_paths.get_folder_paths("embeddings"),
-        "parameters": sum(math.prod(info.shape) for info in weights.tensors.values()),
-        "model_options": model_options,
-    }
-    if accepts(comfy.sd.CLIP.__init__, "disable_dynamic"):
-        options["disable_dynamic"] = disable_dynamic
-    if accepts(comfy.sd.CLIP.__init__, "state_dict"):
-        clip = comfy.sd.CLIP(target, state_dict=[dict(state)], **options)
-    else:
-        clip = comfy.sd.CLIP(target, **options)
-        clip.load_sd(dict(state))
     weights.check({key: tuple(value.shape) for key, value in encoder_state(clip).items()})
     check_vocabulary(tokenizer or "ComfyUI's T5 tokenizer", clip.tokenizer.t5xxl.inv_vocab, config, path)
     clip.patcher.cached_patcher_init = (reload_clip_patcher, (str(path), str(tokenizer) if tokenizer else None))
     if tokenizer is None and path.is_dir():
-        log.warning("%s has no tokenizer beside it: using the host's T5 tokenizer", shown(path))
-    log.info("%s: T5, tokenizer %s", shown(path), shown(tokenizer or "of the host"))
+        log.warning("%s has no tokenizer beside it: using ComfyUI's T5 tokenizer", shown(path))
+    log.info("%s: T5, tokenizer %s", shown(path), shown(tokenizer or "of ComfyUI"))
     return clip
 
 
 def encoder_state(clip) -> dict:
-    """The parameters that the host's T5 expects from a file; quantised ones have other names and are left out."""
+    """The parameters that ComfyUI's T5 expects from a file, but for quantised ones, which have other names."""
     parameters = clip.cond_stage_model.t5xxl.transformer.state_dict()
     return {key: value for key, value in parameters.items() if not is_quantization(key)}
 

@@ -1,61 +1,31 @@
-"""Context windows over the host's own: a long clip sampled in overlapping windows."""
+"""ComfyUI's context windows for our models: a long clip is sampled in overlapping windows."""
 
-import itertools
-
-import comfy.context_windows as host
-import comfy.patcher_extension
-import torch
+import comfy.context_windows as comfy_windows
 
 from ...sampling.geometry import TEMPORAL_COMPRESSION, frames_to_latent_t, latent_t_to_frames
-from ..networks.tiling import upload
-from .compat import accepts
+from .compat import no_causal_anchor
 from .model import STEP, length_limits
 
 SCHEDULES = (
-    host.ContextSchedules.STATIC_STANDARD,
-    host.ContextSchedules.UNIFORM_STANDARD,
-    host.ContextSchedules.UNIFORM_LOOPED,
+    comfy_windows.ContextSchedules.STATIC_STANDARD,
+    comfy_windows.ContextSchedules.UNIFORM_STANDARD,
+    comfy_windows.ContextSchedules.UNIFORM_LOOPED,
 )
-FUSE_METHODS = tuple(host.ContextFuseMethods.LIST_STATIC)
+FUSE_METHODS = tuple(comfy_windows.ContextFuseMethods.LIST_STATIC)
 TIME = 2  # the dimension of a latent, B C T h w
 
 
-class Window(host.IndexListContextWindow):
-    """A window that reads and writes frames by slices; the host's uploads a list of their numbers for each, which
-    waits for the GPU."""
-
-    def runs(self) -> list[tuple[int, int, int]]:
-        """Runs of frames that follow each other: first in the clip, first in the window, how many."""
-        groups = itertools.groupby(enumerate(self.index_list), key=lambda pair: pair[1] - pair[0])
-        runs = [list(pairs) for _, pairs in groups]
-        return [(pairs[0][1], pairs[0][0], len(pairs)) for pairs in runs]
-
-    def get_tensor(self, full, device=None, dim=TIME, **_options):
-        if dim != TIME:  # the timesteps of a batch, which is one clip here
-            return super().get_tensor(full, device, dim)
-        return torch.cat([full.narrow(TIME, first, count) for first, _, count in self.runs()], TIME).to(device)
-
-    def add_window(self, full, to_add, dim=TIME):
-        for first, start, count in self.runs():
-            full.narrow(dim, first, count).add_(to_add.narrow(dim, start, count))
-        return full
-
-
-class Windows(host.IndexListContextHandler):
-    """The host's windows, with our conditioning latents cut to each of them on every host."""
+class Windows(comfy_windows.IndexListContextHandler):
+    """ComfyUI's windows, with our conditioning latents cut to each of them on every version."""
 
     def __init__(self, schedule: str, fuse_method: str, context_length: int, context_overlap: int):
-        # The host's causal anchor would add a frame to every window but the first, which V1.5 can't take.
-        off = (
-            {"causal_window_fix": False} if accepts(host.IndexListContextHandler.__init__, "causal_window_fix") else {}
-        )
         super().__init__(
-            context_schedule=host.get_matching_context_schedule(schedule),
-            fuse_method=host.get_matching_fuse_method(fuse_method),
+            context_schedule=comfy_windows.get_matching_context_schedule(schedule),
+            fuse_method=comfy_windows.get_matching_fuse_method(fuse_method),
             context_length=context_length,
             context_overlap=context_overlap,
             dim=TIME,
-            **off,
+            **no_causal_anchor(comfy_windows.IndexListContextHandler),
         )
 
     def should_use_context(self, model, conds, x_in, timestep, model_options) -> bool:
@@ -64,23 +34,17 @@ class Windows(host.IndexListContextHandler):
                 f"a context window is {latent_t_to_frames(self.context_length)} frames, but the clip only "
                 f"{latent_t_to_frames(x_in.size(TIME))}: remove Context Windows, or set context_length to at most that"
             )
-        windows = super().should_use_context(model, conds, x_in, timestep, model_options)
-        if windows and x_in.shape[0] > 1:  # the host would cut the timesteps of the batch as if they were frames
+        in_use = super().should_use_context(model, conds, x_in, timestep, model_options)
+        if in_use and x_in.shape[0] > 1:  # ComfyUI would cut the timesteps of the batch as if they were frames
             raise ValueError(
                 f"batch_size is {x_in.shape[0]}, but context windows sample one clip at a time: set it to 1 and queue "
                 "several runs"
             )
-        return windows
-
-    def get_context_windows(self, *args):
-        windows = super().get_context_windows(*args)
-        for window in windows:
-            window.__class__ = Window  # what else it holds differs between host versions
-        return windows
+        return in_use
 
     def set_step(self, timestep, model_options) -> None:
-        """The step by the nearest sigma: the authors' schedulers can run timesteps between two of the list."""
-        if self.context_schedule.name == host.ContextSchedules.STATIC_STANDARD:
+        """Find the step by the nearest sigma: VideoX-Fun's schedulers run timesteps between two of the list."""
+        if self.context_schedule.name == comfy_windows.ContextSchedules.STATIC_STANDARD:
             return  # the same windows at every step
         options = model_options["transformer_options"]
         if STEP in options:
@@ -88,21 +52,6 @@ class Windows(host.IndexListContextHandler):
             return
         sigmas = options["sample_sigmas"]
         self._step = int((sigmas - timestep.flatten()[0].to(sigmas)).abs().argmin())
-
-    def combine_context_window_results(self, x_in, outputs, conds, window, *rest):
-        """Add a window's outputs to the sums, as the host does, with weights that nothing waits for."""
-        if self.fuse_method.name == host.ContextFuseMethods.RELATIVE:
-            return super().combine_context_window_results(x_in, outputs, conds, window, *rest)
-        _number, _total, timestep, sums, counts, _biases = rest
-        length, frames = x_in.shape[TIME], window.index_list
-        weights = torch.tensor(host.get_context_weights(len(frames), length, frames, self, sigma=timestep))
-        weights = upload(weights, x_in.device, torch.float32)[:, None, None]
-        for output, all_outputs, all_weights in zip(outputs, sums, counts, strict=True):
-            window.add_window(all_outputs, output * weights)
-            window.add_window(all_weights, weights[None, None])
-        kind = host.IndexListCallbacks.COMBINE_CONTEXT_WINDOW_RESULTS
-        for callback in comfy.patcher_extension.get_all_callbacks(kind, self.callbacks):
-            callback(self, x_in, outputs, conds, window, *rest)
 
     def get_resized_cond(self, cond_in, x_in, window, device=None) -> list | None:
         resized = super().get_resized_cond(cond_in, x_in, window, device)
@@ -146,5 +95,5 @@ def with_windows(patcher, length: int, overlap: int, schedule: str, fuse_method:
         )
     patched = patcher.clone()
     patched.model_options["context_handler"] = Windows(schedule, fuse_method, latent_t, latent_overlap)
-    host.create_prepare_sampling_wrapper(patched)
+    comfy_windows.create_prepare_sampling_wrapper(patched)
     return patched

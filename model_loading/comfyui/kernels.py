@@ -4,25 +4,20 @@ import importlib.util
 import logging
 
 import torch
-from comfy.cli_args import args
 from comfy.ldm.modules.attention import attention_pytorch, optimized_attention
 
 from ..networks import blocks
 from ..networks.blocks import may_overwrite, rotate, sdpa
-
-try:
-    import comfy.quant_ops as quant_ops  # newer hosts, with comfy-kitchen's kernels
-except ImportError:
-    quant_ops = None
+from .compat import rotates_in_place, triton_is_off
 
 log = logging.getLogger(__name__)
 
 
 def comfy_attention(q, k, v, heads: int, transformer_options: dict | None = None) -> torch.Tensor:
-    """The host's attention, with the overrides it finds in transformer_options. B heads N d -> B N (heads d).
+    """ComfyUI's attention, with the overrides in transformer_options. B heads N d -> B N (heads d).
 
-    Where that is PyTorch's, PyTorch chooses the kernel: the host puts flash attention first, and on an H100 cuDNN's
-    takes 0.74 of its time at 17776 tokens (benchmarks/gpu).
+    Where ComfyUI uses PyTorch's attention, PyTorch chooses the kernel. ComfyUI puts flash attention first, but on an
+    H100 cuDNN's takes 0.74 of its time at 17776 tokens (benchmarks/gpu).
     """
     if optimized_attention is attention_pytorch and "optimized_attention_override" not in (transformer_options or {}):
         return sdpa(q, k, v, heads)
@@ -33,7 +28,7 @@ def comfy_norms(device: torch.device, dtype: torch.dtype) -> dict:
     """`blocks.norm_rotate` and `blocks.norm_modulate` by the fastest kernels that this machine has.
 
     Args:
-        dtype: that the model computes in, or is stored in if that is fp8.
+        dtype: the dtype that the model computes in, or is stored in if that is fp8.
     """
     rotation, triton = comfy_rotation(), triton_kernels(device, dtype)
 
@@ -56,7 +51,7 @@ def comfy_norms(device: torch.device, dtype: torch.dtype) -> dict:
 
 
 def is_at_hand(layer: torch.nn.Module, device: torch.device) -> bool:
-    """Whether a layer's weights can be used as they are: on the device, not packed, and not patched for a call."""
+    """Whether a layer's weights can be used as they are: on the device, not packed and not patched for a call."""
     changes = [f"{name}{kind}" for name in ("weight", "bias") for kind in ("_function", "_lowvram_function")]
     packed = any(type(part.data) is not torch.Tensor or part.itemsize < 2 for part in (layer.weight, layer.bias))
     changed = any(getattr(layer, name, None) for name in changes) or "forward" in vars(layer)
@@ -64,14 +59,10 @@ def is_at_hand(layer: torch.nn.Module, device: torch.device) -> bool:
 
 
 def triton_kernels(device: torch.device, dtype: torch.dtype):
-    """The module `host_triton` where Triton compiles it for the device, else None; the log says why not.
-
-    ComfyUI's --disable-triton-backend turns it off.
-    """
-    off = device.type == "cpu" or getattr(args, "disable_triton_backend", False)
-    if off or importlib.util.find_spec("triton") is None:
+    """The module `triton_kernels` where Triton can compile it for the device, else None; the log says why not."""
+    if device.type == "cpu" or triton_is_off() or importlib.util.find_spec("triton") is None:
         return None
-    # What can go wrong differs: there is no C compiler, there are no Python headers, Triton does not know the GPU.
+    # Reasons for an error differ: no C compiler, no Python headers, or a GPU that Triton does not know.
     try:
         from . import triton_kernels as kernels
 
@@ -86,16 +77,12 @@ def triton_kernels(device: torch.device, dtype: torch.dtype):
 
 
 def comfy_rotation():
-    """`blocks.rotate`, by a fused kernel of comfy-kitchen's for the GPU where this ComfyUI has one."""
-    kitchen = getattr(quant_ops, "ck", None)
-    backends = kitchen.list_backends() if hasattr(kitchen, "apply_rope1_") else {}
-    if not any(
-        name != "eager" and not backend["disabled"] and "apply_rope1_" in backend["capabilities"]
-        for name, backend in backends.items()
-    ):
+    """`blocks.rotate`, by comfy-kitchen's fused kernel on the GPU where this ComfyUI has one."""
+    kernel = rotates_in_place()
+    if kernel is None:
         return rotate
 
     def fused(x: torch.Tensor, rope: torch.Tensor) -> torch.Tensor:
-        return kitchen.apply_rope1_(x, rope) if x.is_cuda and may_overwrite(x) else rotate(x, rope)
+        return kernel(x, rope) if x.is_cuda and may_overwrite(x) else rotate(x, rope)
 
     return fused

@@ -1,55 +1,31 @@
-"""The MODEL: our transformer inside the host's BaseModel and ModelPatcher, on every supported ComfyUI.
-
-Only the modules called ``host_*`` know the host's classes. What differs between host versions is asked of the host (a
-signature, an attribute), never of its version number.
-"""
+"""The MODEL: our transformer inside ComfyUI's BaseModel."""
 
 import inspect
-import logging
 
 import comfy.conds
 import comfy.latent_formats
 import comfy.model_base
 import comfy.model_management
-import comfy.model_patcher
-import comfy.ops
 import comfy.patcher_extension
 import comfy.supported_models_base
 import comfy.utils
 import torch
-import torch.nn.functional as F
 
-from ...sampling.geometry import SPATIAL_COMPRESSION, latent_t_to_frames
-from ...sampling.inpaint import inpaint_latents
-from ...sampling.masks import THRESHOLD, mask_to_latent
+from ...sampling.geometry import latent_t_to_frames
 from ...sampling.positions import PositionOptions
 from ...sampling.preview import PreviewFactors
 from ..files.checkpoint import SAVED_CONFIG, Checkpoint, encode_config
 from ..networks.memory_estimate import transformer_bytes
 from ..networks.transformer import POSITIONS, CogVideoXTransformer
-from .compat import accepts
+from .compat import multiplies_in_fp8, packed, prefetch_queue
+from .conditioning import Scales, concat_latents
 from .kernels import comfy_attention, comfy_norms
 
-try:
-    import comfy.model_prefetch as model_prefetch  # newer hosts
-except ImportError:
-    model_prefetch = None
-
-log = logging.getLogger(__name__)
-
-CONDITIONING_REMEDIES = {  # by what the model takes
-    "text": "remove it, or load an InP (33 channels) or Control (32) model",
-    "inpaint": "use Inpaint Conditioning with VAE Encode and Mask Resize 3D, or load a Control (32 channels) model",
-    "control": "use Control Conditioning, or load an InP (33 channels) model",
-    "image": "use Image Conditioning, or load an InP (33 channels) model",
-    "void": "use the host's VOIDInpaintConditioning, or load an InP (33 channels) model",
-}
-
-# In a conditioning: from where to where of the schedule, 0..1, the control video counts.
+# In a conditioning: the fractions of the schedule, 0..1, at which the control video starts and ends.
 CONTROL_PERCENTS = "cogvideox_fun_control_percents"
 
-# In transformer_options of the authors' samplers: the timestep, which may lie between two of the host's whole ones,
-# and the number of the nearest of the run's sigmas. They are numbers of Python's; the host's own lie on the GPU.
+# In transformer_options, set by our samplers: the timestep, which need not be a whole number, and the index of the
+# nearest of the run's sigmas. Both are Python numbers. ComfyUI's own are tensors on the GPU, and reading them waits.
 TIMESTEP = "cogvideox_fun_timestep"
 STEP = "cogvideox_fun_step"
 
@@ -59,21 +35,21 @@ def check_interrupt(_done: int, _total: int) -> None:
 
 
 def check_patches(options: dict) -> None:
-    """Raise a ValueError if transformer_options holds a patch of attention that only a U-Net can take.
+    """Raise a ValueError if transformer_options holds a patch of attention that is made for U-Nets.
 
-    Joint-attention models call it with pe, attn_mask and extra_options, and it returns a dict.
+    A patch for joint-attention models takes pe, attn_mask and extra_options, and returns a dict.
     """
     for patch in options.get("patches", {}).get("attn1_patch", ()):
-        kinds = [parameter.kind for parameter in inspect.signature(patch).parameters.values()]
-        if not accepts(patch, "pe") and inspect.Parameter.VAR_KEYWORD not in kinds:
+        parameters = inspect.signature(patch).parameters
+        if "pe" not in parameters and not any(p.kind is p.VAR_KEYWORD for p in parameters.values()):
             raise ValueError(
-                f"the MODEL has a patch of attention for U-Nets ({patch.__module__}), and CogVideoX-Fun is not one: "
+                f"the MODEL has a patch of attention for U-Nets ({patch.__module__}), but CogVideoX-Fun is not one: "
                 "remove the node that set it, for example Tome Patch Model"
             )
 
 
 class ComfyTransformer(CogVideoXTransformer):
-    """The transformer with the host's operations, attention, interruption and DIFFUSION_MODEL wrappers."""
+    """The transformer with ComfyUI's operations, attention, interruption and DIFFUSION_MODEL wrappers."""
 
     def __init__(self, config, device=None, dtype=None, operations=None):
         norms = comfy_norms(comfy.model_management.get_torch_device(), dtype or torch.float32)
@@ -88,25 +64,7 @@ class ComfyTransformer(CogVideoXTransformer):
 
     def weight_fetcher(self, device, options):
         """ComfyUI's queue that uploads the next block while one runs, where its dynamic VRAM is in use."""
-        if model_prefetch is None or not options.get("prefetch_dynamic_vbars"):
-            return super().weight_fetcher(device, options)
-        # the modulations were uploaded already: they run once a call, before the blocks
-        streamed = [torch.nn.ModuleList(block.streamed) for block in self.transformer_blocks]
-        queue = model_prefetch.make_prefetch_queue(streamed, device, options)
-        return lambda block: model_prefetch.prefetch_queue_pop(queue, device, block)
-
-    def home(self, linear, temb):
-        """Where the weights lie, unless they must be cast, unpacked or patched for the call, quicker on the card.
-
-        A dynamic patcher's layers (``_v``) can't run on the CPU: there the host leaves their patches out. Nor can one
-        whose forward a bypass LoRA has taken over, with its own weights on the card.
-        """
-        weight = linear.weight
-        packed = type(weight.data) is not torch.Tensor  # a quantised one says the dtype that it unpacks to
-        changed = any(getattr(linear, f"{name}_function", None) for name in ("weight", "bias"))
-        taken = hasattr(linear, "_v") or "forward" in vars(linear)
-        here = weight.dtype == temb.dtype and not (packed or changed or taken)
-        return weight.device if here else temb.device
+        return prefetch_queue(self.transformer_blocks, device, options) or super().weight_fetcher(device, options)
 
     def forward(self, x, timestep, context, transformer_options=None, **conds):
         options = transformer_options or {}
@@ -132,7 +90,7 @@ class CogVideoXLatent(comfy.latent_formats.LatentFormat):
 
 
 class CogVideoXFunConfig(comfy.supported_models_base.BASE):
-    """The host's model configuration of a `Checkpoint`."""
+    """ComfyUI's model configuration of a `Checkpoint`."""
 
     unet_extra_config: dict = {}
 
@@ -146,7 +104,7 @@ class CogVideoXFunConfig(comfy.supported_models_base.BASE):
         self.supported_inference_dtypes = [torch.bfloat16, torch.float32]
         if checkpoint.config.fp16_is_safe:
             self.supported_inference_dtypes.insert(0, torch.float16)
-        # "linear" is the host's name for betas linear in their roots; the sigmas are replaced by the schedule's own.
+        # "linear" is ComfyUI's name for betas linear in their roots; the sigmas are replaced by the schedule's own.
         self.sampling_settings = {
             "beta_schedule": "linear",
             "linear_start": schedule.beta_start,
@@ -157,14 +115,13 @@ class CogVideoXFunConfig(comfy.supported_models_base.BASE):
 
     def process_unet_state_dict_for_saving(self, state_dict):
         """Let ModelSave's file carry the configuration that its shapes don't tell."""
-        # 0.8.0 leaves quantised weights packed beside their scales, which safetensors can't write
-        state_dict = {key: getattr(value, "_qdata", value) for key, value in state_dict.items()}
+        state_dict = {key: packed(value) for key, value in state_dict.items()}
         state_dict[SAVED_CONFIG] = encode_config(self.checkpoint_config)
         return super().process_unet_state_dict_for_saving(state_dict)
 
 
 class CogVideoXFun(comfy.model_base.BaseModel):
-    """The host's model: v-prediction on the zero-terminal-SNR schedule, with InP or Control latents."""
+    """ComfyUI's model: v-prediction on the zero-terminal-SNR schedule, with InP or Control latents."""
 
     def __init__(self, model_config: CogVideoXFunConfig, device=None):
         super().__init__(
@@ -181,23 +138,14 @@ class CogVideoXFun(comfy.model_base.BaseModel):
     def config(self):
         return self.diffusion_model.config
 
-    def get_dynamic_vram__units(self):
-        """For the host's dynamic patcher: which layers come first on the card, and which last."""
-        return [], self.diffusion_model.modulations()
-
-    def process_latent_in(self, latent):
-        if not torch.isfinite(latent).all():
-            raise ValueError("the latent holds NaN or infinity: check the node that made it")
-        return super().process_latent_in(latent)
-
     def extra_conds(self, **kwargs):
         out = super().extra_conds(**kwargs)
         text = out.get("c_crossattn")
-        if text is not None:  # the host would upload it for every call
+        if text is not None:  # ComfyUI would upload it for every call
             out["c_crossattn"] = text._copy_with(text.cond.to(kwargs["device"]))
-        extra = self.concat_latents(
-            kwargs["noise"], kwargs.get("concat_latent_image"), kwargs.get("concat_mask"), kwargs["device"]
-        )
+        scales = Scales(self.latent_format.scale_factor, self.image_scale)
+        given = kwargs.get("concat_latent_image"), kwargs.get("concat_mask")
+        extra = concat_latents(self.config, scales, kwargs["noise"], *given, kwargs["device"])
         if extra is not None:  # a key of its own: as c_concat, EasyCache of 0.3.64 would see the wrong channel count
             out["concat_latents"] = comfy.conds.CONDNoiseShape(extra)
             if CONTROL_PERCENTS in kwargs:
@@ -206,76 +154,12 @@ class CogVideoXFun(comfy.model_base.BaseModel):
         return out
 
     def _apply_model(self, x, t, *args, control_sigmas: tuple[float, float] | None = None, **kwargs):
-        """The host's call, with zeros for the control video outside its part of the schedule. t: [B] sigmas."""
+        """ComfyUI's call, with zeros for the control video outside its part of the schedule. t: [B] sigmas."""
         if control_sigmas is not None:
             first, last = control_sigmas
             inside = ((t <= first) & (t >= last)).to(x)
             kwargs["concat_latents"] = kwargs["concat_latents"] * inside[:, None, None, None, None]
         return super()._apply_model(x, t, *args, **kwargs)
-
-    def concat_latents(self, noise, latent, mask, device) -> torch.Tensor | None:
-        """The channels that the model takes beside the noise, B C T h w, scaled; None for zeros (text to video).
-
-        Raises:
-            ValueError: conditioning for another kind of model, or of another size than the noise.
-        """
-        if latent is None and mask is None:
-            return None
-        kind = self.config.conditioning
-        if latent is None or kind == "text" or (mask is not None) != (kind == "inpaint"):
-            have = (
-                "a mask without a latent"
-                if latent is None
-                else "a mask and a latent"
-                if mask is not None
-                else "a latent"
-            )
-            raise ValueError(
-                f"this model takes {self.config.in_channels} channels ({kind}), but the conditioning holds {have}: "
-                f"{CONDITIONING_REMEDIES[kind]}"
-            )
-        channels = 32 if kind == "void" else 16
-        fits = latent.ndim == 5 and latent.shape[1] == channels and latent.shape[3:] == noise.shape[3:]
-        if kind == "image":  # the first frame, or several; the rest are zeros
-            fits = fits and latent.shape[2] <= noise.shape[2]
-        if not fits or (kind != "image" and latent.shape[2] != noise.shape[2]):
-            raise ValueError(
-                f"the conditioning's latent has the shape {list(latent.shape)}, but the sampled latent "
-                f"{list(noise.shape)}: give CogVideoX-Fun's Empty Latent and VAE Encode the same size and length"
-            )
-        latent = self.process_latent_in(latent).to(device)
-        if kind == "image":
-            scaled = latent * (self.image_scale / self.latent_format.scale_factor)
-            return F.pad(scaled, (0, 0, 0, 0, 0, noise.shape[2] - latent.shape[2]))
-        if kind != "inpaint":
-            return latent
-        mask = self.latent_mask(mask, noise)
-        if mask is None:
-            return None
-        mask = comfy.utils.repeat_to_batch_size(mask.to(device), latent.shape[0])
-        return inpaint_latents(mask, latent, self.latent_format.scale_factor)
-
-    @staticmethod
-    def latent_mask(mask: torch.Tensor, noise: torch.Tensor) -> torch.Tensor | None:
-        """A conditioning's mask as B 1 T h w, 1 = generate; None where a pixel mask keeps nothing."""
-        latent_t, latent_h, latent_w = noise.shape[2:]
-        if mask.ndim == 5 and mask.shape[1] == 1 and mask.shape[2:] == noise.shape[2:]:
-            return mask
-        height, width = latent_h * SPATIAL_COMPRESSION, latent_w * SPATIAL_COMPRESSION
-        frames = latent_t_to_frames(latent_t)
-        is_pixel_mask = mask.ndim == 4 and mask.shape[1] == 1 and mask.shape[2:] == (height, width)
-        if not is_pixel_mask or mask.shape[0] not in (1, frames):
-            raise ValueError(
-                f"the conditioning's mask has the shape {list(mask.shape)}, but the latent is {latent_t} x {latent_h} "
-                f"x {latent_w}: bring the mask to the latent's size with Mask Resize 3D"
-            )
-        log.warning(
-            "the conditioning's latent was made by the host's InpaintModelConditioning, which greys out what the "
-            "model expects black: use CogVideoX-Fun's VAE Encode and Inpaint Conditioning instead"
-        )
-        if (mask >= THRESHOLD).all():
-            return None
-        return mask_to_latent(mask[:, 0], latent_t, latent_h, latent_w)[None, None]
 
     def inference_dtype(self) -> torch.dtype:
         return self.get_dtype() if self.manual_cast_dtype is None else self.manual_cast_dtype
@@ -284,9 +168,7 @@ class CogVideoXFun(comfy.model_base.BaseModel):
         """Bytes of activations of one call."""
         element = comfy.model_management.dtype_size(self.inference_dtype())
         linear = self.diffusion_model.transformer_blocks[0].ff.net[2]
-        quantised = getattr(linear, "layout_type", None) and not linear._full_precision_mm
-        packs_inputs = bool(quantised) or isinstance(linear, comfy.ops.fp8_ops.Linear)
-        return transformer_bytes(self.config, input_shape, element, packs_inputs)
+        return transformer_bytes(self.config, input_shape, element, packs_inputs=multiplies_in_fp8(linear))
 
 
 def model_of(patcher) -> CogVideoXFun:
@@ -328,7 +210,7 @@ def length_limits(patcher, of_a_call: bool = False) -> tuple[int | None, int | N
         of_a_call: of one call of the transformer, whatever windows it runs in.
     """
     config = model_of(patcher).config
-    if not of_a_call and "context_handler" in patcher.model_options:  # its windows run through a clip of any length
+    if not of_a_call and "context_handler" in patcher.model_options:  # context windows take a clip of any length
         return None, None
     options = patcher.model_options.get("transformer_options", {}).get(POSITIONS, PositionOptions())
     latent_t = options.max_latent_t(config.max_latent_t)
@@ -336,7 +218,7 @@ def length_limits(patcher, of_a_call: bool = False) -> tuple[int | None, int | N
 
 
 def progress_callback():
-    """A on_progress(done, total) that moves a progress bar of the host and lets the user interrupt."""
+    """A function on_progress(done, total) that moves ComfyUI's progress bar and lets the user interrupt."""
     bar = comfy.utils.ProgressBar(1)
 
     def on_progress(done: int, total: int) -> None:

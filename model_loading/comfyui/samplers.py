@@ -1,4 +1,4 @@
-"""The authors' samplers as samplers of the host, and the model's schedule as the host's SIGMAS."""
+"""VideoX-Fun's samplers as samplers of ComfyUI, and the model's schedule as ComfyUI's SIGMAS."""
 
 import math
 
@@ -11,8 +11,8 @@ from ...sampling.schedule import NoiseSchedule, add_noise, cogvideox_ddim, dynam
 from .model import STEP, TIMESTEP, model_of
 
 NOT_FINITE = (
-    "the sampled latent holds NaN or infinity: if weight_dtype is fp16, set it to bf16; otherwise check the LoRAs and "
-    "the model's file"
+    "the sampled latent holds NaN or infinity: if weight_dtype is fp16, set it to bf16; otherwise check the LoRAs, "
+    "the model's file, and the latents and images that went in"
 )
 
 
@@ -30,10 +30,10 @@ def run_sigmas(model, steps: int, spacing: str = "auto", denoise: float = 1.0) -
 
 
 class OnTimesteps(comfy.samplers.Sampler):
-    """A sampler of the authors' over the host's guided model.
+    """A sampler of VideoX-Fun's over ComfyUI's guided model.
 
-    The host works on variance-exploding latents and hands out the denoised one; this goes back to the
-    variance-preserving latent and to v, so that step and start are the authors' to the digit.
+    ComfyUI works on variance-exploding latents and returns the denoised one. This converts back to the
+    variance-preserving latent and to v, so that start and steps equal VideoX-Fun's to the digit.
     """
 
     def __init__(self, schedule: NoiseSchedule, steps: int, spacing: str = "auto", denoise: float = 1.0):
@@ -58,11 +58,11 @@ class OnTimesteps(comfy.samplers.Sampler):
     ):
         model_sampling = model_wrap.inner_model.model_sampling
         alphas = self.alphas(model_sampling)
-        # once: every number of the GPU's makes the CPU wait for it
+        # once a run: reading a number from the GPU waits for the GPU
         powers, table, levels = alphas.tolist(), model_sampling.sigmas.tolist(), sigmas.tolist()
 
         def ask(x: torch.Tensor, sigma: torch.Tensor, timestep: float) -> torch.Tensor:
-            """The guided v, from the host's model, at its own sigma for the timestep."""
+            """The guided v from ComfyUI's model, at its sigma for the timestep."""
             level = table[round(timestep)]
             root = math.hypot(level, 1)
             step = min(range(len(levels)), key=lambda i: abs(levels[i] - level))
@@ -74,7 +74,7 @@ class OnTimesteps(comfy.samplers.Sampler):
             sigma = x.new_full(x.shape[:1], table[round(timestep)])
             if denoise_mask is None:
                 return ask(x, sigma, timestep)
-            # as the host's KSamplerX0Inpaint, but on the schedule that is run, which need not be the model's
+            # as ComfyUI's KSamplerX0Inpaint, but on the schedule that is run, which need not be the model's
             mask = denoise_mask
             if change := extra_args["model_options"].get("denoise_mask_function"):
                 mask = change(sigma, mask, extra_options={"model": model_wrap, "sigmas": sigmas})
@@ -141,10 +141,10 @@ class DiffusersSampler(OnTimesteps):
 
 
 def checked(callback):
-    """A callback of the host's samplers, (step, denoised, x, total), that first looks for NaN and infinity.
+    """A callback of ComfyUI's samplers, (step, denoised, x, total), that first looks for NaN and infinity.
 
-    What it looks at is the denoised latent, which is the model's answer in every sampler. A sampler that asks twice a
-    step, such as heun, shows what its second answer brought at the next step.
+    It checks the denoised latent, which is the model's result in every sampler. A sampler that calls the model twice a
+    step, such as heun, shows the second result at the next step.
 
     Raises:
         ValueError: from the callback, at the first step that holds either; the message counts from 1.
@@ -179,9 +179,9 @@ def with_dynamic_guidance(model, steps: int):
 
     def guide(args: dict) -> torch.Tensor:
         timestep = args["model_options"].get("transformer_options", {}).get(TIMESTEP)
-        if timestep is None:  # a sampler of the host's, which says it on the GPU alone
-            # not of the clone: one that its own options hold lives on until Python collects its cycle, and the host
-            # then takes the model that it came from for a leak
+        if timestep is None:  # ComfyUI's own samplers give it only as a tensor on the GPU
+            # Take the model from the arguments. A reference to the clone in its own options would be a cycle, and
+            # ComfyUI would report the model as leaked until Python collects it.
             timestep = float(args["model"].model_sampling.timestep(args["sigma"].flatten()[:1]))
         scale = dynamic_guidance(args["cond_scale"], timestep, steps)
         return args["uncond"] + scale * (args["cond"] - args["uncond"])

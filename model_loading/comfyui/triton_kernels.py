@@ -1,7 +1,8 @@
-"""Triton kernels for what PyTorch's own are slow at: a LayerNorm over 64 channels, and what follows a LayerNorm.
+"""Triton kernels for two steps that are slow in PyTorch: LayerNorm over 64 channels, and LayerNorm with modulation.
 
-Only imported where Triton is installed. At the 5B's 480x720x49 with guidance on an H100, norm and rotation of q took
-2.24 ms as a LayerNorm and comfy-kitchen's rotation, and take 0.16 ms here (benchmarks/gpu); there are 84 a call.
+This module is imported only where Triton is installed. On an H100, for the 5B at 480x720x49 with guidance, norm and
+rotation of q take 2.24 ms as a LayerNorm and comfy-kitchen's rotation, and 0.16 ms here (benchmarks/gpu). A call
+has 84 of them.
 """
 
 import torch

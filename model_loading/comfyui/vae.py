@@ -14,9 +14,11 @@ from ...sampling.geometry import SPATIAL_COMPRESSION, TEMPORAL_COMPRESSION, lega
 from ..errors import shown
 from ..files.checkpoint import load_vae_config
 from ..files.safetensors_files import open_weights
+from ..networks.config import VAEConfig
 from ..networks.memory_estimate import decode_bytes, encode_bytes
 from ..networks.tiling import tile_spans
 from ..networks.vae import CogVideoXVAE, draw
+from .compat import is_out_of_memory, vae_output_dtype
 from .files import read_file
 from .model import progress_callback
 
@@ -24,12 +26,6 @@ log = logging.getLogger(__name__)
 
 OOM_TILE = 256  # pixels, of the tiles after an out-of-memory
 OOM_OVERLAP = 64
-
-
-def is_out_of_memory(error: BaseException) -> bool:
-    """Newer hosts know more kinds than the exception class alone."""
-    is_oom = getattr(comfy.model_management, "is_oom", None)
-    return is_oom(error) if is_oom else isinstance(error, comfy.model_management.OOM_EXCEPTION)
 
 
 def tile_share(shape, tile: int, overlap: int, unit: int) -> float:
@@ -41,48 +37,42 @@ def tile_share(shape, tile: int, overlap: int, unit: int) -> float:
 
 
 class ComfyVAE(comfy.sd.VAE):
-    """A host VAE whose encode and decode stream in the authors' chunks.
+    """A VAE of ComfyUI whose encode and decode stream in VideoX-Fun's chunks.
 
-    Tiles are spatial only: a temporal tile is accepted and ignored, since streaming bounds time already and a fresh
-    causal cache per tile would be wrong.
+    Tiles are spatial only. A temporal tile is accepted and ignored: streaming already bounds the memory in time, and a
+    fresh causal cache per tile would be wrong.
     """
 
     def __init__(self, path: str | Path, device=None, dtype=None):
         weights = open_weights(Path(path), read_file)
         config = load_vae_config(Path(path), weights)
-        self._describe(config.latent_channels)
-
-        self.device = device or comfy.model_management.vae_device()
+        # ComfyUI's constructor sets what its nodes read of a VAE. Not every version can build a CogVideoX VAE, so it
+        # builds its smallest one here, and what is of CogVideoX is set after it.
+        super().__init__({"pixel_space_vae": torch.ones(())}, device=device, dtype=dtype)
+        self._describe(config)
         self.vae_dtype = dtype or comfy.model_management.vae_dtype(self.device, self.working_dtypes)
-        self.output_device = comfy.model_management.intermediate_device()
-        offload_device = comfy.model_management.vae_offload_device()
-        operations = comfy.ops.disable_weight_init
         with torch.device("meta"):
-            self.first_stage_model = CogVideoXVAE(config, operations, dtype=self.vae_dtype)
+            self.first_stage_model = CogVideoXVAE(config, comfy.ops.disable_weight_init, dtype=self.vae_dtype)
         weights.assign_to(self.first_stage_model.eval().requires_grad_(False), self.vae_dtype)
+        self.size = comfy.model_management.module_size(self.first_stage_model)
         self.patcher = comfy.model_patcher.ModelPatcher(
-            self.first_stage_model, load_device=self.device, offload_device=offload_device
+            self.first_stage_model,
+            load_device=self.device,
+            offload_device=comfy.model_management.vae_offload_device(),
         )
         log.info("%s: CogVideoX VAE, %s", shown(path), self.vae_dtype)
 
-    def _describe(self, latent_channels: int) -> None:
-        """What the host's nodes ask of a VAE."""
+    def _describe(self, config: VAEConfig) -> None:
+        """Set what ComfyUI's nodes read of a VAE and what is not the same for all VAEs."""
         space, time = SPATIAL_COMPRESSION, TEMPORAL_COMPRESSION
-        self.latent_channels = latent_channels
-        self.latent_dim = 3
-        self.output_channels = 3
+        self.latent_channels, self.latent_dim, self.output_channels = config.latent_channels, 3, config.out_channels
         self.downscale_ratio = (lambda frames: max(0, (frames + time - 1) // time), space, space)
         self.upscale_ratio = (lambda latent_t: max(0, latent_t * time - time + 1), space, space)
         self.downscale_index_formula = self.upscale_index_formula = (time, space, space)
-        self.working_dtypes = [torch.bfloat16, torch.float16, torch.float32]  # as the host's own CogVideoX VAE
-        self.process_input = lambda image: image * 2.0 - 1.0
-        self.process_output = lambda image: image.add_(1.0).div_(2.0).clamp_(0.0, 1.0)
+        self.working_dtypes = [torch.bfloat16, torch.float16, torch.float32]  # as ComfyUI's own CogVideoX VAE
+        self.disable_offload = False
         self.memory_used_encode = self._memory_encode
         self.memory_used_decode = self._memory_decode
-        self.disable_offload = self.not_video = False
-        self.crop_input = self.handles_tiling = True
-        self.size = self.extra_1d_channel = self.pad_channel_value = self.format_encoded = None
-        self.audio_sample_rate = 44100
 
     def _memory_decode(self, shape, dtype) -> float:
         return decode_bytes(self.first_stage_model.config, shape, comfy.model_management.dtype_size(dtype))
@@ -90,38 +80,38 @@ class ComfyVAE(comfy.sd.VAE):
     def _memory_encode(self, shape, dtype) -> float:
         return encode_bytes(self.first_stage_model.config, shape, comfy.model_management.dtype_size(dtype))
 
-    def _output_dtype(self) -> torch.dtype:
-        return self.vae_output_dtype() if hasattr(self, "vae_output_dtype") else torch.float32
-
-    def _run(self, function, source: torch.Tensor, chunks_memory: float, tile: int, overlap: int) -> torch.Tensor:
-        comfy.model_management.load_models_gpu([self.patcher], memory_required=int(chunks_memory))
+    def _run(self, function, source: torch.Tensor, memory: float, tile: int, overlap: int, unit: int) -> torch.Tensor:
+        share = tile_share(source.shape, tile, overlap, SPATIAL_COMPRESSION // unit)
+        comfy.model_management.load_models_gpu([self.patcher], memory_required=int(memory * share))
         return function(
             source,
             device=self.device,
             dtype=self.vae_dtype,
             output_device=self.output_device,
-            output_dtype=self._output_dtype(),
+            output_dtype=vae_output_dtype(self),
             tile=tile,
             overlap=overlap,
             on_progress=progress_callback(),
         )
 
     def _with_fallback(self, function, source, memory, tile, overlap, what: str, unit: int) -> torch.Tensor:
-        """Run; after an out-of-memory, run once more in spatial tiles and say so."""
+        """Run; after an out-of-memory, run once more in spatial tiles and say so.
+
+        Args:
+            memory: bytes that the whole frame needs.
+            unit: pixels per element of the source: 8 to decode, 1 to encode.
+        """
         if tile >= max(source.shape[3:]):
             tile = overlap = 0
-        share = tile_share(source.shape, tile, overlap, SPATIAL_COMPRESSION // unit)
         try:
-            return self._run(function, source, memory * share, tile, overlap)
+            return self._run(function, source, memory, tile, overlap, unit)
         except Exception as error:
             if not is_out_of_memory(error) or 0 < tile <= OOM_TILE // unit:
                 raise
         # outside the except block: the exception holds the failed run's tensors
         log.warning("out of memory while %s: trying again in tiles of %d pixels", what, OOM_TILE)
         comfy.model_management.soft_empty_cache()
-        tile, overlap = OOM_TILE // unit, OOM_OVERLAP // unit
-        share = tile_share(source.shape, tile, overlap, SPATIAL_COMPRESSION // unit)
-        return self._run(function, source, memory * share, tile, overlap)
+        return self._run(function, source, memory, OOM_TILE // unit, OOM_OVERLAP // unit, unit)
 
     def decode(self, samples_in: torch.Tensor, vae_options=None) -> torch.Tensor:
         """B 16 T h w, unscaled -> B F H W 3, 0..1."""
@@ -136,8 +126,6 @@ class ComfyVAE(comfy.sd.VAE):
                 f"the latent has the shape {list(samples.shape)}, expected [batch, {self.latent_channels}, frames, "
                 "height / 8, width / 8] from a CogVideoX model"
             )
-        if not torch.isfinite(samples).all():
-            raise ValueError("the latent holds NaN or infinity: check the sampler that made it")
         tile = 32 if tile_x is None else tile_x
         overlap = tile // 4 if overlap is None else min(overlap, max(tile - 1, 0))
         memory = self._memory_decode(samples.shape, self.vae_dtype)
@@ -159,15 +147,7 @@ class ComfyVAE(comfy.sd.VAE):
 
     def _encode(self, function, pixel_samples: torch.Tensor, tile_x: int | None, overlap: int | None) -> torch.Tensor:
         pixels = pixel_samples if pixel_samples.ndim == 5 else pixel_samples[None]
-        if pixels.ndim != 5 or pixels.shape[-1] < 3:
-            raise ValueError(
-                f"the pixels have the shape {list(pixel_samples.shape)}, expected [frames, height, width, 3]"
-            )
-        if not torch.isfinite(pixels).all():
-            raise ValueError("the pixels hold NaN or infinity, expected values from 0 to 1")
         height, width = (n // SPATIAL_COMPRESSION * SPATIAL_COMPRESSION for n in pixels.shape[2:4])
-        if not height or not width:
-            raise ValueError(f"the pixels are {pixels.shape[3]} x {pixels.shape[2]}, expected at least 8 x 8")
         top, left = (pixels.shape[2] - height) // 2, (pixels.shape[3] - width) // 2
         length = legal_length(pixels.shape[1])
         pixels = pixels[:, :length, top : top + height, left : left + width, :3]
@@ -184,7 +164,7 @@ def reload_vae_patcher(path: str, **_options):
 
 
 def load_vae(path: str | Path) -> ComfyVAE:
-    """Load a VAE folder or file as the host's VAE.
+    """Load a VAE folder or file as a VAE of ComfyUI.
 
     Raises:
         CheckpointError: what is wrong with the files, and what to do.

@@ -15,9 +15,7 @@ from .config import TransformerConfig
 
 
 def sdpa(q, k, v, heads: int, transformer_options: dict | None = None) -> torch.Tensor:
-    """Attention without a host. q, k, v: B heads N d -> B N (heads d)."""
-    if q.device.type == "cpu":  # its kernel reads k and v again for every slice of q: 4 % less time
-        k, v = k.contiguous(), v.contiguous()
+    """PyTorch's attention. q, k, v: B heads N d -> B N (heads d)."""
     return rearrange(F.scaled_dot_product_attention(q, k, v), "b h n d -> b n (h d)")
 
 
@@ -32,7 +30,7 @@ def timestep_embedding(timestep: torch.Tensor, dim: int) -> torch.Tensor:
 def rotate(x: torch.Tensor, rope: torch.Tensor) -> torch.Tensor:
     """Rotate pairs of channels by the positions of their tokens, in float32; in place where `may_overwrite`.
 
-    Real arithmetic, since inductor, MPS and DirectML have no complex numbers.
+    In real arithmetic, because inductor and MPS have no complex numbers.
 
     Args:
         x: B heads N d.
@@ -85,14 +83,17 @@ def rotation_matrices(rotations: torch.Tensor) -> torch.Tensor:
 
 
 def after_text(rope: torch.Tensor, text_tokens: int) -> torch.Tensor:
-    """The rotations of text and video tokens, from those of the video's: text is not turned."""
+    """The rotations of text and video tokens, from those of the video tokens. Text is not rotated."""
     identity = torch.eye(2, device=rope.device).expand(1, 1, text_tokens, rope.shape[3], 2, 2)
     return torch.cat([identity, rope], dim=2)
 
 
 def may_overwrite(*tensors: torch.Tensor) -> bool:
-    """Whether to compute in place: not where a gradient needs the old value, nor under torch.compile, which fuses
-    better what is out of place, nor on MPS, where addcmul into a part of a tensor was wrong before PyTorch 2.4."""
+    """Whether to compute in place.
+
+    Not where a gradient needs the old value. Not under torch.compile, which fuses better out of place. Not on MPS,
+    where addcmul into a part of a tensor was wrong before PyTorch 2.4.
+    """
     kept = any(tensor.requires_grad or tensor.device.type == "mps" for tensor in tensors)
     return not (kept or torch.compiler.is_compiling())
 
@@ -137,7 +138,7 @@ class TimeEmbedding(nn.Module):
 
 
 class LayerNormZero(nn.Module):
-    """Layer norm whose shift, scale and gate follow the timestep, separately for text and video."""
+    """AdaLN: a layer norm whose shift, scale and gate follow the timestep, separately for text and video."""
 
     def __init__(self, config: TransformerConfig, operations, norm_modulate, **factory):
         super().__init__()
@@ -145,11 +146,12 @@ class LayerNormZero(nn.Module):
         self.norm = operations.LayerNorm(config.dim, eps=config.norm_eps, **factory)
         self.norm_modulate = norm_modulate
 
-    def forward(self, x: torch.Tensor, modulation: torch.Tensor, text_tokens: int):
-        """x: B N C, text first; modulation: B 6C, what the linear makes of the timestep.
+    def forward(self, x: torch.Tensor, temb: torch.Tensor, text_tokens: int):
+        """x: B N C, text first; temb: B time_embed_dim, after SiLU.
 
         Returns the modulated tokens and the two gates (text, image), B 1 C each.
         """
+        modulation = self.linear(temb)
         _, _, gate, _, _, text_gate = modulation[:, None].chunk(6, dim=-1)
         return self.norm_modulate(x, self.norm, modulation, text_tokens), (text_gate, gate)
 
@@ -230,7 +232,7 @@ def gated_add_(x: torch.Tensor, update: torch.Tensor, gates: tuple, text_tokens:
 class Block(nn.Module):
     """Attention, then feed-forward, each on normed tokens and added back through a gate.
 
-    The stream ``x`` is the caller's own to overwrite: where `may_overwrite`, it is updated in place.
+    The token stream ``x`` is updated in place where `may_overwrite`.
     """
 
     def __init__(self, config: TransformerConfig, operations, attention, norm_rotate, norm_modulate, **factory):
@@ -240,26 +242,16 @@ class Block(nn.Module):
         self.norm2 = LayerNormZero(config, operations, norm_modulate, **factory)
         self.ff = FeedForward(config.dim, operations, **factory)
 
-    @property
-    def modulations(self) -> tuple[nn.Module, nn.Module]:
-        """The linears that make shift, scale and gate of the timestep: 14 % of a 5B's weights, 21 % of a 2B's."""
-        return self.norm1.linear, self.norm2.linear
-
-    @property
-    def streamed(self) -> tuple[nn.Module, ...]:
-        """What the tokens run through: all but the modulations."""
-        return self.norm1.norm, self.attn1, self.norm2.norm, self.ff
-
-    def forward(self, x, modulation: tuple, rope, text_tokens: int, options: dict) -> torch.Tensor:
-        """x: B N C; modulation: B 6C for each norm; options: the transformer_options."""
-        normed, gates = self.norm1(x, modulation[0], text_tokens)
+    def forward(self, x, temb, rope, text_tokens: int, options: dict) -> torch.Tensor:
+        """x: B N C; temb: B time_embed_dim, after SiLU; options: the transformer_options."""
+        normed, gates = self.norm1(x, temb, text_tokens)
         q, k, v = self.attn1.project(normed, rope, options)
         del normed  # each copy of the stream counts where memory is short
         attended = self.attn1(q, k, v, options)
         del q, k, v
         x = gated_add_(x, self.attn1.to_out[0](attended), gates, text_tokens)
         del attended
-        normed, gates = self.norm2(x, modulation[1], text_tokens)
+        normed, gates = self.norm2(x, temb, text_tokens)
         hidden = self.ff.expand(normed)
         del normed
         return gated_add_(x, self.ff.contract(hidden), gates, text_tokens)
@@ -272,5 +264,6 @@ class NormOut(nn.Module):
         self.norm = operations.LayerNorm(config.dim, eps=config.norm_eps, **factory)
 
     def forward(self, x: torch.Tensor, temb: torch.Tensor) -> torch.Tensor:
-        shift, scale = self.linear(F.silu(temb))[:, None].chunk(2, dim=-1)
+        """x: B N C; temb: B time_embed_dim, after SiLU."""
+        shift, scale = self.linear(temb)[:, None].chunk(2, dim=-1)
         return self.norm(x) * (1 + scale) + shift

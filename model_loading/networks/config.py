@@ -1,4 +1,4 @@
-"""What a transformer is: its configuration, and the table of variants that shapes alone can tell apart."""
+"""The configurations of the transformer and of the VAE, and the variants that shapes alone can tell apart."""
 
 import dataclasses
 import math
@@ -13,7 +13,6 @@ from ...sampling.schedule import NoiseSchedule
 from ..errors import CheckpointError
 
 TEXT_TOKENS = 226
-LARGEST_SAMPLE = 1024  # latents, or frames: what a trained grid can have at most
 BLOCK = re.compile(r"transformer_blocks\.(\d{1,3})\.", re.ASCII)
 
 
@@ -115,13 +114,6 @@ class TransformerConfig:
             )
         if config.patch_size_t not in (None, 2):
             raise CheckpointError(f"patch_size_t is {config.patch_size_t}, expected none or 2")
-        for name in ("sample_frames", "sample_height", "sample_width"):
-            value, least = getattr(config, name), 1 if name == "sample_frames" else 2
-            if not least <= value <= LARGEST_SAMPLE:
-                raise CheckpointError(
-                    f"{name} is {reprlib.repr(value)} in the transformer's configuration, expected {least} to "
-                    f"{LARGEST_SAMPLE}"
-                )
         return config
 
     @property
@@ -138,7 +130,7 @@ class TransformerConfig:
 
     @property
     def reference_noise(self) -> float:
-        """The noise that the authors add by themselves to an InP model's reference video; V1.1 was trained with it."""
+        """The noise that VideoX-Fun adds to an InP model's reference video; V1.1 was trained with it."""
         return REFERENCE_NOISE if self.add_noise_in_inpaint_model and self.conditioning == "inpaint" else 0.0
 
     @property
@@ -177,6 +169,48 @@ class TransformerConfig:
     def default_schedule(self) -> NoiseSchedule:
         """The schedule of the family, for files that carry no scheduler configuration."""
         return NoiseSchedule(snr_shift=1.0 if self.use_rotary_positional_embeddings else 3.0)
+
+
+@dataclasses.dataclass(frozen=True)
+class VAEConfig:
+    """The fields of ``vae/config.json`` that define the VAE, under the hub's names."""
+
+    in_channels: int = 3
+    out_channels: int = 3
+    block_out_channels: tuple[int, ...] = (128, 256, 256, 512)
+    latent_channels: int = 16
+    layers_per_block: int = 3
+    norm_eps: float = 1e-6
+    norm_num_groups: int = 32
+    temporal_compression_ratio: int = 4
+    scaling_factor: float = 1.15258426
+    invert_scale_latents: bool = False
+
+    @property
+    def image_scale(self) -> float:
+        """What CogVideoX's own image-to-video models multiply the first frame's latent by (diffusers' pipeline)."""
+        return 1 / self.scaling_factor if self.invert_scale_latents else self.scaling_factor
+
+    @classmethod
+    def from_dict(cls, values: Mapping) -> "VAEConfig":
+        """Read a configuration.
+
+        Raises:
+            CheckpointError: an architecture that is not CogVideoX's.
+        """
+        widths = values.get("block_out_channels", cls.block_out_channels)
+        if not isinstance(widths, (list, tuple)) or not all(type(width) is int for width in widths):
+            raise CheckpointError(
+                f"block_out_channels is {widths!r} in the VAE's configuration, expected a list of ints"
+            )
+        known = read_fields(cls, {k: v for k, v in values.items() if k != "block_out_channels"}, "VAE")
+        config = cls(**known, block_out_channels=tuple(widths))
+        if len(config.block_out_channels) != 4 or config.temporal_compression_ratio != 4:
+            raise CheckpointError(
+                f"the VAE's configuration has block_out_channels {list(config.block_out_channels)} and temporal "
+                f"compression {config.temporal_compression_ratio}, expected four blocks and 4"
+            )
+        return config
 
 
 # ComfyUI's own names of a CogVideoX transformer's parameters -> the hub's.

@@ -1,14 +1,14 @@
-"""What a call needs beside the weights, for the host to plan with, fitted to traced runs (tests/unit/test_memory).
+"""The memory of one call beside the weights, for ComfyUI to plan with, fitted to traced runs (test_memory.py).
 
-All are for one call as the pack makes it; attention counts by its output only.
+Attention counts by its output only.
 """
 
 import math
 from collections.abc import Sequence
 
 from ...sampling.geometry import SPATIAL_COMPRESSION, TEMPORAL_COMPRESSION, legal_length
-from .config import TransformerConfig
-from .vae import DECODE_LATENTS, VAEConfig, encode_chunks
+from .config import TransformerConfig, VAEConfig
+from .vae import DECODE_LATENTS, encode_chunks
 
 SPARE = 1.1  # declared over traced
 DECODE_SPARE = 1.3  # the same of decoding: cuDNN's own memory was a quarter more on an H100 (benchmarks/gpu)

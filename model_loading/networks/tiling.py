@@ -150,8 +150,6 @@ def stream(
         on_progress: called with (done, total) after each chunk.
     """
     in_h, in_w = source.shape[3:]
-    if tile and not 0 <= overlap < tile:
-        raise ValueError(f"the tiles' overlap is {overlap}, expected less than their size, {tile}")
     unit = max(in_h // shape[3], 1)
     rows, columns = ([slice(0, n)] if not tile else tile_spans(n, tile, overlap, unit) for n in (in_h, in_w))
     tiles = [(row, column) for row in rows for column in columns]

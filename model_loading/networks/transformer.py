@@ -1,7 +1,7 @@
 """The CogVideoX transformer, its parameters named as on the hub.
 
-Built from an ``operations`` namespace (torch.nn's by default, the host's when it runs there), of the layers in
-`blocks`.
+It is built of the layers in `blocks`, from an ``operations`` namespace: torch.nn by default, ComfyUI's operations
+inside ComfyUI.
 """
 
 import torch
@@ -152,7 +152,7 @@ class CogVideoXTransformer(nn.Module):
             context: B L text_embed_dim, text features; the models were trained with L = 226.
             concat_latents: B (in_channels - 16) T h w, scaled: 17 inpaint, 16 control or image, or 32 VOID channels;
                 None is zeros.
-            transformer_options: the host's patches and options; under `POSITIONS` how positions are made.
+            transformer_options: ComfyUI's patches and options; under `POSITIONS` how positions are made.
 
         Returns:
             B 16 T h w.
@@ -189,7 +189,7 @@ class CogVideoXTransformer(nn.Module):
         x = torch.cat([text, image], dim=1)
         del text, image, pos
         x = self.run_blocks(x, temb, rope, text_tokens, options)
-        x = self.proj_out(self.norm_out(self.norm_final(x[:, text_tokens:]), temb))
+        x = self.proj_out(self.norm_out(self.norm_final(x[:, text_tokens:]), F.silu(temb)))
         axes = {"t": grid[0], "h": grid[1], "w": grid[2], "pt": patch_t, "ph": 2, "pw": 2}
         x = rearrange(x, "b (t h w) (c pt ph pw) -> b c (t pt) (h ph) (w pw)", **axes)
         return x[:, :, :latent_t]
@@ -202,50 +202,26 @@ class CogVideoXTransformer(nn.Module):
         """
         base_t, base_h, base_w = self.config.base_grid
         tokens = self.config.max_text_seq_length
-        if grid[0] > base_t or text.shape[1] > tokens:
+        if grid[0] > base_t or grid[1:] != (base_h, base_w) or text.shape[1] > tokens:
             raise ValueError(
-                f"the model has a learned position table for {base_t} latent frames and {tokens} text tokens, but the "
-                f"video has {grid[0]} and the text {text.shape[1]}: use a shorter clip, without RIFLEx or a temporal "
-                "scale, and one prompt"
-            )
-        if grid[1:] != (base_h, base_w):
-            raise ValueError(
-                f"the model has a learned position table and takes {base_w * 16} x {base_h * 16} pixels alone, but "
-                f"the video is {grid[2] * 16} x {grid[1] * 16}: set width and height to that"
+                f"the model has a learned position table for {base_t} latent frames of {base_w * 16} x {base_h * 16} "
+                f"pixels and {tokens} text tokens, but the video has {grid[0]} of {grid[2] * 16} x {grid[1] * 16} and "
+                f"the text {text.shape[1]}: set width and height to that, and use a shorter clip, without RIFLEx or a "
+                "temporal scale, and one prompt"
             )
         table = self.patch_embed.pos_embedding.to(image)
         return text + table[:, : text.shape[1]], image + table[:, tokens : tokens + image.shape[1]]
 
-    def modulations(self) -> list[nn.Module]:
-        """The linears that make what every block's norms need of the timestep."""
-        return [linear for block in self.transformer_blocks for linear in block.modulations]
-
-    def home(self, linear: nn.Module, temb: torch.Tensor) -> torch.device:
-        """Where a modulation linear is computed for B C ``temb``: where it lies, so that its weights stay there."""
-        return linear.weight.device
-
-    def modulate(self, temb: torch.Tensor, blocks) -> list[tuple[torch.Tensor, ...]]:
-        """What the timestep makes of every block: B 6C for each of its norms, on the device of B C ``temb``."""
-        activated = {temb.device: F.silu(temb)}
-
-        def computed(linear: nn.Module) -> torch.Tensor:
-            device = self.home(linear, temb)
-            if device not in activated:
-                activated[device] = activated[temb.device].to(device)
-            return linear(activated[device]).to(temb.device)
-
-        return [tuple(map(computed, block.modulations)) for block in blocks]
-
     def run_blocks(self, x, temb, rope, text_tokens: int, options: dict) -> torch.Tensor:
-        """Run the blocks over B N C tokens, letting ``patches_replace["dit"]`` take over any of them."""
+        """Run the blocks over B N C tokens. Patches in ``patches_replace["dit"]`` replace single blocks."""
         total = len(self.transformer_blocks)
         replace = options.get("patches_replace", {}).get("dit", {})
         options["total_blocks"] = total
         options["block_type"] = "double"
         options["img_slice"] = [text_tokens, x.shape[1]]
-        modulations = self.modulate(temb, self.transformer_blocks)
+        activated = F.silu(temb)
         fetch = self.weight_fetcher(x.device, options)
-        for index, (block, modulation) in enumerate(zip(self.transformer_blocks, modulations, strict=True)):
+        for index, block in enumerate(self.transformer_blocks):
             if self.on_progress is not None and not torch.compiler.is_compiling():
                 self.on_progress(index, total)
             fetch(block)
@@ -253,22 +229,24 @@ class CogVideoXTransformer(nn.Module):
             if ("double_block", index) in replace:
                 x = self.replaced_block(replace[("double_block", index)], block, x, temb, rope, text_tokens, options)
             else:
-                x = block(x, modulation, rope, text_tokens, options)
+                x = block(x, activated, rope, text_tokens, options)
         fetch(None)
         return x
 
     def weight_fetcher(self, device: torch.device, options: dict):
-        """A function that is called with each block before it runs, and with None after the last: for a host that
-        uploads the next block's weights meanwhile."""
+        """A function that is called with each block before it runs, and with None after the last.
+
+        ComfyUI's version of the model uploads the next block's weights in it.
+        """
         return lambda block: None
 
     def replaced_block(self, replacement, block, x, temb, rope, text_tokens: int, options: dict) -> torch.Tensor:
-        """Call a host's block replacement with the arguments of its joint-attention models (img, txt, vec, pe)."""
+        """Call a block replacement with the arguments of ComfyUI's joint-attention models (img, txt, vec, pe)."""
 
         def original(args):
             tokens = torch.cat([args["txt"], args["img"]], dim=1)
-            (modulation,) = self.modulate(args["vec"], [block])
-            out = block(tokens, modulation, args["pe"], args["txt"].shape[1], args["transformer_options"])
+            temb = F.silu(args["vec"])
+            out = block(tokens, temb, args["pe"], args["txt"].shape[1], args["transformer_options"])
             return {"txt": out[:, : args["txt"].shape[1]], "img": out[:, args["txt"].shape[1] :]}
 
         args = {

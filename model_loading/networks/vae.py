@@ -1,13 +1,12 @@
-"""The causal video VAE of CogVideoX, its parameters named as on the hub, streamed in the authors' chunks.
+"""The causal video VAE of CogVideoX, its parameters named as on the hub, streamed in VideoX-Fun's chunks.
 
 Every causal convolution sees the two frames before its chunk through a `CausalCache` that lives as long as one
-stream. GroupNorm makes the result depend on how a video is cut into chunks, so the cuts are the authors': eight frames
-at a time to encode, with the remainder in the first chunk (49 = 9 + 8 + 8 + 8 + 8 + 8); one latent frame, then two at
-a time to decode, which gives 1 + 8 + 8 ... frames, and four for a lone last one.
+stream. GroupNorm makes the result depend on how a video is cut into chunks, so the cuts are VideoX-Fun's. Encoding
+takes eight frames at a time, with the remainder in the first chunk (49 = 9 + 8 + 8 + 8 + 8 + 8). Decoding takes one
+latent frame, then two at a time, which gives 1 + 8 + 8 ... frames, and four for a lone last one.
 """
 
-import dataclasses
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator
 
 import torch
 import torch.nn.functional as F
@@ -16,58 +15,13 @@ from torch import nn
 
 from ...sampling.geometry import frames_to_latent_t, latent_t_to_frames
 from .blocks import may_overwrite
-from .config import CheckpointError, read_fields
+from .config import VAEConfig
 from .tiling import stream
 
 CausalCache = dict[nn.Module, torch.Tensor]  # the last two input frames of every 3x3x3 convolution
 
 ENCODE_FRAMES = 8
 DECODE_LATENTS = 2
-
-
-@dataclasses.dataclass(frozen=True)
-class VAEConfig:
-    """The fields of ``vae/config.json`` that define the VAE, under the hub's names."""
-
-    in_channels: int = 3
-    out_channels: int = 3
-    block_out_channels: tuple[int, ...] = (128, 256, 256, 512)
-    latent_channels: int = 16
-    layers_per_block: int = 3
-    norm_eps: float = 1e-6
-    norm_num_groups: int = 32
-    temporal_compression_ratio: int = 4
-    scaling_factor: float = 1.15258426
-    invert_scale_latents: bool = False
-
-    @property
-    def image_scale(self) -> float:
-        """What CogVideoX's own image-to-video models multiply the first frame's latent by (diffusers' pipeline)."""
-        return 1 / self.scaling_factor if self.invert_scale_latents else self.scaling_factor
-
-    @classmethod
-    def from_dict(cls, values: Mapping) -> "VAEConfig":
-        """Read a configuration.
-
-        Raises:
-            CheckpointError: an architecture that is not CogVideoX's.
-        """
-        widths = values.get("block_out_channels", cls.block_out_channels)
-        if not isinstance(widths, (list, tuple)) or not all(type(width) is int for width in widths):
-            raise CheckpointError(
-                f"block_out_channels is {widths!r} in the VAE's configuration, expected a list of ints"
-            )
-        known = read_fields(cls, {k: v for k, v in values.items() if k != "block_out_channels"}, "VAE")
-        for name in ("use_quant_conv", "use_post_quant_conv"):
-            if values.get(name):
-                raise CheckpointError(f"{name} is true in the VAE's configuration: no CogVideoX VAE has one")
-        config = cls(**known, block_out_channels=tuple(widths))
-        if len(config.block_out_channels) != 4 or config.temporal_compression_ratio != 4:
-            raise CheckpointError(
-                f"the VAE's configuration has block_out_channels {list(config.block_out_channels)} and temporal "
-                f"compression {config.temporal_compression_ratio}, expected four blocks and 4"
-            )
-        return config
 
 
 def silu_(x: torch.Tensor) -> torch.Tensor:
@@ -94,17 +48,6 @@ class CausalConv3d(nn.Module):
         first = self.conv(begin)
         del past, begin
         return torch.cat([first, self.conv(x)], dim=2)
-
-
-class PointConv3d(nn.Module):
-    """A 1x1x1 convolution under the hub's name ``conv``; one frame is all that it sees, so it needs no cache."""
-
-    def __init__(self, in_channels: int, out_channels: int, operations, **factory):
-        super().__init__()
-        self.conv = operations.Conv3d(in_channels, out_channels, 1, **factory)
-
-    def forward(self, x: torch.Tensor) -> torch.Tensor:
-        return self.conv(x)
 
 
 def scale_and_shift(x: torch.Tensor, norm: nn.Module) -> tuple[torch.Tensor, torch.Tensor]:
@@ -144,12 +87,13 @@ class SpatialNorm3D(nn.Module):
     def __init__(self, channels: int, latent_channels: int, groups: int, operations, **factory):
         super().__init__()
         self.norm_layer = operations.GroupNorm(groups, channels, eps=1e-6, **factory)
-        self.conv_y = PointConv3d(latent_channels, channels, operations, **factory)
-        self.conv_b = PointConv3d(latent_channels, channels, operations, **factory)
+        # 1x1x1 convolutions see one frame alone, so they need no causal cache
+        self.conv_y = nn.ModuleDict({"conv": operations.Conv3d(latent_channels, channels, 1, **factory)})
+        self.conv_b = nn.ModuleDict({"conv": operations.Conv3d(latent_channels, channels, 1, **factory)})
 
     def forward(self, x: torch.Tensor, z: torch.Tensor) -> torch.Tensor:
         t, h, w = z.shape[2:]
-        latent_scale, latent_shift = self.conv_y(z), self.conv_b(z)
+        latent_scale, latent_shift = self.conv_y["conv"](z), self.conv_b["conv"](z)
         if may_overwrite(x, latent_scale, self.norm_layer.weight):
             scale, shift = scale_and_shift(x, self.norm_layer)
             shift = torch.addcmul(latent_shift.float(), shift, latent_scale.float())
@@ -237,18 +181,17 @@ def _resnets(count: int, in_channels: int, out_channels: int, config, spatial, o
 
 
 class Stage(nn.Module):
-    """ResNet blocks at one resolution, then a change of resolution (none after the last stage)."""
+    """ResNet blocks at one resolution, then a change of resolution (none after the last stage).
 
-    def __init__(self, resnets: nn.ModuleList, name: str | None = None, sampler: nn.Module | None = None):
+    Args:
+        sampler: changes the resolution; its keyword is its name on the hub, ``downsamplers`` or ``upsamplers``.
+    """
+
+    def __init__(self, resnets: nn.ModuleList, **sampler: nn.Module):
         super().__init__()
         self.resnets = resnets
-        self.sampler_name = name
-        if sampler is not None:
-            self.add_module(name, nn.ModuleList([sampler]))
-
-    @property
-    def sampler(self) -> nn.Module | None:
-        return getattr(self, self.sampler_name)[0] if self.sampler_name else None
+        for name, module in sampler.items():
+            self.add_module(name, nn.ModuleList([module]))
 
     def forward(self, x: torch.Tensor, cache: CausalCache, z: torch.Tensor | None) -> torch.Tensor:
         for resnet in self.resnets:
@@ -267,8 +210,8 @@ class Encoder3D(nn.Module):
                 config.layers_per_block, widths[max(i - 1, 0)], width, config, False, operations, **factory
             )
             last = i == len(widths) - 1
-            sampler = None if last else Downsample3D(width, i < 2, operations, **factory)
-            self.down_blocks.append(Stage(resnets, None if last else "downsamplers", sampler))
+            sampler = {} if last else {"downsamplers": Downsample3D(width, i < 2, operations, **factory)}
+            self.down_blocks.append(Stage(resnets, **sampler))
         self.mid_block = Stage(_resnets(2, widths[-1], widths[-1], config, False, operations, **factory))
         self.norm_out = operations.GroupNorm(config.norm_num_groups, widths[-1], eps=1e-6, **factory)
         self.conv_out = CausalConv3d(widths[-1], 2 * config.latent_channels, operations, **factory)
@@ -277,8 +220,8 @@ class Encoder3D(nn.Module):
         x = self.conv_in(x, cache)
         for block in self.down_blocks:
             x = block(x, cache, None)
-            if block.sampler is not None:
-                x = block.sampler(x)
+            for sampler in getattr(block, "downsamplers", ()):
+                x = sampler(x)
         x = self.mid_block(x, cache, None)
         return self.conv_out(silu_(group_norm(x, self.norm_out)), cache)
 
@@ -295,8 +238,8 @@ class Decoder3D(nn.Module):
                 config.layers_per_block + 1, widths[max(i - 1, 0)], width, config, True, operations, **factory
             )
             last = i == len(widths) - 1
-            sampler = None if last else Upsample3D(width, i < 2, operations, **factory)
-            self.up_blocks.append(Stage(resnets, None if last else "upsamplers", sampler))
+            sampler = {} if last else {"upsamplers": Upsample3D(width, i < 2, operations, **factory)}
+            self.up_blocks.append(Stage(resnets, **sampler))
         self.norm_out = SpatialNorm3D(
             widths[-1], config.latent_channels, config.norm_num_groups, operations, **factory
         )
@@ -306,8 +249,8 @@ class Decoder3D(nn.Module):
         x = self.mid_block(self.conv_in(z, cache), cache, z)
         for block in self.up_blocks:
             x = block(x, cache, z)
-            if block.sampler is not None:
-                x = block.sampler(x, first)
+            for sampler in getattr(block, "upsamplers", ()):
+                x = sampler(x, first)
         return self.conv_out(silu_(self.norm_out(x, z)), cache)
 
 
@@ -324,14 +267,14 @@ def draw(moments: torch.Tensor, seed: int) -> torch.Tensor:
 
 
 def encode_chunks(length: int) -> list[slice]:
-    """The authors' chunks of a video of 4n + 1 frames: the remainder of a division by eight goes to the first."""
+    """VideoX-Fun's chunks of a video of 4n + 1 frames: the remainder of a division by eight goes to the first."""
     count = max(length // ENCODE_FRAMES, 1)
     ends = [length - ENCODE_FRAMES * i for i in reversed(range(count))]
     return [slice(start, end) for start, end in zip([0, *ends], ends, strict=False)]
 
 
 def decode_chunks(latent_t: int) -> list[slice]:
-    """The authors' chunks of a latent: the first frame alone, then two at a time; the last may be alone."""
+    """VideoX-Fun's chunks of a latent: the first frame alone, then two at a time; the last may be alone."""
     return [slice(0, 1)] + [slice(i, min(i + DECODE_LATENTS, latent_t)) for i in range(1, latent_t, DECODE_LATENTS)]
 
 

@@ -80,12 +80,6 @@ class Cases:
         (found,) = output.result
         assert found["samples"].device.type == "cpu" and found["samples"].shape == start["samples"].shape
 
-    def windows(self, steps: int, schedule: str = "standard_static", fuse: str = "pyramid"):
-        from cogvideox_fun.model_loading.comfyui.context_windows import with_windows
-
-        model = with_windows(self.models["5b"], 9, 4, schedule, fuse)
-        self.sample(steps, model=model, latent={"samples": torch.zeros(1, 16, 7, 6, 10)})
-
     def control(self, steps: int):
         from cogvideox_fun.nodes.conditioning import ControlConditioning
 
@@ -106,7 +100,7 @@ class Cases:
         self.sample(steps, latent={"samples": latent(), "noise_mask": mask})
 
     def another_schedule(self, steps: int):
-        """As after the host's ModelSamplingDiscrete: what the MODEL knew of alphas is gone."""
+        """As after ModelSamplingDiscrete: what the MODEL knew of alphas is gone."""
         from comfy.model_sampling import V_PREDICTION, ModelSamplingDiscrete
 
         class Sampling(ModelSamplingDiscrete, V_PREDICTION):
@@ -118,17 +112,12 @@ class Cases:
             self.sample(steps)
 
     def of_steps(self) -> dict:
-        from cogvideox_fun.model_loading.comfyui.context_windows import FUSE_METHODS, SCHEDULES
         from cogvideox_fun.sampling.diffusers_samplers import DIFFUSERS_SAMPLERS
 
         cases = {name: lambda steps, name=name: self.sample(steps, name=name) for name in DIFFUSERS_SAMPLERS}
         cases |= {variant: lambda steps, variant=variant: self.sample(steps, variant) for variant in self.models}
-        cases |= {f"windows {name}": lambda steps, name=name: self.windows(steps, name) for name in SCHEDULES}
-        cases |= {
-            f"windows {name}": lambda steps, name=name: self.windows(steps, fuse=name) for name in FUSE_METHODS[1:]
-        }
         return cases | {
-            "euler of the host": lambda steps: self.sample(steps, name="euler"),
+            "euler of ComfyUI": lambda steps: self.sample(steps, name="euler"),
             "dynamic_cfg": lambda steps: self.sample(steps, dynamic_cfg=True),
             "video to video": lambda steps: self.sample(steps, latent={"samples": latent()}, denoise=0.6),
             "control": self.control,

@@ -5,7 +5,7 @@ import inspect
 import pytest
 import torch
 from cogvideox_fun.model_loading.files.checkpoint import open_checkpoint
-from cogvideox_fun.model_loading.networks.config import NATIVE_NAMES, TransformerConfig, detect, hub_name
+from cogvideox_fun.model_loading.networks.config import TransformerConfig, detect, hub_name
 from cogvideox_fun.model_loading.networks.transformer import POSITIONS, CogVideoXTransformer
 from cogvideox_fun.model_loading.standalone import load_transformer
 from cogvideox_fun.sampling.positions import PositionOptions
@@ -130,31 +130,20 @@ def test_what_a_single_file_is_comes_from_its_shapes(heads, patch_t, channels, e
     assert (config.family, config.conditioning) == expected
 
 
-def test_every_native_name_is_a_rename_of_the_table():
-    assert len(NATIVE_NAMES) == 7
-    assert hub_name("blocks.3.norm1.linear.weight") == "transformer_blocks.3.norm1.linear.weight"
-    assert hub_name("norm_out.linear.weight") == "norm_out.linear.weight"
-
-
-def test_a_learned_table_takes_its_own_size_alone():
-    config = TransformerConfig(**TINY, **GRID, **RELATIVES["5B image"][0])
-    model = CogVideoXTransformer(config)
-    with pytest.raises(ValueError, match="takes 96 x 64 pixels alone, but the video is 64 x 64"):
-        model(torch.zeros(1, 16, 3, 8, 8), torch.tensor([5]), torch.zeros(1, 226, 32))
-
-
-def test_a_learned_table_says_what_it_is_too_short_for():
-    """Of 5B image to video: more frames (with RIFLEx) or more text than it has rows for."""
+def test_a_learned_table_says_what_it_is_not_for():
+    """Of 5B image to video: another size, more frames (with RIFLEx) or more text than it has rows for."""
     values, _ = RELATIVES["5B image"]
     config = TransformerConfig(**TINY, **{**GRID, **values})
     model = CogVideoXTransformer(config).requires_grad_(False)
     tokens, width = config.max_text_seq_length, config.text_embed_dim
     options = {POSITIONS: PositionOptions(riflex_k=2)}
     for latent_t, length in ((4, tokens), (3, tokens + 1)):
-        message = f"for 3 latent frames and {tokens} text tokens, but the video has {latent_t} and the text {length}"
+        message = f"and {tokens} text tokens, but the video has {latent_t} of 96 x 64 and the text {length}"
         with pytest.raises(ValueError, match=message):
             x, text = torch.zeros(1, 16, latent_t, 8, 12), torch.zeros(1, length, width)
             model(x, torch.tensor([500]), text, transformer_options=options)
+    with pytest.raises(ValueError, match="3 latent frames of 96 x 64 pixels and .* but the video has 3 of 64 x 64"):
+        model(torch.zeros(1, 16, 3, 8, 8), torch.tensor([5]), torch.zeros(1, 226, 32))
 
 
 @pytest.mark.parametrize("trained", ["", "to_v"])

@@ -1,4 +1,4 @@
-"""One call of every variant against the authors' and, where it is right, diffusers' transformer."""
+"""One call of every variant against VideoX-Fun's and, where it is right, diffusers' transformer."""
 
 import pytest
 import reference
@@ -20,7 +20,7 @@ def tiny(variant: str) -> tuple[CogVideoXTransformer, dict]:
 
 
 @pytest.mark.parametrize("variant", reference.VARIANTS)
-def test_against_the_authors(variant):
+def test_against_videox_fun(variant):
     """1e-4, the bound for one call; 2e-5 seen, the rounding of another order of sums."""
     model, _ = tiny(variant)
     io = reference.load(f"transformer_{variant}_io")
@@ -58,7 +58,7 @@ def test_against_diffusers(variant, latent):
 
 @pytest.mark.parametrize("variant", reference.VARIANTS)
 def test_no_conditioning_is_zeros(variant):
-    """Text to video, in the authors' code, is an InP model with zeros."""
+    """Text to video, in VideoX-Fun's code, is an InP model with zeros."""
     model, _ = tiny(variant)
     generator = torch.Generator().manual_seed(2)
     x, text = torch.randn(1, 16, 4, 6, 10, generator=generator), torch.randn(1, 226, 32, generator=generator)

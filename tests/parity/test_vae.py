@@ -1,4 +1,4 @@
-"""Encoding and decoding against the authors' and, chunk by chunk, diffusers' VAE."""
+"""Encoding and decoding against VideoX-Fun's and, chunk by chunk, diffusers' VAE."""
 
 import math
 
@@ -41,7 +41,7 @@ def test_decode(vae):
 
 @pytest.mark.parametrize("length", [1, 5, 9, 13, 17, 21, 25])
 def test_encode_equals_diffusers(vae, oracle, length):
-    """The same chunks as the authors': diffusers' encoder has them too."""
+    """The same chunks as VideoX-Fun's: diffusers' encoder has them too."""
     pixels = torch.rand(1, 3, length, 32, 48, generator=torch.Generator().manual_seed(length)) * 2 - 1
     expected = oracle.encode(pixels).latent_dist.mode()
     assert (vae.encode(pixels) - expected).abs().max() <= TOLERANCE
@@ -62,8 +62,8 @@ def test_a_draw_equals_diffusers(vae, oracle):
         assert float(draw(moments, seed=7).std()) == pytest.approx(expected, rel=0.5)
 
 
-def decode_as_the_authors(oracle, z):
-    """Their loop (first latent frame alone, then two at a time) around diffusers' decoder, which takes even chunks."""
+def decode_in_videox_funs_chunks(oracle, z):
+    """VideoX-Fun's loop around diffusers' decoder: the first latent frame alone, then two at a time."""
     out, cache = oracle.decoder(z[:, :, :1])
     parts = [out]
     for start in range(1, z.shape[2], 2):
@@ -73,6 +73,6 @@ def decode_as_the_authors(oracle, z):
 
 
 @pytest.mark.parametrize("latent_t", [1, 3, 5, 7])
-def test_decode_equals_the_authors_chunks(vae, oracle, latent_t):
+def test_decode_equals_videox_funs_chunks(vae, oracle, latent_t):
     z = torch.randn(1, 16, latent_t, 4, 6, generator=torch.Generator().manual_seed(latent_t))
-    assert (vae.decode(z) - decode_as_the_authors(oracle, z)).abs().max() <= TOLERANCE
+    assert (vae.decode(z) - decode_in_videox_funs_chunks(oracle, z)).abs().max() <= TOLERANCE

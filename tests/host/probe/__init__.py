@@ -4,7 +4,7 @@ import comfy.samplers
 import torch
 from safetensors.torch import load_file, save_file
 
-from .memory import ProbeLoading, ProbePartialLoad
+from .memory import ProbeLoading
 from .stress import (
     AnyType,
     ProbeCollect,
@@ -357,7 +357,6 @@ NODE_CLASS_MAPPINGS = {
         ProbeDeepClone,
         ProbeSmallCard,
         ProbeForeignModel,
-        ProbePartialLoad,
         ProbeLoading,
         ProbeCollect,
         ProbeFail,

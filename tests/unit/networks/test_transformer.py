@@ -1,5 +1,3 @@
-import dataclasses
-
 import pytest
 import torch
 from cogvideox_fun.model_loading.networks.config import TransformerConfig
@@ -50,16 +48,12 @@ def test_one_frame_on_v15_sees_a_zero_frame():
         ("5b", (14, 6, 10), "14 frames.*length to 49 or less"),
         ("v1.5", (3, 6, 10), "length of 9.*set length to 5 or 13"),
         ("5b", (4, 5, 10), "5 x 10.*multiples of 16"),
+        ("5b", (4, 6, 8), r"\[1, 17, 4, 6, 10\], expected \[1, 17, 4, 6, 8\]"),
     ],
 )
 def test_shapes_that_a_variant_does_not_take(variant, latent, words):
     with pytest.raises(ValueError, match=words):
-        call(build(variant), latent)
-
-
-def test_conditioning_of_another_size():
-    with pytest.raises(ValueError, match=r"\[1, 17, 4, 6, 8\], expected \[1, 17, 4, 6, 10\]"):
-        call(build("5b"), concat_latents=torch.zeros(1, 17, 4, 6, 8))
+        call(build(variant), latent, concat_latents=torch.zeros(1, 17, 4, 6, 10))
 
 
 def test_positions_are_computed_once_per_grid(monkeypatch):
@@ -79,18 +73,6 @@ def test_positions_kept_from_inference_serve_training():
             call(model)
         model.requires_grad_(True)
         call(model).sum().backward()
-
-
-def test_text_of_another_width():
-    with pytest.raises(ValueError, match="text features are 64 wide, expected 32.*own CLIP"):
-        build("5b")(torch.randn(1, 16, 4, 6, 10), torch.tensor([1]), torch.randn(1, 226, 64))
-
-
-def test_tick_before_every_block():
-    seen = []
-    model = build("5b", on_progress=lambda done, total: seen.append((done, total)))
-    call(model)
-    assert seen == [(0, 2), (1, 2)]
 
 
 def test_attention_output_patch_sees_text_first():
@@ -131,34 +113,30 @@ def test_attn1_patch(variant):
 
 
 def test_block_replacement():
+    """It gets text and video tokens apart and the timestep embedding; what it changes there counts."""
     model, seen = build("5b"), []
 
     def replace(args, extra):
         seen.append((args["img"].shape[1], args["txt"].shape[1]))
-        return extra["original_block"](args)
+        return extra["original_block"]({**args, "vec": change(args["vec"])})
 
     options = {"patches_replace": {"dit": {("double_block", 1): replace}}}
-    assert torch.equal(call(model, transformer_options=options), call(model))
-    assert seen == [(60, 226)]
-
-    def skip(args, extra):
-        return {"img": args["img"], "txt": args["txt"]}
-
-    options = {"patches_replace": {"dit": {("double_block", 1): skip}}}
-    assert not torch.allclose(call(model, transformer_options=options), call(model))
-
-
-def test_the_callers_options_are_left_alone():
-    options = {}
-    call(build("5b"), transformer_options=options)
-    assert options == {}
+    plain = call(model)
+    change = lambda temb: temb  # noqa: E731
+    assert torch.equal(call(model, transformer_options=options), plain) and seen == [(60, 226)]
+    change = torch.zeros_like
+    replaced = call(model, transformer_options=options)
+    for norm in (model.transformer_blocks[1].norm1, model.transformer_blocks[1].norm2):
+        norm.linear.weight.zero_()  # silu(0) = 0, which leaves the bias alone
+    torch.testing.assert_close(replaced, call(model))
+    assert (replaced - plain).abs().max() > 1e-3
 
 
-def test_gradients_reach_every_parameter():
-    """The residual stream is updated in place only where no gradient needs the old value."""
-    model = build("2b").requires_grad_(True)
-    call(model).square().mean().backward()
-    assert all(p.grad is not None and torch.isfinite(p.grad).all() for p in model.parameters())
+def test_progress_and_the_callers_options():
+    """Progress is reported before every block; the caller's options are left alone."""
+    seen, options = [], {}
+    call(build("5b", on_progress=lambda *done: seen.append(done)), transformer_options=options)
+    assert seen == [(0, 2), (1, 2)] and options == {}
 
 
 def test_every_layer_comes_from_operations():
@@ -175,18 +153,3 @@ def test_every_layer_comes_from_operations():
     model = build("5b", operations=Counting())
     weighted = [m for m in model.modules() if any(True for _ in m.parameters(recurse=False))]
     assert len(weighted) == Counting.made
-
-
-def test_bf16():
-    model = build("5b").to(torch.bfloat16)
-    x, text = torch.randn(1, 16, 4, 6, 10).bfloat16(), torch.randn(1, 226, 32).bfloat16()
-    out = model(x, torch.tensor([499]), text)
-    assert out.dtype == torch.bfloat16
-    full = build("5b")(x.float(), torch.tensor([499]), text.float())
-    assert (out.float() - full).abs().max() < 0.1 * full.abs().max()
-
-
-@pytest.mark.parametrize("variant", VARIANTS)
-def test_configuration_survives_a_dictionary(variant):
-    config = TransformerConfig(**TINY, **VARIANTS[variant])
-    assert TransformerConfig.from_dict(dataclasses.asdict(config)) == config

@@ -1,9 +1,8 @@
-"""Memory that the README promises: traced bytes of the real configurations, and slices that change no number."""
+"""Traced bytes of the real configurations, and computing in place, which changes no number."""
 
 import pytest
 import torch
 from cogvideox_fun.benchmarks import traced
-from cogvideox_fun.benchmarks.live_bytes import trace
 from cogvideox_fun.model_loading.networks import blocks
 from cogvideox_fun.model_loading.networks import memory_estimate as memory
 from cogvideox_fun.model_loading.networks.config import TransformerConfig
@@ -12,20 +11,6 @@ from cogvideox_fun.model_loading.networks.vae import CogVideoXVAE, VAEConfig
 from tiny_model import TINY, VARIANTS, random_weights
 
 SMALL, LARGE = traced.SIZES["480x720x49"], traced.SIZES["1024x1024x49"]
-
-
-def test_the_trace_counts_what_is_alive_at_once():
-    """Three tensors of 4000 bytes, two alive at a time; a view costs nothing, and what was there before neither."""
-    before = torch.empty(1000, device="meta")
-
-    def run():
-        first = before + 1
-        second = first + 1
-        del first
-        third = second.view(10, 100) + 1
-        return third
-
-    assert trace(run).peak == 8000
 
 
 @pytest.mark.parametrize("latent, gigabytes", [(SMALL, 1.0), (LARGE, 2.8)])
@@ -39,23 +24,6 @@ def test_activations_do_not_depend_on_how_many_blocks_there_are():
     assert more <= 1.001 * few
 
 
-def test_activations_grow_with_the_tokens_and_no_faster():
-    """3,000 to 50,000 tokens: bytes a token within 1 %."""
-    rates = []
-    for latent in ((3, 60, 60), (13, 60, 64), (13, 90, 90), (13, 128, 128)):
-        rates.append(traced.trace_transformer("5B", latent, layers=2).peak / traced.tokens_of(latent))
-    assert max(rates) <= 1.01 * min(rates), rates
-
-
-@pytest.mark.parametrize("latent", [(3, 60, 60), (13, 128, 128)])
-def test_attention_runs_once_a_block_at_any_length(monkeypatch, latent):
-    calls = []
-    kept = blocks.Attention.forward
-    monkeypatch.setattr(blocks.Attention, "forward", lambda *args: calls.append(1) or kept(*args))
-    traced.trace_transformer("5B", latent, layers=3)
-    assert len(calls) == 3
-
-
 def test_vae_decode():
     whole = traced.trace_decode(SMALL).peak
     assert whole <= 7.5e9 and traced.trace_decode(SMALL, traced.TILE).peak <= 4e9
@@ -66,7 +34,7 @@ def test_vae_decode():
 @pytest.mark.parametrize("latent", [(1, 60, 90), (3, 60, 60), SMALL, LARGE])
 @pytest.mark.parametrize("batch", [1, 2])
 def test_declared_memory_of_a_call(name, latent, batch):
-    """What the host is told, against the trace: 0.8 to 1.5 times."""
+    """What ComfyUI is told, against the trace: 0.8 to 1.5 times."""
     told = memory.transformer_bytes(traced.CONFIGS[name], (batch, 16, *latent), element=2)
     assert 0.8 <= told / traced.trace_transformer(name, latent, batch, layers=2).peak <= 1.5
 

@@ -7,7 +7,7 @@ from cogvideox_fun.model_loading.networks.transformer import CogVideoXTransforme
 from cogvideox_fun.model_loading.networks.vae import CogVideoXVAE, VAEConfig
 from tiny_model import TINY, VARIANTS, random_weights
 
-CHECKED = ("2b", "5b", "v1.5", "2b-control", "5b-control")
+CHECKED = ("2b", "5b", "v1.5")
 DTYPES = (torch.bfloat16, torch.float16)
 OUTLIERS = [5, 77]  # channels of the stream
 
@@ -60,23 +60,6 @@ def test_outliers_in_the_stream_cost_no_precision_and_overflow_nothing(variant, 
     expected = run(with_outliers(build(variant), size), torch.float32)
     found = run(with_outliers(build(variant), size), dtype)
     assert torch.isfinite(found).all() and error(found, expected) <= 2.5 * torch.finfo(dtype).eps
-
-
-@pytest.mark.parametrize("variant", CHECKED)
-def test_what_is_too_large_for_fp16_shows_as_not_finite_and_runs_in_bf16(variant):
-    """The 5B's stream grows beyond 65504; the sampler looks for it in the result of every step."""
-    size = 7e4
-    expected = run(with_outliers(build(variant), size), torch.float32)
-    assert not torch.isfinite(run(with_outliers(build(variant), size), torch.float16)).any()
-    found = run(with_outliers(build(variant), size), torch.bfloat16)
-    assert error(found, expected) <= 2.5 * torch.finfo(torch.bfloat16).eps
-
-
-@pytest.mark.parametrize("variant, safe", [("2b", True), ("2b-control", True), ("5b", False), ("v1.5", False)])
-def test_only_a_2b_is_computed_in_fp16(variant, safe):
-    sizes = {"2b": (30, 30), "5b": (48, 42)}["2b" if safe else "5b"]
-    config = TransformerConfig(num_attention_heads=sizes[0], num_layers=sizes[1], **VARIANTS[variant])
-    assert config.fp16_is_safe == safe
 
 
 @pytest.mark.parametrize("dtype", DTYPES)

@@ -1,0 +1,195 @@
+"""What can only be seen inside ComfyUI's process, with stand-ins for what needs a GPU.
+
+``python in_process.py COMFYUI MODEL``, with the ComfyUI's own Python and a tiny model's folder; prints JSON.
+"""
+
+import collections
+import json
+import sys
+from pathlib import Path
+
+import torch
+
+sys.path[:0] = [str(Path(__file__).parents[2] / "tools"), str(Path(__file__).parents[1] / "helpers")]
+from pretend_cuda import replaced  # noqa: E402
+from pretended import start  # noqa: E402
+
+CPU = torch.device("cpu")
+
+
+class Stub:
+    """In place of `triton_kernels` and of ComfyUI's ``model_prefetch``: notes its calls."""
+
+    def __init__(self):
+        self.calls = []
+
+    def norm_rotate_(self, x, *_rest):
+        self.calls.append("norm_rotate_")
+        return x
+
+    def norm_modulate(self, x, *_rest):
+        self.calls.append("norm_modulate")
+        return x
+
+    def make_prefetch_queue(self, queue, device, options):
+        self.calls.append(len(queue))
+        return queue
+
+    def prefetch_queue_pop(self, queue, device, block):
+        self.calls.append(block)
+
+
+def norms() -> dict[str, bool]:
+    """For each case whether Triton's kernels were used; where not, the numbers are those of `blocks`."""
+    from cogvideox_fun.model_loading.comfyui import kernels
+    from cogvideox_fun.model_loading.networks import blocks
+
+    stub = Stub()
+    with replaced(kernels, triton_kernels=lambda *_: stub):
+        chosen = kernels.comfy_norms(CPU, torch.float32)
+    x, modulation = torch.randn(2, 5, 4, 64), torch.randn(2, 6 * 256)
+    rope = blocks.rotation_matrices(torch.polar(torch.ones(5, 32), torch.rand(5, 32)))
+
+    def norm(width: int, **attributes):
+        made = torch.nn.LayerNorm(width).requires_grad_(False)
+        torch.nn.init.normal_(made.weight)
+        for name, value in attributes.items():
+            setattr(made, name, value)
+        return made
+
+    cases = {
+        "plain": (x, {}),
+        "not contiguous": (torch.randn(2, 4, 5, 64).transpose(1, 2), {}),
+        "with a gradient": (x.clone().requires_grad_(), {}),
+        "patched": (x, {"weight_function": [lambda weight: weight]}),
+        "patched in parts": (x, {"weight_lowvram_function": lambda weight: weight}),
+        "forward replaced": (x, {"forward": lambda x: torch.nn.functional.layer_norm(x, x.shape[-1:])}),
+    }
+    found = {}
+    for name, (given, attributes) in cases.items():
+        stub.calls.clear()
+        small, wide, tokens = norm(64, **attributes), norm(256, **attributes), given.flatten(2)
+        rotated = chosen["norm_rotate"](given.clone(memory_format=torch.preserve_format), small, rope)
+        if not given.is_contiguous():
+            tokens = tokens.transpose(0, 1).contiguous().transpose(0, 1)
+        modulated = chosen["norm_modulate"](tokens, wide, modulation, 2)
+        found[name] = stub.calls == ["norm_rotate_", "norm_modulate"]
+        if not stub.calls:
+            torch.testing.assert_close(rotated, blocks.norm_rotate(given.clone(), small, rope))
+            torch.testing.assert_close(modulated, blocks.norm_modulate(tokens.clone(), wide, modulation, 2))
+        else:
+            assert found[name], stub.calls
+    packed = norm(64)
+    packed.weight.data = packed.weight.data.to(torch.float8_e4m3fn)
+    found["packed"] = kernels.is_at_hand(packed, CPU)
+    found["on another device"] = kernels.is_at_hand(norm(64).to("meta"), CPU)
+    return found
+
+
+def kitchen() -> float | None:
+    """The largest difference of comfy-kitchen's rotation from ours, or None where this ComfyUI has none."""
+    from cogvideox_fun.model_loading.comfyui import compat
+    from cogvideox_fun.model_loading.networks import blocks
+
+    rotate = getattr(getattr(compat.quant_ops, "ck", None), "apply_rope1_", None)
+    if rotate is None:
+        return None
+    x = torch.randn(2, 4, 5, 64)
+    rope = blocks.rotation_matrices(torch.polar(torch.ones(5, 32), torch.rand(5, 32)))
+    return (rotate(x.clone(), rope) - blocks.rotate(x.clone(), rope)).abs().max().item()
+
+
+def fetched() -> dict:
+    """The order in which ComfyUI's queue of weights is asked, and how often a call casts each layer's weights."""
+    import comfy.ops
+    from cogvideox_fun.model_loading.comfyui import compat, model
+    from cogvideox_fun.model_loading.networks.config import TransformerConfig
+    from tiny_model import TINY, VARIANTS, random_weights
+
+    config = TransformerConfig(**{**TINY, "num_layers": 3}, **VARIANTS["5b"])
+    transformer = model.ComfyTransformer(config, operations=comfy.ops.manual_cast).requires_grad_(False)
+    transformer.load_state_dict(random_weights(transformer, seed=0))
+    blocks, casts, stub, cast = list(transformer.transformer_blocks), collections.Counter(), Stub(), None
+
+    def counted(layer, *args, **options):
+        casts[layer] += 1
+        return cast(layer, *args, **options)
+
+    inputs = torch.randn(1, 16, 3, 6, 10), torch.tensor([500]), torch.randn(1, 9, 32)
+    cast = comfy.ops.cast_bias_weight
+    with replaced(compat, model_prefetch=stub), replaced(comfy.ops, cast_bias_weight=counted):
+        transformer(*inputs, transformer_options={})
+        unasked, casts_of_a_call = len(stub.calls), dict(casts)
+        transformer(*inputs, transformer_options={"prefetch_dynamic_vbars": True})
+    layers = [layer for layer in transformer.modules() if list(layer.parameters(recurse=False))]
+    order = [stub.calls[0], *(None if block is None else blocks.index(block) for block in stub.calls[1:])]
+    return {"unasked": unasked, "order": order, "casts": sorted({casts_of_a_call.get(layer, 0) for layer in layers})}
+
+
+def mapped_from_a_file(weight: torch.Tensor) -> bool:
+    for line in Path("/proc/self/maps").read_text().splitlines():
+        span, *_, name = line.split(maxsplit=5)
+        first, last = (int(end, 16) for end in span.split("-"))
+        if first <= weight.data_ptr() < last:
+            return ".safetensors" in name
+    return False
+
+
+def pinned(patcher) -> list:
+    """Whether a weight lies in a file before ComfyUI pins it; for what is pinned, also whether its value is kept."""
+    import comfy.model_management
+    import comfy.utils
+
+    key, seen = "diffusion_model.transformer_blocks.0.attn1.to_q.weight", []
+    before = comfy.utils.get_attr(patcher.model, key)
+    found = [mapped_from_a_file(before)]
+    if hasattr(comfy.model_management, "pin_memory"):
+        pins = {"MAX_PINNED_MEMORY": 1e12, "pin_memory": lambda weight: seen.append(weight) or True}
+        with replaced(comfy.model_management, **pins):
+            patcher.pin_weight_to_device(key)
+    return found + [[mapped_from_a_file(weight), bool((weight == before).all())] for weight in seen]
+
+
+def positions_kept(patcher) -> list[int]:
+    """How many grids' positions are kept before and after the callbacks of unloading, which every patcher calls."""
+    import comfy.patcher_extension
+
+    transformer = patcher.model.diffusion_model
+    transformer.positions((2, 3, 5), torch.empty(1), transformer.position_options)
+    kept = [len(transformer._positions)]
+    for callback in patcher.get_all_callbacks(comfy.patcher_extension.CallbacksMP.ON_DETACH):
+        callback(patcher, True)
+    return [*kept, len(transformer._positions)]
+
+
+def vae_dtypes(folder: Path) -> list[str]:
+    """What the VAE computes in on GPUs with bf16 and fp16, with fp16 alone, and with neither."""
+    import comfy.model_management
+    from cogvideox_fun.model_loading.comfyui.vae import ComfyVAE
+
+    found = []
+    for has in ((True, True), (False, True), (False, False)):
+        bf16, fp16 = (lambda *_args, answer=answer, **_options: answer for answer in has)
+        with replaced(comfy.model_management, should_use_bf16=bf16, should_use_fp16=fp16):
+            found.append(str(ComfyVAE(folder, device=torch.device("cuda")).vae_dtype))
+    return found
+
+
+def main(comfyui: str, folder: str) -> None:
+    start(comfyui)
+    from cogvideox_fun.model_loading.comfyui.load import load_model
+
+    patcher = load_model(folder)
+    found = {
+        "norms": norms(),
+        "kitchen": kitchen(),
+        "fetched": fetched(),
+        "pinned": pinned(patcher),
+        "positions": positions_kept(patcher),
+        "vae": vae_dtypes(Path(folder) / "vae"),
+    }
+    sys.stdout.write("\n" + json.dumps(found) + "\n")
+
+
+if __name__ == "__main__":
+    main(*sys.argv[1:])
