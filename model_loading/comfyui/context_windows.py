@@ -1,8 +1,13 @@
 """ComfyUI's context windows for our models: a long clip is sampled in overlapping windows."""
 
+import itertools
+
 import comfy.context_windows as comfy_windows
+import comfy.patcher_extension
+import torch
 
 from ...sampling.geometry import TEMPORAL_COMPRESSION, frames_to_latent_t, latent_t_to_frames
+from ..networks.tiling import upload
 from .compat import no_causal_anchor
 from .model import STEP, length_limits
 
@@ -13,6 +18,27 @@ SCHEDULES = (
 )
 FUSE_METHODS = tuple(comfy_windows.ContextFuseMethods.LIST_STATIC)
 TIME = 2  # the dimension of a latent, B C T h w
+
+
+class Window(comfy_windows.IndexListContextWindow):
+    """A window that reads and writes frames by slices. ComfyUI's uploads a list of frame numbers, which waits for the
+    GPU."""
+
+    def runs(self) -> list[tuple[int, int, int]]:
+        """Runs of frames that follow each other: first in the clip, first in the window, how many."""
+        groups = itertools.groupby(enumerate(self.index_list), key=lambda pair: pair[1] - pair[0])
+        runs = [list(pairs) for _, pairs in groups]
+        return [(pairs[0][1], pairs[0][0], len(pairs)) for pairs in runs]
+
+    def get_tensor(self, full, device=None, dim=TIME, **_options):
+        if dim != TIME:  # the timesteps of a batch, which is one clip here
+            return super().get_tensor(full, device, dim)
+        return torch.cat([full.narrow(TIME, first, count) for first, _, count in self.runs()], TIME).to(device)
+
+    def add_window(self, full, to_add, dim=TIME):
+        for first, start, count in self.runs():
+            full.narrow(dim, first, count).add_(to_add.narrow(dim, start, count))
+        return full
 
 
 class Windows(comfy_windows.IndexListContextHandler):
@@ -42,6 +68,12 @@ class Windows(comfy_windows.IndexListContextHandler):
             )
         return in_use
 
+    def get_context_windows(self, *args):
+        windows = super().get_context_windows(*args)
+        for window in windows:
+            window.__class__ = Window  # what else it holds differs between versions of ComfyUI
+        return windows
+
     def set_step(self, timestep, model_options) -> None:
         """Find the step by the nearest sigma: VideoX-Fun's schedulers run timesteps between two of the list."""
         if self.context_schedule.name == comfy_windows.ContextSchedules.STATIC_STANDARD:
@@ -52,6 +84,21 @@ class Windows(comfy_windows.IndexListContextHandler):
             return
         sigmas = options["sample_sigmas"]
         self._step = int((sigmas - timestep.flatten()[0].to(sigmas)).abs().argmin())
+
+    def combine_context_window_results(self, x_in, outputs, conds, window, *rest):
+        """Add a window's outputs to the sums, as ComfyUI does, with weights that nothing waits for."""
+        if self.fuse_method.name == comfy_windows.ContextFuseMethods.RELATIVE:
+            return super().combine_context_window_results(x_in, outputs, conds, window, *rest)
+        _number, _total, timestep, sums, counts, _biases = rest
+        length, frames = x_in.shape[TIME], window.index_list
+        weights = torch.tensor(comfy_windows.get_context_weights(len(frames), length, frames, self, sigma=timestep))
+        weights = upload(weights, x_in.device, torch.float32)[:, None, None]
+        for output, all_outputs, all_weights in zip(outputs, sums, counts, strict=True):
+            window.add_window(all_outputs, output * weights)
+            window.add_window(all_weights, weights[None, None])
+        kind = comfy_windows.IndexListCallbacks.COMBINE_CONTEXT_WINDOW_RESULTS
+        for callback in comfy.patcher_extension.get_all_callbacks(kind, self.callbacks):
+            callback(self, x_in, outputs, conds, window, *rest)
 
     def get_resized_cond(self, cond_in, x_in, window, device=None) -> list | None:
         resized = super().get_resized_cond(cond_in, x_in, window, device)

@@ -80,6 +80,12 @@ class Cases:
         (found,) = output.result
         assert found["samples"].device.type == "cpu" and found["samples"].shape == start["samples"].shape
 
+    def windows(self, steps: int, schedule: str = "standard_static", fuse: str = "pyramid"):
+        from cogvideox_fun.model_loading.comfyui.context_windows import with_windows
+
+        model = with_windows(self.models["5b"], 9, 4, schedule, fuse)
+        self.sample(steps, model=model, latent={"samples": torch.zeros(1, 16, 7, 6, 10)})
+
     def control(self, steps: int):
         from cogvideox_fun.nodes.conditioning import ControlConditioning
 
@@ -112,10 +118,15 @@ class Cases:
             self.sample(steps)
 
     def of_steps(self) -> dict:
+        from cogvideox_fun.model_loading.comfyui.context_windows import FUSE_METHODS, SCHEDULES
         from cogvideox_fun.sampling.diffusers_samplers import DIFFUSERS_SAMPLERS
 
         cases = {name: lambda steps, name=name: self.sample(steps, name=name) for name in DIFFUSERS_SAMPLERS}
         cases |= {variant: lambda steps, variant=variant: self.sample(steps, variant) for variant in self.models}
+        cases |= {f"windows {name}": lambda steps, name=name: self.windows(steps, name) for name in SCHEDULES}
+        cases |= {
+            f"windows {name}": lambda steps, name=name: self.windows(steps, fuse=name) for name in FUSE_METHODS[1:]
+        }
         return cases | {
             "euler of ComfyUI": lambda steps: self.sample(steps, name="euler"),
             "dynamic_cfg": lambda steps: self.sample(steps, dynamic_cfg=True),

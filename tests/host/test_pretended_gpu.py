@@ -1,4 +1,4 @@
-"""What waits for the GPU, counted on a pretended one: every sampler of ours, control, VAE; see `pretended`.
+"""What waits for the GPU, counted on a pretended one: every sampler of ours, windows, control, VAE; see `pretended`.
 
 That all of it runs says that no operator meets tensors of two devices.
 """
@@ -16,6 +16,8 @@ RANDOM = "torch_utils:randn_tensor _to_copy.default"  # diffusers draws Euler A'
 SAMPLED = (
     "cogvideox_ddim_origin", "cogvideox_euler", "cogvideox_euler_a", "cogvideox_dpm++", "cogvideox_pndm",
     "2b", "5b", "v1.5", "2b-control", "euler of ComfyUI",
+    "windows standard_static", "windows standard_uniform", "windows looped_uniform",
+    "windows flat", "windows relative", "windows overlap-linear",
     "dynamic_cfg", "video to video", "control", "inpaint", "noise mask", "another schedule",
 )  # fmt: skip
 VAE_RUNS = {"decode": 1, "decode in tiles": 2, "encode": 1, "encode in tiles": 2}  # and how many tiles
