@@ -11,8 +11,7 @@ import comfy.text_encoders.sd3_clip
 import comfy.text_encoders.t5
 import folder_paths
 
-from ..errors import CheckpointError, shown
-from ..files.checkpoint import naming
+from ..errors import naming, shown
 from ..files.safetensors_files import is_quantization, open_weights, read_json
 from ..files.t5 import (
     END,
@@ -149,11 +148,7 @@ def load_clip(path: str | Path, tokenizer: str | Path | None = None, disable_dyn
     weights = t5_weights(open_weights(path, read_file))
     with naming(path):
         config = comfy_t5_config(read_json(path / "config.json")) if path.is_dir() else dict(T5_XXL)
-        try:
-            check_t5_config(config, weights)
-        except CheckpointError as error:
-            why = "" if path.is_dir() else " (T5-XXL): other T5s need their folder with config.json"
-            raise CheckpointError(f"{error}{why}") from error
+        check_t5_config(config, weights)
     state, model_options = quantization(weights.load(), weights.metadata)
     model_options["dtype"] = weights.tensors["encoder.final_layer_norm.weight"].dtype
 
@@ -172,8 +167,8 @@ def load_clip(path: str | Path, tokenizer: str | Path | None = None, disable_dyn
     else:
         clip = comfy.sd.CLIP(target, **options)
         clip.load_sd(dict(state))
-    weights.check({key: tuple(value.shape) for key, value in encoder_state(clip).items()})
-    check_vocabulary(tokenizer or "ComfyUI's T5 tokenizer", clip.tokenizer.t5xxl.inv_vocab, config, path)
+    weights.check(encoder_state(clip))
+    check_vocabulary(tokenizer or "ComfyUI's T5 tokenizer", clip.tokenizer.t5xxl.inv_vocab, config["vocab_size"], path)
     clip.patcher.cached_patcher_init = (reload_clip_patcher, (str(path), str(tokenizer) if tokenizer else None))
     if tokenizer is None and path.is_dir():
         log.warning("%s has no tokenizer beside it: using the host's T5 tokenizer", shown(path))
