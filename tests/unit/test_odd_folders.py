@@ -12,12 +12,11 @@ from pathlib import Path
 import pack
 import pytest
 import torch
-from cogvideox_fun.model_loading.files import checkpoint, gguf_files
+from cogvideox_fun.model_loading.files import checkpoint
 from cogvideox_fun.model_loading.files.checkpoint import CheckpointError
 from cogvideox_fun.model_loading.files.lora_keys import LoraError, read_lora
-from cogvideox_fun.model_loading.files.safetensors_files import MAX_HEADER, open_weights, read_header, read_json
-from cogvideox_fun.model_loading.networks.config import TransformerConfig, detect
-from cogvideox_fun.sampling.schedule import NoiseSchedule
+from cogvideox_fun.model_loading.files.safetensors_files import open_weights
+from cogvideox_fun.model_loading.networks.config import TransformerConfig
 from counted import calls
 from safetensors.torch import save_file
 
@@ -228,68 +227,12 @@ def test_a_shard_that_links_to_a_file_elsewhere_is_read(tmp_path):
 
 @pytest.mark.skipif(not hasattr(os, "mkfifo"), reason="pipes with a name are Unix's")
 def test_a_pipe_in_place_of_a_file_is_not_waited_for(tmp_path):
-    for name in ("x.safetensors", "x.gguf", "config.json"):
+    for name in ("x.safetensors", "x.gguf"):
         os.mkfifo(tmp_path / name)
     assert not checkpoint.is_transformer_file(tmp_path / "x.safetensors")
     assert not checkpoint.is_transformer_file(tmp_path / "x.gguf")
-    with pytest.raises(CheckpointError, match="it is no file"):
-        read_json(tmp_path / "config.json")
     with pytest.raises(CheckpointError):
         open_weights(tmp_path / "x.safetensors")
-
-
-class TestSizes:
-    """What a header or configuration takes in memory is bounded by its length."""
-
-    def test_a_long_header(self, tmp_path):
-        path = tmp_path / "x.safetensors"
-        with path.open("wb") as file:
-            file.write((MAX_HEADER + 1).to_bytes(8, "little") + b"{")
-            file.truncate(MAX_HEADER + 100)
-        with pytest.raises(CheckpointError, match=f"{MAX_HEADER + 1} bytes long, expected at most {MAX_HEADER}"):
-            read_header(path)
-
-    def test_a_long_configuration(self, tmp_path):
-        (tmp_path / "config.json").write_text(" " * MAX_HEADER + "{}")
-        with pytest.raises(CheckpointError, match=f"expected at most {MAX_HEADER}"):
-            read_json(tmp_path / "config.json")
-
-    @pytest.mark.parametrize("filling", ["[],", "{},", '"\U0001f600",', "0.5,"])
-    def test_the_longest_takes_less_than_200_mb(self, tmp_path, filling):
-        import tracemalloc
-
-        count = (MAX_HEADER - 20) // len(filling.encode())
-        text = '{"a":[' + (filling * count)[:-1] + "]}"
-        (tmp_path / "config.json").write_text(text, encoding="utf-8")
-        tracemalloc.start()
-        try:
-            read_json(tmp_path / "config.json")
-            peak = tracemalloc.get_traced_memory()[1]
-        finally:
-            tracemalloc.stop()
-        assert peak < 200_000_000, f"{peak / 1e6:.0f} MB"
-
-    def test_a_saved_configuration_of_gigabytes(self, tmp_path):
-        path, size = tmp_path / "x.safetensors", 3_000_000_000
-        entry = {"dtype": "U8", "shape": [size], "data_offsets": [0, size]}
-        header = json.dumps({checkpoint.SAVED_CONFIG: entry}).encode()
-        with path.open("wb") as file:
-            file.write(len(header).to_bytes(8, "little") + header)
-            file.truncate(8 + len(header) + size)
-        with pytest.raises(CheckpointError, match="the saved configuration is .* long"):
-            checkpoint.open_checkpoint(path)
-
-    def test_a_gguf_array_as_long_as_the_file(self, tmp_path):
-        path, length = tmp_path / "x.gguf", 50_000_000
-        name = b"general.name"
-        head = b"GGUF" + (3).to_bytes(4, "little") + (0).to_bytes(8, "little") + (1).to_bytes(8, "little")
-        head += len(name).to_bytes(8, "little") + name
-        head += (9).to_bytes(4, "little") + (0).to_bytes(4, "little") + length.to_bytes(8, "little")
-        with path.open("wb") as file:
-            file.write(head)
-            file.truncate(len(head) + length)
-        with pytest.raises(CheckpointError, match=f"at most {gguf_files.MAX_ENTRIES}"):
-            open_weights(path)
 
 
 def header_file(path: Path, header: dict, payload: int) -> Path:
@@ -305,88 +248,13 @@ def entry(begin: int, end: int, *shape, dtype: str = "F32") -> dict:
 
 
 class TestHeaders:
-    """What safetensors would not read, or reads otherwise, is refused before a model is laid out for it."""
-
-    @pytest.mark.parametrize(
-        "header, words",
-        [
-            ({"a": entry(0, 8, 2), "b": entry(0, 8, 2)}, "for b is broken .it begins at byte 0, expected 8"),
-            ({"a": entry(0, 4, 1), "b": entry(8, 16, 2)}, "for b is broken .it begins at byte 8, expected 4"),
-            ({"a": entry(0, 8, 2)}, "has 16 bytes of data, but its header names 8"),
-            ({"a": entry(0, 16, 5)}, "offsets 0, 16, but the shape .5. takes 20 bytes"),
-            ({"a": entry(0, 16, -2, -2)}, "expected whole numbers from 0"),
-            ({"a": entry(0, 16, 4.0)}, "expected whole numbers from 0"),
-            ({"a": entry(0, 16, True, 4)}, "expected whole numbers from 0"),
-            ({"a": entry(0, 16, *[1] * 20, 4)}, "no model has one like it"),
-            ({"a": entry(0, 0, 0, 2**60), "b": entry(0, 16, 4)}, "no model has one like it"),
-            ({"x" * 1001: entry(0, 16, 4)}, "a name of 1001 characters"),
-            ({"a": entry(0, 16, 4), "__metadata__": {"a": 1}}, "__metadata__ is broken"),
-            ({"a": entry(0, 16, 4), "__metadata__": [["a", "b"]]}, "__metadata__ is broken"),
-        ],
-    )
-    def test_layout(self, tmp_path, header, words):
-        with pytest.raises(CheckpointError, match=words):
-            read_header(header_file(tmp_path / "x.safetensors", header, 16))
-        assert read_header(header_file(tmp_path / "x.safetensors", {"a": entry(0, 16, 4)}, 16))[0]["a"].shape == (4,)
-
-    def test_a_name_twice(self, tmp_path):
-        data = f'{{"a": {json.dumps(entry(0, 4, 1))}, "a": {json.dumps(entry(0, 4, 4, dtype="U8"))}}}'.encode()
-        (tmp_path / "x.safetensors").write_bytes(len(data).to_bytes(8, "little") + data + bytes(4))
-        with pytest.raises(CheckpointError, match="a name twice"):
-            read_header(tmp_path / "x.safetensors")
-
-    @pytest.mark.parametrize(
-        "name, words",
-        [
-            ("transformer_blocks.31.x", "block 30 of the transformer is missing, though it has a block 31"),
-            ("transformer_blocks.999999999.x", "999999999.x is in no block from 0 to 999"),
-            ("transformer_blocks.-1.x", "is in no block"),
-        ],
-    )
-    def test_blocks(self, name, words):
-        dim = 30 * 64
-        shapes = {
-            "patch_embed.proj.weight": (dim, 33, 2, 2),
-            "patch_embed.text_proj.weight": (dim, 4096),
-            "time_embedding.linear_1.weight": (512, dim),
-            "proj_out.weight": (64, dim),
-            **{f"transformer_blocks.{i}.attn1.to_q.weight": (dim, dim) for i in range(30)},
-            "transformer_blocks.0.norm1.linear.weight": (6 * dim, 512),
-        }
-        assert detect(shapes, None).num_layers == 30
-        with pytest.raises(CheckpointError, match=words):
-            detect({**shapes, name: (1,)}, None)
-        for broken in ("patch_embed.proj.weight", "patch_embed.text_proj.weight", "time_embedding.linear_1.weight"):
-            for shape in ((), (dim,), (0, 0)):
-                with pytest.raises(CheckpointError, match=f"{broken} has the shape"):
-                    detect({**shapes, broken: shape}, None)
+    """What a header or configuration says is taken only where a model can be made of it."""
 
     @pytest.mark.parametrize("value", [math.inf, math.nan, 0, -1, 10**400])
     def test_numbers_of_a_configuration(self, value):
         for name in ("norm_eps", "spatial_interpolation_scale", "temporal_interpolation_scale"):
             with pytest.raises(CheckpointError, match=f"{name} is .* expected a number above 0"):
                 TransformerConfig.from_dict({name: value})
-
-    @pytest.mark.parametrize("values", [{"steps_offset": -1}, {"steps_offset": 1000}, {"snr_shift": 10**30}])
-    def test_a_schedule_that_no_run_can_follow(self, values):
-        with pytest.raises(ValueError, match="no noise schedule can be made of"):
-            checkpoint.check_schedule(NoiseSchedule(**values))
-        assert checkpoint.check_schedule(NoiseSchedule(steps_offset=999)).steps_offset == 999
-
-    def test_messages_are_short_and_printable(self):
-        message = str(CheckpointError("/m: " + "x" * 10_000 + " \x1b[31m\n\ud800\u202e: download it again"))
-        assert len(message) < 2100 and message.startswith("/m: x") and message.endswith(": download it again")
-        assert "\\x1b[31m\\n\\ud800\\u202e" in message and message.isprintable()
-        assert str(CheckpointError("/模型/é: x")) == "/模型/é: x"
-
-    @pytest.mark.parametrize(
-        "up, down", [((), (4, 8)), ((8, 4), ()), ((8, 0), (0, 8)), ((8, 3), (4, 8)), ((8,), (4, 8)), ((8, 4), (32,))]
-    )
-    def test_a_lora_whose_pair_does_not_fit_together(self, tmp_path, up, down):
-        path = tmp_path / "lora.safetensors"
-        save_file({"proj_out.lora_A.weight": torch.ones(down), "proj_out.lora_B.weight": torch.ones(up)}, path)
-        with pytest.raises(LoraError, match="which do not fit together"):
-            read_lora(path, {"proj_out.weight": (8, 8)})
 
     def test_a_lora_with_names_of_many_parts_is_read_in_time(self, tmp_path):
         """In a time that grows with the parts of all names and no faster: at most three function calls for each."""
