@@ -163,7 +163,7 @@ class Pipeline:
             start: the scaled latent of a video, at denoise below 1.
             sampler: see `run_sampler`; None is VideoX-Fun's DDIM.
             seed: what ``noise`` was drawn from; Euler A continues its generator.
-            callback: of VideoX-Fun's DDIM: (step, x, prediction).
+            callback: of VideoX-Fun's DDIM, see `cogvideox_ddim`.
 
         Returns:
             The scaled latent, B 16 T h w.
@@ -188,20 +188,16 @@ class Pipeline:
         cfg: float,
     ) -> Callable[[torch.Tensor, float], torch.Tensor]:
         """(x, timestep) -> v with classifier-free guidance; the arguments are those of `sample`."""
-        guided = cfg > 1
-        positive, negative = (text.expand(batch_size, -1, -1) for text in (positive, negative))
-        text = torch.cat([negative, positive]) if guided else positive
-        repeats = 2 if guided else 1
+        repeats = 2 if cfg > 1 else 1
+        text = torch.cat([text.expand(batch_size, -1, -1) for text in (negative, positive)[-repeats:]])
         if concat_latents is not None:
             concat_latents = concat_latents.expand(batch_size, -1, -1, -1, -1).repeat(repeats, 1, 1, 1, 1)
 
         def predict(x: torch.Tensor, timestep: float) -> torch.Tensor:
             batch = x.repeat(repeats, 1, 1, 1, 1)
             v = self.transformer(batch, torch.full((len(batch),), timestep), text, concat_latents=concat_latents)
-            if not guided:
-                return v
-            uncond, cond = v.chunk(2)
-            return uncond + cfg * (cond - uncond)
+            uncond, *cond = v.chunk(repeats)
+            return uncond + cfg * (cond[0] - uncond) if cond else uncond
 
         return predict
 

@@ -11,13 +11,12 @@ import comfy.text_encoders.sd3_clip
 import comfy.text_encoders.t5
 import folder_paths
 
-from ..errors import naming, shown
+from ..errors import CheckpointError, naming, shown
 from ..files.safetensors_files import is_quantization, open_weights, read_json
 from ..files.t5 import (
     END,
     PAD,
     FolderTokenizer,
-    check_t5_config,
     check_vocabulary,
     comfy_t5_config,
     fit_tokens,
@@ -148,7 +147,13 @@ def load_clip(path: str | Path, tokenizer: str | Path | None = None, disable_dyn
     weights = t5_weights(open_weights(path, read_file))
     with naming(path):
         config = comfy_t5_config(read_json(path / "config.json")) if path.is_dir() else dict(T5_XXL)
-        check_t5_config(config, weights)
+    embeddings = weights.tensors["shared.weight"].shape
+    if embeddings != (config["vocab_size"], config["d_model"]):
+        raise CheckpointError(
+            f"does not fit its configuration: shared.weight is {list(embeddings)}, expected "
+            f"{[config['vocab_size'], config['d_model']]}: other T5s than T5-XXL need their folder with config.json",
+            path,
+        )
     state, model_options = quantization(weights.load(), weights.metadata)
     model_options["dtype"] = weights.tensors["encoder.final_layer_norm.weight"].dtype
 

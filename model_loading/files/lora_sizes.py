@@ -19,7 +19,7 @@ def factor(parts: Parts, name: str) -> torch.Tensor:
 
 
 def change_of(parts: Parts, weight: torch.Tensor) -> torch.Tensor | None:
-    """What is added to a weight, or takes its place; None if the parts leave it as it is.
+    """What an adapter adds to a weight, all axes but the first may be one; None without an adapter.
 
     Raises:
         KeyError: a part is missing.
@@ -40,11 +40,11 @@ def change_of(parts: Parts, weight: torch.Tensor) -> torch.Tensor | None:
         a1, a2, b1, b2 = (parts[f"{name}.weight"].flatten(1) for name in ("a1", "a2", "b1", "b2"))
         if len(a1) != weight.shape[1]:  # the older layout has the factors the other way round
             return weight.flatten(1) @ a2 @ a1 + b2 @ b1
-        return (weight.movedim(1, -1) @ a1 @ a2).movedim(-1, 1).flatten(1) + b1 @ b2
+        return weight @ a1 @ a2 + b1 @ b2
     if "oft_blocks" in parts:
         blocks = parts["oft_blocks"] @ parts["oft_blocks"]  # square
         return weight.new_empty(blocks.shape[-3] * blocks.shape[-1], *weight.shape[1:])
-    return next((parts[name] for name in ("diff", "w_norm", "set_weight") if name in parts), None)
+    return None
 
 
 def changes(parts: Parts, weight: torch.Tensor, bias: torch.Tensor | None) -> bool:
@@ -66,7 +66,8 @@ def changes(parts: Parts, weight: torch.Tensor, bias: torch.Tensor | None) -> bo
     except (RuntimeError, IndexError) as error:
         sizes = ", ".join(f"{name} {list(value.shape)}" for name, value in parts.items())
         raise ValueError(f"has parts that do not fit together ({sizes}): download the file again") from error
-    pairs = [] if change is None else [(change.flatten(1), weight.flatten(1))]
+    pairs = [] if change is None else [(change.flatten(1), torch.atleast_2d(weight).flatten(1))]
+    pairs += [(parts[name], weight) for name in ("diff", "w_norm", "set_weight") if name in parts]
     pairs += [(parts[name], bias) for name in ("diff_b", "b_norm") if name in parts]
     for found, expected in pairs:
         if expected is None or found.shape != expected.shape:

@@ -18,6 +18,7 @@ from .safetensors_files import Weights, header_names, read_json
 log = logging.getLogger(__name__)
 
 PAD, END = 0, 1
+PROJECTIONS = ("gated-gelu", "gated-gelu_new", "gated-relu", "gelu", "gelu_new", "relu")  # that ComfyUI's T5 knows
 
 
 class FolderTokenizer:
@@ -101,53 +102,21 @@ def comfy_t5_config(config: dict) -> dict:
     Raises:
         CheckpointError: a T5 that ComfyUI's class can't be.
     """
-    projection = config.get("feed_forward_proj", "relu")
-    expected = {
-        "model_type": ("t5",),
-        "relative_attention_num_buckets": (32,),
-        "relative_attention_max_distance": (128,),
-        "layer_norm_epsilon": (1e-6,),
-        "feed_forward_proj": ("gated-gelu", "gelu", "gated-gelu_new", "gelu_new", "relu", "gated-relu"),
-    }
-    for name, allowed in expected.items():
-        if config.get(name, allowed[0]) not in allowed:
-            raise CheckpointError(
-                f"{name} is {config[name]!r} in the text encoder's configuration, expected "
-                f"{' or '.join(map(str, allowed))}: choose another text encoder"
-            )
+    kind, projection = config.get("model_type", "t5"), config.get("feed_forward_proj", "relu")
+    if kind != "t5" or projection not in PROJECTIONS:
+        raise CheckpointError(
+            f"the text encoder is a {kind!r} with feed_forward_proj {projection!r}, expected 't5' with one of "
+            f"{', '.join(PROJECTIONS)}: choose another text encoder"
+        )
     sizes = {name: config.get(name) for name in ("d_model", "d_kv", "d_ff", "num_heads", "num_layers", "vocab_size")}
-    for name, value in sizes.items():
-        if type(value) is not int:
-            raise CheckpointError(f"{name} is {value!r} in the text encoder's configuration, expected a whole number")
+    if not all(type(size) is int for size in sizes.values()):
+        raise CheckpointError(f"the text encoder's sizes are {sizes}, expected whole numbers: download it again")
     return {
         **sizes,
         "dense_act_fn": "relu" if "relu" in projection else "gelu_pytorch_tanh",
         "is_gated_act": projection.startswith("gated-"),
         "model_type": "t5",
     }
-
-
-def check_t5_config(config: dict, weights: Weights) -> None:
-    """Raise a CheckpointError if a configuration is not that of the weights, before a large model is made of it.
-
-    Args:
-        config: in ComfyUI's terms.
-        weights: from `t5_weights`.
-    """
-    width, last = config["d_model"], f"encoder.block.{config['num_layers'] - 1}.layer"
-    expected = {
-        "shared.weight": (config["vocab_size"], width),
-        f"{last}.0.SelfAttention.q.weight": (config["num_heads"] * config["d_kv"], width),
-        f"{last}.1.DenseReluDense.wo.weight": (width, config["d_ff"]),
-    }
-    for name, shape in expected.items():
-        found = weights.shapes.get(name)
-        if found is not None and found != shape:
-            raise CheckpointError(
-                f"does not fit its configuration: {name} has the shape {list(found)}, expected {list(shape)}: a "
-                "single file must be T5-XXL, other T5s need their folder with config.json",
-                weights.path,
-            )
 
 
 def check_vocabulary(tokenizer: str | Path, vocabulary: Iterable[int], size: int, text_encoder: Path) -> None:

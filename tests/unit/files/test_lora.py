@@ -106,6 +106,12 @@ def test_every_part_of_a_wrong_size_is_an_error(parameters, tmp_path, layer, kin
                 read_parts(parameters, tmp_path, layer, {**parts, part: longer})
 
 
+def test_a_change_of_a_norm(parameters, tmp_path):
+    read_parts(parameters, tmp_path, "norm_final", {"diff": torch.ones(128), "diff_b": torch.ones(128)})
+    with pytest.raises(LoraError, match="norm_final is 127, but the model's is 128: choose a LoRA"):
+        read_parts(parameters, tmp_path, "norm_final", {"diff": torch.ones(127)})
+
+
 def test_a_missing_part_is_an_error(parameters, tmp_path):
     for kind, part in (("lora", "lora_up.weight"), ("hada", "hada_w2_b"), ("lokr", "lokr_w2"), ("glora", "b1.weight")):
         rest = {name: value for name, value in LINEAR[kind].items() if name != part}

@@ -8,7 +8,6 @@ import torch
 import transformers
 from cogvideox_fun.model_loading.errors import CheckpointError
 from cogvideox_fun.model_loading.files import t5
-from cogvideox_fun.model_loading.files.safetensors_files import open_weights
 from cogvideox_fun.model_loading.standalone import TextEncoder
 
 LIMITS = [300, 10**30, 1e30]  # what tokenizer_config.json says of models without a limit
@@ -74,24 +73,15 @@ def config(tiny_model):
 @pytest.mark.parametrize(
     "change, words",
     [
-        ({"relative_attention_num_buckets": 64}, "relative_attention_num_buckets is 64"),
-        ({"model_type": "umt5"}, "model_type is 'umt5'"),
-        ({"feed_forward_proj": "gated-silu"}, "feed_forward_proj is 'gated-silu'"),
-        ({"d_model": None}, "d_model is None"),
+        ({"model_type": "umt5"}, "the text encoder is a 'umt5'"),
+        ({"feed_forward_proj": "gated-silu"}, "feed_forward_proj 'gated-silu'"),
+        ({"d_model": None}, "'d_model': None.*expected whole numbers"),
     ],
 )
 def test_t5s_that_comfyuis_class_cannot_be(config, change, words):
     t5.comfy_t5_config(config)
     with pytest.raises(CheckpointError, match=words):
         t5.comfy_t5_config({**config, **change})
-
-
-@pytest.mark.parametrize("name", ["d_model", "d_kv", "d_ff", "num_heads", "vocab_size"])
-def test_a_size_of_other_weights_is_refused_before_a_t5_is_made_of_it(tiny_model, config, name):
-    weights = t5.t5_weights(open_weights(tiny_model / "text_encoder"))
-    t5.check_t5_config(t5.comfy_t5_config(config), weights)
-    with pytest.raises(CheckpointError, match="text_encoder does not fit its configuration.*expected"):
-        t5.check_t5_config(t5.comfy_t5_config({**config, name: 10**9}), weights)
 
 
 def test_features_depend_on_the_prompt(tiny_model):
