@@ -11,7 +11,7 @@ from typing import NamedTuple
 import torch
 
 from ..errors import CheckpointError
-from . import gguf_files
+from .gguf_files import read_gguf
 
 LFS_POINTER = b"version https://git-lfs"
 PICKLES = (".bin", ".ckpt", ".pkl", ".pt", ".pth")
@@ -90,7 +90,8 @@ def read_header(path: Path) -> tuple[dict[str, TensorInfo], dict[str, str]]:
     from safetensors import safe_open
 
     if path.suffix == ".gguf":
-        return {name: TensorInfo(path, name, *rest) for name, *rest in gguf_files.describe(path)}, {}
+        found = read_gguf(path)
+        return {name: TensorInfo(path, name, shape, data.dtype, kind) for name, data, shape, kind in found}, {}
     if path.suffix != ".safetensors":
         kinds = ", ".join(PICKLES)
         raise CheckpointError(f"is no safetensors file: {NO_PICKLES} ({kinds}); take a .safetensors file", path)
@@ -103,7 +104,9 @@ def read_file(path: Path) -> dict[str, torch.Tensor]:
     """All tensors of a safetensors or GGUF file, mapped from disk; the default of `open_weights`."""
     from safetensors.torch import load_file
 
-    return dict(gguf_files.read_tensors(path)) if path.suffix == ".gguf" else load_file(path)
+    if path.suffix == ".gguf":
+        return {name: data for name, data, *_ in read_gguf(path)}
+    return load_file(path)
 
 
 def header_names(path: Path, key: str) -> bool:
