@@ -1,4 +1,4 @@
-"""Find models and say what they are. No host.
+"""Find models and say what they are.
 
 A model is a folder in hub layout (``transformer/``, ``vae/``, ``text_encoder/``, ``tokenizer/``, ``scheduler/``) or a
 single safetensors file. What it is comes from its configuration and its shapes, never from its name.

@@ -141,12 +141,13 @@ class Weights:
 
     def load(self) -> dict[str, torch.Tensor]:
         """All tensors, as the reader gives them; each file is read once."""
-        files = {}
-        for info in self.tensors.values():
-            if info.file not in files:
-                with reading(info.file):
+        files, found = {}, {}
+        for name, info in self.tensors.items():
+            with reading(info.file):
+                if info.file not in files:
                     files[info.file] = self.reader(info.file)
-        return {name: files[info.file][info.key] for name, info in self.tensors.items()}
+                found[name] = files[info.file][info.key]
+        return found
 
     def renamed(self, prefix: str, rename: Callable[[str], str]) -> "Weights":
         """The tensors under ``prefix``, or all if there are none, without it and under other names."""
