@@ -60,14 +60,12 @@ class Lora:
 
 
 def layer_names(parameters: Mapping[str, tuple[int, ...]]) -> dict[str, str]:
-    """Every spelling of a layer's name -> its name on the hub."""
+    """Every prefix and spelling of a layer's name -> its name on the hub."""
     names = {}
-    for parameter in parameters:
-        layer = parameter.removesuffix(".weight")
-        if layer == parameter:
-            continue
-        for spelling in (layer, layer.removesuffix(".0") if layer.endswith("to_out.0") else layer):
-            names[spelling] = names[spelling.replace(".", "_")] = layer
+    for layer in (name.removesuffix(".weight") for name in parameters if name.endswith(".weight")):
+        short = layer.removesuffix(".0") if layer.endswith("to_out.0") else layer
+        for spelling in (layer, short, layer.replace(".", "_"), short.replace(".", "_")):
+            names |= {f"{prefix}{spelling}": layer for prefix in PREFIXES}
     return names
 
 
@@ -75,24 +73,13 @@ def split_key(key: str, names: Mapping[str, str]) -> tuple[str, str] | None:
     """A file's key as (layer, suffix in ComfyUI's name), or None if it is of no layer."""
     for pattern, replacement in RENAMES:
         key = re.sub(pattern, replacement, key)
-    for prefix in sorted(PREFIXES, key=len, reverse=True):
-        rest = key[len(prefix) :]
-        if not key.startswith(prefix):
-            continue
-        ends = [match.start() for match in re.finditer(r"[._]", rest)]
-        for end in reversed(ends):  # the longest name first: to_out_0 before to_out
-            layer = names.get(rest[:end])
-            suffix = comfy_suffix(rest[end + 1 :]) if layer else None
-            if suffix is not None:
-                return layer, suffix
-    return None
-
-
-def comfy_suffix(suffix: str) -> str | None:
-    for pattern, replacement in SUFFIXES:
-        match = re.fullmatch(pattern, suffix)
-        if match:
-            return match.expand(replacement)
+    ends = [match.start() for match in re.finditer(r"[._]", key)]
+    for end in reversed(ends):  # the longest name first: to_out_0 before to_out
+        layer = names.get(key[:end])
+        for pattern, replacement in SUFFIXES if layer else ():
+            match = re.fullmatch(pattern, key[end + 1 :])
+            if match:
+                return layer, match.expand(replacement)
     return None
 
 

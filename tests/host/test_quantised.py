@@ -85,7 +85,7 @@ def test_scaled_fp8_is_saved_and_loaded_again(lab):
 
 
 def test_scaled_fp8_listed_in_the_header(lab, host):
-    """The layout of newer versions of ComfyUI, with the prefix of a saved file; an older one says that it is too old."""
+    """The layout of newer versions of ComfyUI, with the prefix of a saved file; an older one refuses it."""
     opened = open_checkpoint(lab.base / "models" / "CogVideoX_Fun" / "scaled-fp8")
     state = {k.replace("scale_weight", "weight_scale"): v for k, v in opened.weights.load().items()}
     del state["scaled_fp8"]
@@ -160,7 +160,7 @@ def saved_dtypes(lab, prefix: str) -> tuple[str, dict[str, torch.dtype]]:
 
 
 def test_products_in_fp8_need_more_memory(host, base):
-    """The memory that ComfyUI is told: the feed-forward's inputs once more in fp8, a byte a number beside the two of bf16."""
+    """ComfyUI is told of the feed-forward's inputs once more in fp8: a byte a number beside the two of bf16."""
     folder = base / "models" / "CogVideoX_Fun" / "tiny-2b"
     command = [str(host.python), "-c", DECLARED, str(Path(__file__).parent), str(host.path), str(folder)]
     answer = subprocess.run(command, cwd=host.path, capture_output=True, text=True, timeout=300)
