@@ -1,6 +1,6 @@
-"""A model without a host: text, images and noise to a video, for the demo, the tests and training.
+"""A model without ComfyUI: text, images and noise to a video, for the demo, the tests and training.
 
-The pieces are those that the host's objects are made of; only T5 is transformers' instead of the host's.
+The MODEL and VAE of ComfyUI are made of the same parts. Only T5 is another one: transformers', not ComfyUI's.
 """
 
 import dataclasses
@@ -8,7 +8,6 @@ from collections.abc import Callable
 from pathlib import Path
 
 import torch
-from torch import nn
 
 from ..sampling.diffusers_samplers import generator_after, run_sampler
 from ..sampling.geometry import SPATIAL_COMPRESSION, check_size, frames_to_latent_t
@@ -17,26 +16,10 @@ from ..sampling.masks import fit_mask, mask_to_latent
 from ..sampling.schedule import add_noise, cogvideox_ddim, starts_from_noise
 from .errors import CheckpointError
 from .files.checkpoint import Checkpoint, load_vae_config, open_checkpoint
-from .files.safetensors_files import open_weights
-from .files.t5 import TextEncoder
+from .files.safetensors_files import open_weights, read_json
+from .files.t5 import FolderTokenizer, check_vocabulary, t5_weights, tokenize
 from .networks.transformer import CogVideoXTransformer
 from .networks.vae import CogVideoXVAE, draw
-
-
-class Unfilled:
-    """torch.nn's layers without first values: a file's take their place, and making them takes longer than mapping."""
-
-    class Linear(nn.Linear):
-        def reset_parameters(self) -> None:
-            pass
-
-    class Conv2d(nn.Conv2d):
-        def reset_parameters(self) -> None:
-            pass
-
-    class LayerNorm(nn.LayerNorm):
-        def reset_parameters(self) -> None:
-            pass
 
 
 def open_whole(folder: str | Path) -> Checkpoint:
@@ -48,13 +31,12 @@ def open_whole(folder: str | Path) -> Checkpoint:
     checkpoint = open_checkpoint(folder)
     for part in ("vae", "text_encoder", "tokenizer"):
         if getattr(checkpoint, part) is None:
-            raise CheckpointError(f"{folder} has no {part}: download the whole repository")
+            raise CheckpointError(f"has no {part}: download the whole repository", folder)
     return checkpoint
 
 
 def load_transformer(checkpoint: Checkpoint, dtype: torch.dtype = torch.float32, **options) -> CogVideoXTransformer:
     """The transformer of a checkpoint; options as for `CogVideoXTransformer`."""
-    options = {"operations": Unfilled, **options}
     model = CogVideoXTransformer(checkpoint.config, dtype=dtype, device="meta", **options)
     model.eval().requires_grad_(False)
     checkpoint.weights.assign_to(model, dtype)
@@ -67,6 +49,29 @@ def load_vae(path: Path, dtype: torch.dtype = torch.float32) -> CogVideoXVAE:
     model = CogVideoXVAE(load_vae_config(path, weights), dtype=dtype, device="meta").eval().requires_grad_(False)
     weights.assign_to(model, dtype)
     return model
+
+
+class TextEncoder:
+    """transformers' T5 with a folder's weights and tokenizer; ComfyUI has its own T5."""
+
+    def __init__(self, folder: Path, tokenizer: Path, dtype: torch.dtype = torch.float32):
+        import transformers
+
+        folder = Path(folder)
+        values, weights = read_json(folder / "config.json"), t5_weights(open_weights(folder))
+        self.tokenizer = FolderTokenizer(tokenizer)
+        config = transformers.T5Config.from_dict(values)
+        check_vocabulary(tokenizer, self.tokenizer.get_vocab().values(), config.vocab_size, folder)
+        self.model = transformers.T5EncoderModel(config).eval().to(dtype)
+        expected = self.model.state_dict()
+        del expected["encoder.embed_tokens.weight"]  # tied to shared.weight
+        weights.check(expected)
+        self.model.load_state_dict(weights.load(), strict=False)
+
+    @torch.no_grad()
+    def __call__(self, prompt: str) -> torch.Tensor:
+        """Features of a prompt, [1, L, d_model]."""
+        return self.model(input_ids=tokenize(self.tokenizer, prompt)).last_hidden_state
 
 
 @dataclasses.dataclass
@@ -117,14 +122,14 @@ class Pipeline:
     def encode(self, video: torch.Tensor, seed: int | None = None) -> torch.Tensor:
         """A video, F H W 3 of 0..1, as a scaled latent: the distribution's mode, or a draw from a seed.
 
-        The authors encode reference and control videos by the mode, and draw the start of video to video.
+        VideoX-Fun encodes reference and control videos by the mode, and draws the start of video to video.
         """
         pixels = reference_pixels(video).movedim(-1, 0)[None]  # THWC -> 1CTHW
         latent = self.vae.encode(pixels) if seed is None else draw(self.vae.encode_moments(pixels), seed)
         return latent * self.checkpoint.scale_factor
 
     def noise(self, width: int, height: int, length: int, seed: int) -> torch.Tensor:
-        """Unit noise B C T h w from a seed, the same as the host's samplers draw."""
+        """Unit noise B C T h w from a seed, the same as ComfyUI's samplers draw."""
         generator = torch.Generator("cpu").manual_seed(seed)
         grid = height // SPATIAL_COMPRESSION, width // SPATIAL_COMPRESSION
         return torch.randn(
@@ -149,16 +154,16 @@ class Pipeline:
         seed: int = 0,
         callback: Callable[[int, torch.Tensor, torch.Tensor], None] | None = None,
     ) -> torch.Tensor:
-        """Run the authors' DDIM, or one of diffusers' schedulers, with classifier-free guidance.
+        """Run VideoX-Fun's DDIM, or one of diffusers' schedulers, with classifier-free guidance.
 
         Args:
             noise: B 16 T h w.
             positive, negative: text features, [B, L, C] or, for all of a batch, [1, L, C].
             concat_latents: from `condition`, or scaled control latents; B or 1 of them.
             start: the scaled latent of a video, at denoise below 1.
-            sampler: see `run_sampler`; None is the authors' DDIM.
-            seed: what ``noise`` was drawn from; Euler A goes on from there.
-            callback: of the authors' DDIM.
+            sampler: see `run_sampler`; None is VideoX-Fun's DDIM.
+            seed: what ``noise`` was drawn from; Euler A continues its generator.
+            callback: of VideoX-Fun's DDIM, see `cogvideox_ddim`.
 
         Returns:
             The scaled latent, B 16 T h w.
@@ -183,20 +188,16 @@ class Pipeline:
         cfg: float,
     ) -> Callable[[torch.Tensor, float], torch.Tensor]:
         """(x, timestep) -> v with classifier-free guidance; the arguments are those of `sample`."""
-        guided = cfg > 1
-        positive, negative = (text.expand(batch_size, -1, -1) for text in (positive, negative))
-        text = torch.cat([negative, positive]) if guided else positive
-        repeats = 2 if guided else 1
+        repeats = 2 if cfg > 1 else 1
+        text = torch.cat([text.expand(batch_size, -1, -1) for text in (negative, positive)[-repeats:]])
         if concat_latents is not None:
             concat_latents = concat_latents.expand(batch_size, -1, -1, -1, -1).repeat(repeats, 1, 1, 1, 1)
 
         def predict(x: torch.Tensor, timestep: float) -> torch.Tensor:
             batch = x.repeat(repeats, 1, 1, 1, 1)
             v = self.transformer(batch, torch.full((len(batch),), timestep), text, concat_latents=concat_latents)
-            if not guided:
-                return v
-            uncond, cond = v.chunk(2)
-            return uncond + cfg * (cond - uncond)
+            uncond, *cond = v.chunk(repeats)
+            return uncond + cfg * (cond[0] - uncond) if cond else uncond
 
         return predict
 

@@ -13,14 +13,12 @@ import comfy.text_encoders.sd3_clip
 import comfy.text_encoders.t5
 import folder_paths
 
-from ..errors import CheckpointError, shown
-from ..files.checkpoint import naming
+from ..errors import CheckpointError, naming, shown
 from ..files.safetensors_files import is_quantization, open_weights, read_json
 from ..files.t5 import (
     END,
     PAD,
     FolderTokenizer,
-    check_t5_config,
     check_vocabulary,
     comfy_t5_config,
     fit_tokens,
@@ -134,11 +132,13 @@ def load_clip(path: str | Path, tokenizer: str | Path | None = None, disable_dyn
     weights = t5_weights(open_weights(path, read_file))
     with naming(path):
         config = comfy_t5_config(read_json(path / "config.json")) if path.is_dir() else dict(T5_XXL)
-        try:
-            check_t5_config(config, weights)
-        except CheckpointError as error:
-            why = "" if path.is_dir() else " (T5-XXL): other T5s need their folder with config.json"
-            raise CheckpointError(f"{error}{why}") from error
+    embeddings = weights.tensors["shared.weight"].shape
+    if embeddings != (config["vocab_size"], config["d_model"]):
+        raise CheckpointError(
+            f"does not fit its configuration: shared.weight is {list(embeddings)}, expected "
+            f"{[config['vocab_size'], config['d_model']]}: other T5s than T5-XXL need their folder with config.json",
+            path,
+        )
     state, found = read_quantization(weights.load(), weights.metadata)
     model_options = {OPTIONS[name]: value for name, value in found.items()}
     model_options["dtype"] = weights.tensors["encoder.final_layer_norm.weight"].dtype
@@ -150,8 +150,8 @@ def load_clip(path: str | Path, tokenizer: str | Path | None = None, disable_dyn
         parameters=sum(math.prod(info.shape) for info in weights.tensors.values()),
         model_options=model_options,
     )
-    weights.check({key: tuple(value.shape) for key, value in encoder_state(clip).items()})
-    check_vocabulary(tokenizer or "ComfyUI's T5 tokenizer", clip.tokenizer.t5xxl.inv_vocab, config, path)
+    weights.check(encoder_state(clip))
+    check_vocabulary(tokenizer or "ComfyUI's T5 tokenizer", clip.tokenizer.t5xxl.inv_vocab, config["vocab_size"], path)
     clip.patcher.cached_patcher_init = (reload_clip_patcher, (str(path), str(tokenizer) if tokenizer else None))
     if tokenizer is None and path.is_dir():
         log.warning("%s has no tokenizer beside it: using ComfyUI's T5 tokenizer", shown(path))

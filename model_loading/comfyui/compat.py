@@ -53,7 +53,7 @@ def load_weights(patcher, state: dict[str, torch.Tensor]) -> None:
 
 
 def is_dynamic(patcher) -> bool:
-    """Whether a patcher manages its weights with dynamic VRAM (0.33.0)."""
+    """Whether ComfyUI reads this patcher's weights from the file straight to the GPU, with dynamic VRAM (0.33.0)."""
     return accepts(patcher.model.load_model_weights, "assign") and patcher.is_dynamic()
 
 

@@ -9,11 +9,10 @@ from ..files import safetensors_files as weights
 
 
 def read_file(path: Path) -> dict[str, torch.Tensor]:
-    """All tensors of a file whose header was checked before.
+    """All tensors of a file whose header was read before.
 
-    By default they are mapped, and a file that is shortened while they are in use ends ComfyUI: the system takes the
-    pages away. With --disable-mmap they are copies. With dynamic VRAM they are mapped whatever the options say, and
-    know where they lie in the file.
+    By default they are mapped; if the file is shortened while they are in use, the system ends ComfyUI. With
+    --disable-mmap they are copies. With dynamic VRAM they are always mapped, and know their place in the file.
     """
     if path.suffix != ".gguf":
         return comfy.utils.load_torch_file(str(path))

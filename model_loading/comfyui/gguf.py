@@ -2,6 +2,7 @@
 
 import importlib
 import sys
+from pathlib import Path
 
 import torch
 
@@ -14,11 +15,11 @@ UNLAYERED = {"patch_embed.pos_embedding"}  # parameters of no layer, which nothi
 LOADER = "UnetLoaderGGUF"  # a node of ComfyUI-GGUF, by which an installed one is found
 
 
-def find_pack(name: str):
+def find_pack(path: Path):
     """ComfyUI-GGUF's modules ``nodes`` and ``ops``.
 
     Args:
-        name: of the file, for the message.
+        path: the file, for the message.
 
     Raises:
         CheckpointError: it is not installed.
@@ -26,8 +27,8 @@ def find_pack(name: str):
     loader = nodes.NODE_CLASS_MAPPINGS.get(LOADER)
     if loader is None:
         raise CheckpointError(
-            f"{name} is a GGUF file, whose weights the node pack ComfyUI-GGUF unpacks: install it, or take a "
-            "safetensors file"
+            "is a GGUF file, whose weights the node pack ComfyUI-GGUF unpacks: install it, or take a safetensors file",
+            path,
         )
     module = sys.modules[loader.__module__]
     return module, importlib.import_module(".ops", module.__package__)

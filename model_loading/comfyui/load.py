@@ -1,4 +1,4 @@
-"""From a checkpoint on disk to the host's MODEL: which dtypes, which operations, which patcher."""
+"""From a checkpoint on disk to ComfyUI's MODEL: which dtypes, which operations, which patcher."""
 
 import logging
 import math
@@ -8,17 +8,18 @@ import comfy.model_management
 import comfy.patcher_extension
 import torch
 
-from ..errors import CheckpointError, shown
-from ..files.checkpoint import SAVED_PREFIX, Checkpoint, naming, open_checkpoint
+from ..errors import CheckpointError, naming, shown
+from ..files.checkpoint import SAVED_PREFIX, Checkpoint, open_checkpoint
+from ..files.detect import hub_name
 from ..files.safetensors_files import SCALED_FP8, is_quantization
-from ..networks.config import TransformerConfig, goes_to_fp8, hub_name
+from ..networks.config import goes_to_fp8
 from ..networks.transformer import CogVideoXTransformer
-from . import gguf as host_gguf
-from .compat import accepts
+from . import gguf
+from .compat import is_dynamic, load_weights
 from .files import read_file
 from .model import CogVideoXFun, CogVideoXFunConfig
 from .patcher import patcher_class
-from .quantized import check_format, read_quantization, renamed_layers
+from .quantized import read_quantization, renamed_layers
 
 log = logging.getLogger(__name__)
 
@@ -32,15 +33,15 @@ WEIGHT_DTYPES = {
 IGNORED = {"patch_embed.pos_embedding", "v_pred"}  # tensors that some files have and nothing here reads
 
 
-def choose_dtypes(checkpoint: Checkpoint, config: CogVideoXFunConfig, weight_dtype: str, load_device, packed: bool):
-    """The dtype that weights are stored in and, where it differs, the one that is computed in; the log says why.
+def choose_dtypes(checkpoint: Checkpoint, config: CogVideoXFunConfig, weight_dtype: str) -> tuple:
+    """The dtype that weights are stored in and, if it is another, the one that is computed in; the log says why.
 
-    Args:
-        packed: the file's matrices are quantised and stay as they are, so the rest takes what the host prefers.
+    The matrices of a quantised file stay as they are, so what ComfyUI prefers counts for the rest of them.
     """
     management = comfy.model_management
+    load_device = management.get_torch_device()
     infos = checkpoint.weights.tensors.values()
-    supported = config.supported_inference_dtypes
+    packed, supported = checkpoint.weights.is_quantised, config.supported_inference_dtypes
     stored, why = WEIGHT_DTYPES[weight_dtype], "as chosen"
     if stored is None:
         on_disk = [info.dtype for info in infos if len(info.shape) > 1]
@@ -59,72 +60,92 @@ def choose_dtypes(checkpoint: Checkpoint, config: CogVideoXFunConfig, weight_dty
     return stored, compute
 
 
-def read_state(checkpoint: Checkpoint, config: CogVideoXFunConfig) -> dict[str, torch.Tensor]:
-    """The tensors of a checkpoint, checked; what the host must know of their quantisation goes into ``config``.
+def read_state(checkpoint: Checkpoint) -> dict[str, torch.Tensor]:
+    """The tensors of a checkpoint as ComfyUI reads them: the transformer's, and those about their quantisation.
 
     Raises:
-        CheckpointError: a tensor is missing, broken, of another shape, or of no known transformer.
+        CheckpointError: a tensor is missing, of another shape, or of no known transformer.
     """
     weights = checkpoint.weights
     with torch.device("meta"):
-        expected = CogVideoXTransformer(checkpoint.config)
-    about = {key: weights[key] for key in weights if is_quantization(key)}
-    with naming(checkpoint.path):
-        check_format(about)
-    state = weights.load_for(expected)
-    unexpected = sorted(set(weights) - set(state) - set(about) - IGNORED)
+        expected = CogVideoXTransformer(checkpoint.config).state_dict()
+    weights.check(expected)
+    unexpected = sorted(weights.tensors.keys() - expected.keys() - IGNORED)
+    unexpected = [key for key in unexpected if not is_quantization(key)]
     if unexpected:
         raise CheckpointError(
-            f"{checkpoint.path}: {len(unexpected)} tensors belong to no known CogVideoX transformer, first "
-            f"{unexpected[0]}: take a file of the CogVideoX or CogVideoX-Fun families"
+            f"can't be loaded: {len(unexpected)} tensors belong to no known CogVideoX transformer, first "
+            f"{unexpected[0]}: take a file of the CogVideoX or CogVideoX-Fun families",
+            checkpoint.path,
         )
-    with naming(checkpoint.path):
-        metadata = renamed_layers(weights.metadata, lambda key: hub_name(key.removeprefix(SAVED_PREFIX)))
-        state, found = read_quantization({**state, **about}, metadata)
-    for name, value in found.items():
-        setattr(config, name, value)
-    state.pop(SCALED_FP8, None)
-    return state
+    return {key: value for key, value in weights.load().items() if key in expected or is_quantization(key)}
 
 
-def kept_dtypes(state: dict[str, torch.Tensor], config: TransformerConfig, stored, compute) -> dict[str, torch.dtype]:
-    """The parameters that stay out of fp8 storage, and their dtypes: the file's, or that to compute in if smaller."""
-    if stored.itemsize > 1:
-        return {}
-    kept = {name: tensor.dtype for name, tensor in state.items() if not goes_to_fp8(name, tensor.shape, config)}
-    return {name: dtype if 2 <= dtype.itemsize < compute.itemsize else compute for name, dtype in kept.items()}
+def new_patcher(checkpoint: Checkpoint, config: CogVideoXFunConfig, weight_dtype: str, device, disable_dynamic: bool):
+    """A patcher whose model has no weights yet; its parameters have the dtypes that they are stored in."""
+    stored, compute = choose_dtypes(checkpoint, config, weight_dtype)
+    config.set_inference_dtype(stored, compute)
+    load_device = comfy.model_management.get_torch_device()
+    offload_device = comfy.model_management.unet_offload_device()
+    model = CogVideoXFun(config, device=device)
+    model.device = offload_device
+    if stored.itemsize == 1:
+        keep_out_of_fp8(model.diffusion_model, checkpoint, compute)
+    return patcher_class(load_device, disable_dynamic)(model, load_device=load_device, offload_device=offload_device)
 
 
-def retype(model: torch.nn.Module, dtypes: dict[str, torch.dtype]) -> None:
-    """Give parameters that are not loaded yet dtypes of their own; a dynamic patcher casts to those it finds noted."""
-    for name, dtype in dtypes.items():
+def keep_out_of_fp8(model: torch.nn.Module, checkpoint: Checkpoint, compute: torch.dtype) -> None:
+    """Give the parameters that fp8 is not for the file's dtype, or that to compute in if the file's is not smaller.
+
+    A dynamic patcher casts to the dtype that it finds noted.
+    """
+    for name, parameter in list(model.named_parameters()):
+        if goes_to_fp8(name, parameter.shape, checkpoint.config):
+            continue
+        on_disk = checkpoint.weights.tensors[name].dtype
+        dtype = on_disk if 2 <= on_disk.itemsize < compute.itemsize else compute
         path, _, attribute = name.rpartition(".")
         layer = model.get_submodule(path)
         setattr(layer, f"{attribute}_comfy_model_dtype", dtype)
-        parameter = getattr(layer, attribute)
-        if parameter is not None:
-            setattr(layer, attribute, torch.nn.Parameter(parameter.to(dtype), requires_grad=False))
+        setattr(layer, attribute, torch.nn.Parameter(parameter.to(dtype), requires_grad=False))
 
 
-def fill(patcher, state: dict[str, torch.Tensor], mapped: bool, kept: dict[str, torch.dtype]) -> None:
-    """Give a patcher's model its weights.
-
-    Args:
-        mapped: the model lies on the meta device, and the file's own tensors become its parameters: what is not cast
-            costs no memory. Otherwise the layers read the tensors in their own way.
-        kept: parameters with a dtype of their own, see `kept_dtypes`.
-    """
-    model = patcher.model
-    retype(model.diffusion_model, kept)
-    dynamic = accepts(model.load_model_weights, "assign") and patcher.is_dynamic()
-    if not mapped:
-        model.load_model_weights(state, "", **({"assign": True} if dynamic else {}))
-        return
+def load_plain(checkpoint: Checkpoint, weight_dtype: str, disable_dynamic: bool):
+    """A patcher with the file's own tensors as parameters: what is not cast stays mapped and costs no memory."""
+    state = read_state(checkpoint)
+    patcher = new_patcher(checkpoint, CogVideoXFunConfig(checkpoint), weight_dtype, "meta", disable_dynamic)
     # A dynamic patcher casts when it loads a layer. To fp8 it is done here: half as much is uploaded then, and
     # ComfyUI's --fast fp8_matrix_mult looks at the weights as they are.
-    if not dynamic or model.get_dtype().itemsize == 1:
-        state = {key: tensor.to(kept.get(key, model.get_dtype())) for key, tensor in state.items()}
-    model.diffusion_model.load_state_dict(state, assign=True)
+    if not is_dynamic(patcher) or patcher.model.get_dtype().itemsize == 1:
+        parameters = patcher.model.diffusion_model.state_dict()
+        state = {key: tensor.to(parameters[key].dtype) for key, tensor in state.items()}
+    patcher.model.diffusion_model.load_state_dict(state, assign=True)
+    return patcher
+
+
+def load_quantized(checkpoint: Checkpoint, weight_dtype: str, disable_dynamic: bool, operations):
+    """A patcher whose layers read the tensors in their own way: of a quantised file, or made of ``operations``."""
+    config = CogVideoXFunConfig(checkpoint)
+    with naming(checkpoint.path):
+        metadata = renamed_layers(checkpoint.weights.metadata, lambda key: hub_name(key.removeprefix(SAVED_PREFIX)))
+        state, found = read_quantization(read_state(checkpoint), metadata)
+    state.pop(SCALED_FP8, None)
+    for name, value in {**found, "custom_operations": operations}.items():
+        setattr(config, name, value)
+    patcher = new_patcher(checkpoint, config, weight_dtype, None, disable_dynamic)
+    load_weights(patcher, state)
+    return patcher
+
+
+def load_gguf(checkpoint: Checkpoint, weight_dtype: str, operations):
+    """ComfyUI-GGUF's patcher, which unpacks the tensors when a layer runs."""
+    pack, ops = gguf.find_pack(checkpoint.path)
+    state = gguf.as_ggml(read_state(checkpoint), checkpoint.weights, ops)
+    config = CogVideoXFunConfig(checkpoint)
+    config.custom_operations = operations or ops.GGMLOps()
+    patcher = new_patcher(checkpoint, config, weight_dtype, None, disable_dynamic=True)
+    load_weights(patcher, state)
+    return pack.GGUFModelPatcher.clone(patcher)
 
 
 def forget_positions(patcher, unpatch_all: bool) -> None:
@@ -139,42 +160,26 @@ def load_model(
     model_options: dict | None = None,
     disable_dynamic: bool = False,
 ):
-    """Load a transformer as the host's MODEL.
+    """Load a transformer as ComfyUI's MODEL.
 
     Args:
-        path: a folder in hub layout or a single file (safetensors; GGUF where ComfyUI-GGUF is installed).
+        path: a folder in hub layout or a single file (safetensors; GGUF if ComfyUI-GGUF is installed).
         weight_dtype: how weights are stored, a key of `WEIGHT_DTYPES`; quantised matrices stay as they are.
-        model_options: as the host's own loaders take them; ``custom_operations`` are the layers to build it of.
-        disable_dynamic: for the host, when it makes an independent copy.
+        model_options: as ComfyUI's own loaders take them; ``custom_operations`` are the layers to build it of.
+        disable_dynamic: set by ComfyUI when it makes an independent copy.
 
     Raises:
         CheckpointError: what is wrong with the files, and what to do.
     """
     checkpoint = open_checkpoint(path, read_file)
-    config = CogVideoXFunConfig(checkpoint)
-    operations, gguf_nodes = (model_options or {}).get("custom_operations"), None
+    operations = (model_options or {}).get("custom_operations")
     if checkpoint.weights.is_gguf:
-        gguf_nodes, ops = host_gguf.find_pack(str(path))
-        operations = operations or ops.GGMLOps()
-    state = read_state(checkpoint, config)
-    if gguf_nodes is not None:
-        state = host_gguf.as_ggml(state, checkpoint.weights, ops)
-    config.custom_operations = operations
-
-    load_device = comfy.model_management.get_torch_device()
-    offload_device = comfy.model_management.unet_offload_device()
-    packed = checkpoint.weights.is_gguf or any(map(is_quantization, checkpoint.weights))
-    stored, compute = choose_dtypes(checkpoint, config, weight_dtype, load_device, packed)
-    config.set_inference_dtype(stored, compute)
-    mapped = not packed and operations is None
-    model = CogVideoXFun(config, device="meta" if mapped else None)
-    model.device = offload_device
-    Patcher = patcher_class(load_device, disable_dynamic or gguf_nodes is not None)
-    patcher = Patcher(model, load_device=load_device, offload_device=offload_device)
-    fill(patcher, state, mapped, kept_dtypes(state, checkpoint.config, stored, compute))
-    model.to(offload_device)
-    if gguf_nodes is not None:
-        patcher = gguf_nodes.GGUFModelPatcher.clone(patcher)
+        patcher = load_gguf(checkpoint, weight_dtype, operations)
+    elif checkpoint.weights.is_quantised or operations is not None:
+        patcher = load_quantized(checkpoint, weight_dtype, disable_dynamic, operations)
+    else:
+        patcher = load_plain(checkpoint, weight_dtype, disable_dynamic)
+    patcher.model.to(patcher.offload_device)
     patcher.add_callback(comfy.patcher_extension.CallbacksMP.ON_DETACH, forget_positions)
     patcher.cached_patcher_init = (load_model, (str(path), weight_dtype, model_options))
     log.info(

@@ -1,4 +1,4 @@
-"""A LoRA onto a MODEL, through the host's own patching."""
+"""A LoRA onto a MODEL, through ComfyUI's own patching."""
 
 import logging
 from pathlib import Path

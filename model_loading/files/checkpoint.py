@@ -1,13 +1,11 @@
-"""Find models and say what they are. No host.
+"""Find models and say what they are.
 
 A model is a folder in hub layout (``transformer/``, ``vae/``, ``text_encoder/``, ``tokenizer/``, ``scheduler/``) or a
 single safetensors file. What it is comes from its configuration and its shapes, never from its name.
 """
 
-import contextlib
 import dataclasses
 import json
-import math
 import os
 from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
@@ -16,19 +14,16 @@ import torch
 
 from ...sampling.preview import PUBLISHED, PreviewFactors
 from ...sampling.schedule import NoiseSchedule
-from ..errors import CheckpointError, listed, readable, shown
-from ..networks.config import TransformerConfig, detect, hub_name
-from ..networks.vae import VAEConfig
-from .safetensors_files import MAX_HEADER, Reader, Weights, header_names, open_weights, read_file, read_json
+from ..errors import CheckpointError, listed, naming, shown
+from ..networks.config import TransformerConfig, VAEConfig
+from .detect import detect, hub_name
+from .safetensors_files import Reader, Weights, header_names, open_weights, read_file, read_json
 
 MODEL_FOLDERS = ("CogVideoX_Fun", "Fun_Models", "VideoX_Fun", "CogVideo")
 HUB_EXAMPLE = "alibaba-pai/CogVideoX-Fun-V1.1-2b-InP"
 SAVED_CONFIG = "cogvideox_fun_config"  # a uint8 tensor of JSON that ModelSave carries
 SAVED_PREFIX = "model.diffusion_model."  # of ComfyUI's ModelSave
 MAX_DEPTH = 3  # folders below a models folder in which a model is looked for
-SCALES = 1e-4, 1e4  # between which a VAE's scaling factor lies; the published ones are 0.7 and 1.15
-MAX_SCHEDULE = 1e6  # of every number of a noise schedule; the published ones reach 1000
-MAX_VAE_LAYERS = 16  # a block; the published VAE has 3
 
 
 def is_hub_folder(path: Path) -> bool:
@@ -127,39 +122,19 @@ def encode_config(config: dict) -> torch.Tensor:
     return torch.tensor(list(json.dumps(config).encode()), dtype=torch.uint8)
 
 
-def decode_config(tensor: torch.Tensor, name: str) -> dict:
-    """The configuration in a saved file.
+def decode_config(tensor: torch.Tensor) -> dict:
+    """The configuration in a saved file: `Checkpoint.saved_config`, with ``schedule`` and ``preview`` as objects.
 
     Raises:
-        CheckpointError: the tensor holds no such configuration.
+        ValueError: the tensor holds no such configuration.
     """
     try:
-        config = json.loads(bytes(tensor.flatten().to(torch.uint8).tolist()))
-        if not isinstance(config["transformer"], dict) or not isinstance(config["scheduler"], dict):
-            raise ValueError("no transformer or scheduler")
-        config["scale_factor"] = check_scale(config["scale_factor"])
-        config["image_scale"] = check_scale(config.get("image_scale", config["scale_factor"]))
-        config["preview"] = PreviewFactors.from_config(config) or PUBLISHED
-    except (ValueError, KeyError, TypeError, OverflowError, RecursionError) as error:
-        raise CheckpointError(f"{name}: the saved configuration can't be read ({error!r})") from error
-    return config
-
-
-def check_scale(value: float) -> float:
-    """What latents are multiplied by, as a float. Raises a ValueError unless it is a number that can be."""
-    if type(value) not in (int, float) or not SCALES[0] <= value <= SCALES[1]:
-        raise ValueError(f"a scaling factor is {value!r}, expected a number from {SCALES[0]} to {SCALES[1]}")
-    return float(value)
-
-
-def check_schedule(schedule: NoiseSchedule) -> NoiseSchedule:
-    """Raise a ValueError unless a schedule's noise grows from step to step."""
-    numbers = [value for value in dataclasses.astuple(schedule) if type(value) in (int, float)]
-    if all(abs(value) <= MAX_SCHEDULE for value in numbers) and 0 <= schedule.steps_offset < schedule.num_timesteps:
-        alphas = schedule.alphas_cumprod()
-        if torch.isfinite(alphas).all() and alphas[0] > 0 and (alphas.diff() <= 0).all():
-            return schedule
-    raise ValueError(f"no noise schedule can be made of {schedule}")
+        config = json.loads(bytes(tensor.to(torch.uint8).tolist()))  # GGUF holds it as floats
+        schedule = NoiseSchedule(**config["scheduler"])
+        preview = PreviewFactors.from_config(config) or PUBLISHED
+        return {"image_scale": config["scale_factor"], **config, "schedule": schedule, "preview": preview}
+    except (ValueError, KeyError, TypeError) as error:
+        raise ValueError(f"the saved configuration can't be read ({error!r}): save the model again") from error
 
 
 def tokenizer_beside(text_encoder: Path) -> Path | None:
@@ -169,67 +144,43 @@ def tokenizer_beside(text_encoder: Path) -> Path | None:
 
 
 def _open_folder(folder: Path, reader: Reader) -> Checkpoint:
-    weights = open_weights(folder / "transformer", reader).without_prefix(SAVED_PREFIX).renamed(hub_name)
-    with naming(folder / "transformer") as part:
-        config = detect(weights.shapes, read_json(part / "config.json"))
-    schedule = config.default_schedule
-    with naming(folder / "scheduler" / "scheduler_config.json") as file:
-        if file.is_file():
-            schedule = check_schedule(NoiseSchedule.from_config(read_json(file), schedule))
-    scale_factor, image_scale, preview = config.default_scale_factor, config.default_image_scale, PUBLISHED
-    with naming(folder / "vae" / "config.json") as file:
-        has_vae = file.is_file()
-        if has_vae:
-            values = read_json(file)
-            vae = VAEConfig.from_dict(values)
-            scale_factor, image_scale = check_scale(vae.scaling_factor), check_scale(vae.image_scale)
-            preview = PreviewFactors.from_config(values) or PUBLISHED
-    has_text = (folder / "text_encoder" / "config.json").is_file()
-    return Checkpoint(
-        folder,
-        config,
-        weights,
-        schedule,
-        scale_factor,
-        image_scale,
-        preview,
-        vae=folder / "vae" if has_vae else None,
-        text_encoder=folder / "text_encoder" if has_text else None,
-        tokenizer=tokenizer_beside(folder / "text_encoder"),
-    )
+    weights = open_weights(folder / "transformer", reader).renamed(SAVED_PREFIX, hub_name)
+    with naming(folder / "transformer"):
+        config = detect(weights.shapes, read_json(folder / "transformer" / "config.json"))
+    found = {}
+    scheduler, vae = folder / "scheduler" / "scheduler_config.json", folder / "vae" / "config.json"
+    if scheduler.is_file():
+        with naming(scheduler):
+            found["schedule"] = NoiseSchedule.from_config(read_json(scheduler), config.default_schedule)
+    if vae.is_file():
+        with naming(vae):
+            values = read_json(vae)
+            scales = VAEConfig.from_dict(values)
+            found["preview"] = PreviewFactors.from_config(values) or PUBLISHED
+        found |= {"vae": vae.parent, "scale_factor": scales.scaling_factor, "image_scale": scales.image_scale}
+    if (folder / "text_encoder" / "config.json").is_file():
+        found["text_encoder"] = folder / "text_encoder"
+    return _checkpoint(folder, config, weights, tokenizer=tokenizer_beside(folder / "text_encoder"), **found)
 
 
 def _open_file(path: Path, reader: Reader) -> Checkpoint:
     weights = open_weights(path, reader)
-    saved = next((key for key in weights if key.endswith(SAVED_CONFIG)), None)
-    if saved and math.prod(weights.tensors[saved].shape) > MAX_HEADER:
-        raise CheckpointError(f"{path}: the saved configuration is {weights.tensors[saved].shape} long, which none is")
-    written = decode_config(weights[saved], str(path)) if saved else None
-    weights = weights.without_prefix(SAVED_PREFIX).renamed(hub_name)
+    key = next((key for key in weights.tensors if key.endswith(SAVED_CONFIG)), None)
+    written = decode_config(weights[key]) if key else {}
+    weights = weights.renamed(SAVED_PREFIX, hub_name)
     weights.tensors.pop(SAVED_CONFIG, None)
-    config = detect(weights.shapes, written["transformer"] if written else None)
-    if written is None:
-        scales = config.default_scale_factor, config.default_image_scale
-        return Checkpoint(path, config, weights, config.default_schedule, *scales)
-    try:
-        schedule = check_schedule(NoiseSchedule(**written["scheduler"]))
-    except (TypeError, ValueError) as error:
-        raise CheckpointError(f"{path}: the saved configuration can't be read ({error})") from error
-    scales = written["scale_factor"], written["image_scale"]
-    return Checkpoint(path, config, weights, schedule, *scales, written["preview"])
+    found = {name: written[name] for name in ("schedule", "scale_factor", "image_scale", "preview") if written}
+    return _checkpoint(path, detect(weights.shapes, written.get("transformer")), weights, **found)
 
 
-@contextlib.contextmanager
-def naming(path: Path) -> Iterator[Path]:
-    """Turn errors about a configuration or weights into CheckpointErrors that name the file or folder, ``path``."""
-    try:
-        yield path
-    except RecursionError as error:
-        raise CheckpointError(f"{path} is nested too deeply: download it again") from error
-    except (ValueError, OverflowError) as error:
-        if isinstance(error, CheckpointError) and readable(str(path)) in str(error):
-            raise
-        raise CheckpointError(f"{path}: {error}") from error
+def _checkpoint(path: Path, config: TransformerConfig, weights: Weights, **found) -> Checkpoint:
+    """A checkpoint with the published values where nothing else was found."""
+    published = {
+        "schedule": config.default_schedule,
+        "scale_factor": config.default_scale_factor,
+        "image_scale": config.default_image_scale,
+    }
+    return Checkpoint(path, config, weights, **{**published, **found})
 
 
 def open_checkpoint(path: str | os.PathLike, reader: Reader = read_file) -> Checkpoint:
@@ -238,7 +189,7 @@ def open_checkpoint(path: str | os.PathLike, reader: Reader = read_file) -> Chec
     Reads headers and configurations only; weights are read when they are asked for.
 
     Args:
-        reader: how they are read, see `weights.open_weights`.
+        reader: how they are read, see `open_weights`.
 
     Raises:
         CheckpointError: what is wrong, where, and what to do.
@@ -249,51 +200,23 @@ def open_checkpoint(path: str | os.PathLike, reader: Reader = read_file) -> Chec
 
 
 def load_vae_config(path: Path, weights: Weights) -> VAEConfig:
-    """The configuration of a VAE: a folder's own, else what the shapes say and the published values.
+    """The configuration of a VAE: a folder's own, else the published values with the sizes of the weights.
 
     Raises:
         CheckpointError: no CogVideoX VAE.
     """
-    written = None
-    if path.is_dir() and (path / "config.json").is_file():
-        with naming(path / "config.json") as file:
-            written = VAEConfig.from_dict(read_json(file))
+    file = path / "config.json"
+    if file.is_file():
+        with naming(file):
+            return VAEConfig.from_dict(read_json(file))
+    shapes = weights.shapes
     try:
-        shapes = {
-            name: weights.tensors[f"{name}.conv.weight"].shape for name in ("encoder.conv_in", "decoder.conv_in")
-        }
-        shapes["decoder.conv_out"] = weights.tensors["decoder.conv_out.conv.weight"].shape
-        widths = tuple(
-            weights.tensors[f"encoder.down_blocks.{i}.resnets.0.conv1.conv.weight"].shape[0] for i in range(4)
-        )
-        latent_channels = shapes["decoder.conv_in"][1]
-        layers = len({k.split(".")[4] for k in weights if k.startswith("encoder.down_blocks.0.resnets.")})
-        shaped = VAEConfig(
-            shapes["encoder.conv_in"][1], shapes["decoder.conv_out"][0], widths, latent_channels, layers
-        )
-    except (KeyError, IndexError) as error:
-        raise CheckpointError(f"{path} is no CogVideoX VAE: {error} is missing") from error
-    if not all(widths) or not latent_channels or layers > MAX_VAE_LAYERS:
-        raise CheckpointError(
-            f"{path} is no CogVideoX VAE: {list(widths)} channels, {latent_channels} of the latent, {layers} layers"
-        )
-    config = written or shaped
-    for name in ("in_channels", "out_channels", "block_out_channels", "latent_channels", "layers_per_block"):
-        if getattr(config, name) != getattr(shaped, name):
-            raise CheckpointError(
-                f"{path}: the configuration says {name} = {getattr(config, name)!r}, but the weights' shapes say "
-                f"{getattr(shaped, name)!r}: the configuration belongs to another model"
-            )
-    if any(width % config.norm_num_groups for width in widths):
-        raise CheckpointError(
-            f"{path}: the VAE is {list(widths)} channels wide, "
-            + (
-                f"which {config.norm_num_groups} groups of its configuration do not divide"
-                if written
-                else "which a file without configuration can't be: load its folder with config.json"
-            )
-        )
-    return config
+        widths = tuple(shapes[f"encoder.down_blocks.{i}.resnets.0.conv1.conv.weight"][0] for i in range(4))
+        latent_channels = shapes["decoder.conv_in.conv.weight"][1]
+    except KeyError as error:
+        raise CheckpointError(f"is no CogVideoX VAE, {error} is missing: choose another file", path) from error
+    layers = {name.split(".")[4] for name in shapes if name.startswith("encoder.down_blocks.0.resnets.")}
+    return VAEConfig(block_out_channels=widths, latent_channels=latent_channels, layers_per_block=len(layers))
 
 
 def no_model_message(

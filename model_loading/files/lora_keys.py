@@ -1,7 +1,7 @@
-"""LoRA files of every style in the wild, brought to the model's own layer names. No host.
+"""LoRA files in every style of key names, brought to the model's own layer names.
 
-A key is a prefix, a layer and a suffix. The layer is found by the model's names, written with dots or underscores;
-what stands before it must be a known prefix, and what follows gets the name that ComfyUI's LoRA reader knows.
+A key is a prefix, a layer and a suffix. The layer is found by the model's names, written with dots or underscores.
+The prefix must be a known one, and the suffix gets the name that ComfyUI's LoRA reader knows.
 """
 
 import dataclasses
@@ -13,7 +13,6 @@ from pathlib import Path
 import torch
 
 from ..errors import CheckpointError
-from ..networks.config import is_finite
 from . import lora_sizes
 from .safetensors_files import Reader, open_weights, read_file
 
@@ -35,16 +34,15 @@ RENAMES = (  # pattern of a whole key -> replacement, before it is taken apart
     (r"\.processor\.(to_\w+?)_lora\.", r".\1.lora."),  # diffusers' attention processors
     (r"_alpha$", r".alpha"),
 )
-SUFFIXES = (  # pattern of what follows the layer -> the host's name
+SUFFIXES = (  # pattern of what follows the layer -> ComfyUI's name
     (r"lora[._](?:A|down)(?:\.default)?(?:\.weight)?", "lora_down.weight"),
     (r"lora[._](?:B|up)(?:\.default)?(?:\.weight)?", "lora_up.weight"),
     (r"lora_linear_layer\.(down|up)\.weight", r"lora_\1.weight"),
     (r"lora_magnitude_vector(?:\.default)?(?:\.weight)?", "dora_scale"),
-    (r"(alpha|dora_scale|diff|diff_b|set_weight|reshape_weight|w_norm|b_norm)", r"\1"),
+    (r"(alpha|dora_scale|diff|diff_b|set_weight|w_norm|b_norm)", r"\1"),
     (r"(oft_blocks|rescale|hada_w[12]_[ab]|hada_t[12]|lokr_w[12](?:_[ab])?|lokr_t2)(?:\.weight)?", r"\1"),
     (r"(lora_mid|[ab][12])(?:\.weight)?", r"\1.weight"),
 )
-CHANGING = {*lora_sizes.LEADING, "diff_b"}  # parts without which the others of a layer change nothing
 PEFT_METADATA = "lora_adapter_metadata"  # JSON that diffusers writes, with the alpha that its tensors lack
 
 
@@ -54,10 +52,7 @@ class LoraError(CheckpointError):
 
 @dataclasses.dataclass(frozen=True)
 class Lora:
-    """A LoRA for one model.
-
-    ``tensors`` are named ``<layer>.<suffix>``: the layer as on the hub, the suffix as the host's LoRA reader has it.
-    """
+    """A LoRA for one model. A tensor is named by the layer's name on the hub and ComfyUI's suffix."""
 
     tensors: dict[str, torch.Tensor]
     layers: list[str]
@@ -65,39 +60,26 @@ class Lora:
 
 
 def layer_names(parameters: Mapping[str, tuple[int, ...]]) -> dict[str, str]:
-    """Every spelling of a layer's name -> its name on the hub."""
+    """Every prefix and spelling of a layer's name -> its name on the hub."""
     names = {}
-    for parameter in parameters:
-        layer = parameter.removesuffix(".weight")
-        if layer == parameter:
-            continue
-        for spelling in (layer, layer.removesuffix(".0") if layer.endswith("to_out.0") else layer):
-            names[spelling] = names[spelling.replace(".", "_")] = layer
+    for layer in (name.removesuffix(".weight") for name in parameters if name.endswith(".weight")):
+        short = layer.removesuffix(".0") if layer.endswith("to_out.0") else layer
+        for spelling in (layer, short, layer.replace(".", "_"), short.replace(".", "_")):
+            names |= {f"{prefix}{spelling}": layer for prefix in PREFIXES}
     return names
 
 
 def split_key(key: str, names: Mapping[str, str]) -> tuple[str, str] | None:
-    """A file's key as (layer, suffix in the host's name), or None if it is of no layer."""
+    """A file's key as (layer, suffix in ComfyUI's name), or None if it is of no layer."""
     for pattern, replacement in RENAMES:
         key = re.sub(pattern, replacement, key)
-    for prefix in sorted(PREFIXES, key=len, reverse=True):
-        rest = key[len(prefix) :]
-        if not key.startswith(prefix):
-            continue
-        ends = [match.start() for match in re.finditer(r"[._]", rest)]
-        for end in reversed(ends):  # the longest name first: to_out_0 before to_out
-            layer = names.get(rest[:end])
-            suffix = comfy_suffix(rest[end + 1 :]) if layer else None
-            if suffix is not None:
-                return layer, suffix
-    return None
-
-
-def comfy_suffix(suffix: str) -> str | None:
-    for pattern, replacement in SUFFIXES:
-        match = re.fullmatch(pattern, suffix)
-        if match:
-            return match.expand(replacement)
+    ends = [match.start() for match in re.finditer(r"[._]", key)]
+    for end in reversed(ends):  # the longest name first: to_out_0 before to_out
+        layer = names.get(key[:end])
+        for pattern, replacement in SUFFIXES if layer else ():
+            match = re.fullmatch(pattern, key[end + 1 :])
+            if match:
+                return layer, match.expand(replacement)
     return None
 
 
@@ -106,14 +88,14 @@ def read_lora(path: Path, parameters: Mapping[str, tuple[int, ...]], reader: Rea
 
     Args:
         parameters: the model's parameters and their shapes, named as on the hub.
-        reader: how tensors are read, see `weights.open_weights`.
+        reader: how tensors are read, see `open_weights`.
 
     Raises:
         LoraError: no key belongs to the model, or a layer has another size.
         CheckpointError: the file can't be read.
     """
     names = layer_names(parameters)
-    layers: dict[str, dict[str, torch.Tensor]] = {}  # layer -> the host's name of a part -> the part
+    layers: dict[str, dict[str, torch.Tensor]] = {}  # layer -> ComfyUI's name of a part -> the part
     unmatched = []
     weights = open_weights(path, reader)
     for key, tensor in weights.load().items():
@@ -122,38 +104,27 @@ def read_lora(path: Path, parameters: Mapping[str, tuple[int, ...]], reader: Rea
             unmatched.append(key)
         else:
             layers.setdefault(layer, {})[suffix] = tensor
+    shapes = {name: torch.empty(shape, device="meta") for name, shape in parameters.items()}
     for layer, parts in list(layers.items()):
-        check_sizes(path, layer, parts, parameters)
-        if not CHANGING & parts.keys():
+        weight = shapes[f"{layer}.weight"]
+        if "dora_scale" in parts and parts["dora_scale"].ndim == 1:  # PEFT's: one value an output
+            parts["dora_scale"] = parts["dora_scale"].reshape(-1, *(1 for _ in weight.shape[1:]))
+        try:
+            changed = lora_sizes.changes(parts, weight, shapes.get(f"{layer}.bias"))
+        except ValueError as error:
+            raise LoraError(f"can't be loaded: {layer} {error}", path) from error
+        if not changed:
             unmatched += [f"{layer}.{suffix}" for suffix in layers.pop(layer)]
     if not layers:
         raise LoraError(
-            f"{path}: none of its {len(unmatched)} keys belongs to a CogVideoX transformer (the first is "
-            f"{min(unmatched, default='missing')}): choose a LoRA that was trained for CogVideoX-Fun"
+            f"can't be loaded: none of its {len(unmatched)} keys belongs to a CogVideoX transformer (the first is "
+            f"{min(unmatched, default='missing')}): choose a LoRA that was trained for CogVideoX-Fun",
+            path,
         )
     for layer, alpha in metadata_alphas(weights.metadata, list(layers)).items():
         layers[layer].setdefault("alpha", torch.tensor(alpha))
-    for layer, parts in layers.items():
-        if "dora_scale" in parts and parts["dora_scale"].ndim == 1:  # PEFT's: one value an output
-            parts["dora_scale"] = parts["dora_scale"].reshape(-1, *(1 for _ in parameters[f"{layer}.weight"][1:]))
     tensors = {f"{layer}.{suffix}": value for layer, parts in layers.items() for suffix, value in parts.items()}
     return Lora(tensors, sorted(layers), unmatched)
-
-
-def check_sizes(path: Path, layer: str, parts: Mapping[str, torch.Tensor], parameters: Mapping) -> None:
-    """Raise a LoraError unless what a file holds for a layer fits it, see `lora_sizes`."""
-    shapes = {suffix: tuple(value.shape) for suffix, value in parts.items()}
-    weight = parameters[f"{layer}.weight"]
-    try:
-        lora_sizes.check(shapes, weight, parameters.get(f"{layer}.bias"))
-    except lora_sizes.SizeError as error:
-        raise LoraError(f"{path}: {layer} {error}") from error
-    reshaped = parts.get("reshape_weight")
-    if reshaped is not None and tuple(reshaped.flatten().tolist()) != weight:
-        raise LoraError(
-            f"{path}: {layer} asks for a weight of {reshaped.flatten().tolist()}, but the model's is {list(weight)}: "
-            "choose a LoRA of the model that is loaded"
-        )
 
 
 def metadata_alphas(metadata: Mapping[str, str], layers: list[str]) -> dict[str, float]:
@@ -162,12 +133,12 @@ def metadata_alphas(metadata: Mapping[str, str], layers: list[str]) -> dict[str,
         peft = json.loads(metadata.get(PEFT_METADATA, "{}"))
         general = peft.get("transformer.lora_alpha", peft.get("lora_alpha"))
         patterns = (peft.get("transformer.alpha_pattern", peft.get("alpha_pattern")) or {}).items()
-    except (ValueError, AttributeError, RecursionError):
+    except (ValueError, AttributeError):
         return {}
     alphas = {}
     for layer in layers:
         special = [alpha for pattern, alpha in patterns if layer == pattern or layer.endswith(f".{pattern}")]
         alpha = special[0] if special else general
-        if isinstance(alpha, int | float) and is_finite(alpha):
+        if alpha is not None:
             alphas[layer] = float(alpha)
     return alphas

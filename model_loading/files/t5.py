@@ -1,11 +1,11 @@
-"""T5: the folder's own tokenizer and configuration, and the encoder without a host.
+"""T5: a folder's tokenizer and configuration.
 
-Every prompt becomes one chunk of 226 tokens, or of fewer where the folder's tokenizer_config.json says so: padded with
-id 0, truncated with its end token kept, no attention mask, as the authors do.
+Every prompt becomes one chunk of 226 tokens, or of fewer if the folder's tokenizer_config.json says so. It is padded
+with id 0 and truncated with its end token kept; there is no attention mask. VideoX-Fun does the same.
 """
 
+import dataclasses
 import logging
-import reprlib
 from collections.abc import Iterable
 from pathlib import Path
 
@@ -13,19 +13,19 @@ import torch
 
 from ..errors import CheckpointError, shown
 from ..networks.config import TEXT_TOKENS
-from .checkpoint import naming
-from .safetensors_files import Weights, header_names, open_weights, read_json
+from .safetensors_files import Weights, header_names, read_json
 
 log = logging.getLogger(__name__)
 
 PAD, END = 0, 1
+PROJECTIONS = ("gated-gelu", "gated-gelu_new", "gated-relu", "gelu", "gelu_new", "relu")  # that ComfyUI's T5 knows
 
 
 class FolderTokenizer:
     """The tokenizer of a model folder: ``spiece.model`` through sentencepiece, else ``tokenizer.json``.
 
-    Called with a text it returns ``{"input_ids": [..., END]}``, as the host's tokenizers expect. ``length`` is the
-    tokens of a prompt: ``model_max_length`` of ``tokenizer_config.json``, and never more than the models' 226.
+    Called with a text it returns ``{"input_ids": [..., END]}``, as ComfyUI's tokenizers expect. ``length`` is the
+    number of tokens of a prompt: ``model_max_length`` of ``tokenizer_config.json``, but at most 226.
     """
 
     def __init__(self, folder: Path):
@@ -38,7 +38,7 @@ class FolderTokenizer:
             try:
                 processor.LoadFromSerializedProto(spiece.read_bytes())
             except RuntimeError as error:
-                raise CheckpointError(f"{spiece} is no sentencepiece model: download it again") from error
+                raise CheckpointError("is no sentencepiece model: download it again", spiece) from error
             self._encode, self.decode = processor.encode, processor.decode
             self._vocab = {processor.id_to_piece(i): i for i in range(processor.get_piece_size())}
         elif fast.is_file():
@@ -47,14 +47,14 @@ class FolderTokenizer:
             try:
                 tokenizer = tokenizers.Tokenizer.from_file(str(fast))
             except Exception as error:  # the library raises bare Exceptions
-                raise CheckpointError(f"{fast} is no tokenizer ({error}): download it again") from error
+                raise CheckpointError(f"is no tokenizer ({error}): download it again", fast) from error
             tokenizer.no_padding()  # `fit_tokens` pads and cuts; a file may ask for millions of tokens
             tokenizer.no_truncation()
             self._encode = lambda text: tokenizer.encode(text, add_special_tokens=False).ids
             self.decode = tokenizer.decode
             self._vocab = tokenizer.get_vocab()
         else:
-            raise CheckpointError(f"{folder} holds neither spiece.model nor tokenizer.json: download the folder again")
+            raise CheckpointError("holds neither spiece.model nor tokenizer.json: download the folder again", folder)
 
     def __call__(self, text: str) -> dict[str, list[int]]:
         return {"input_ids": [*self._encode(text), END]}
@@ -72,7 +72,7 @@ def prompt_length(folder: Path) -> int:
     path = folder / "tokenizer_config.json"
     length = read_json(path).get("model_max_length", TEXT_TOKENS) if path.is_file() else TEXT_TOKENS
     if type(length) not in (int, float) or not length >= 1:
-        raise CheckpointError(f"{path} has model_max_length {length!r}, expected a number from 1")
+        raise CheckpointError(f"has model_max_length {length!r}, expected a number from 1", path)
     return int(min(length, TEXT_TOKENS))
 
 
@@ -97,85 +97,43 @@ def tokenize(tokenizer: FolderTokenizer, prompt: str) -> torch.Tensor:
 
 
 def comfy_t5_config(config: dict) -> dict:
-    """A transformers T5 configuration in the terms of the host's T5.
+    """A transformers T5 configuration in the terms of ComfyUI's T5.
 
     Raises:
-        CheckpointError: a T5 that the host's class can't be.
+        CheckpointError: a T5 that ComfyUI's class can't be.
     """
-    fixed = {
-        "relative_attention_num_buckets": 32,
-        "relative_attention_max_distance": 128,
-        "layer_norm_epsilon": 1e-6,
-        "model_type": "t5",
-    }
-    for name, expected in fixed.items():
-        if config.get(name, expected) != expected:
-            raise CheckpointError(
-                f"{name} is {reprlib.repr(config[name])} in the text encoder's configuration, expected {expected!r}"
-            )
-    projection = str(config.get("feed_forward_proj", "relu"))
-    gated, activation = projection.startswith("gated-"), projection.removeprefix("gated-")
-    activation = str(config.get("dense_act_fn", activation))
-    activations = {"gelu_new": "gelu_pytorch_tanh", "gelu": "gelu_pytorch_tanh", "relu": "relu"}
-    if activation not in activations:
+    kind, projection = config.get("model_type", "t5"), config.get("feed_forward_proj", "relu")
+    if kind != "t5" or projection not in PROJECTIONS:
         raise CheckpointError(
-            f"the text encoder's activation is {reprlib.repr(activation)}, expected one of {list(activations)}"
+            f"the text encoder is a {kind!r} with feed_forward_proj {projection!r}, expected 't5' with one of "
+            f"{', '.join(PROJECTIONS)}: choose another text encoder"
         )
-    names = ("d_model", "d_kv", "d_ff", "num_heads", "num_layers", "vocab_size")
-    for name in names:
-        if config.get(name) is None:
-            raise CheckpointError(f"the text encoder's configuration lacks {name}: download it again")
-        if type(config[name]) is not int or config[name] < 1:
-            raise CheckpointError(
-                f"{name} is {reprlib.repr(config[name])} in the text encoder's configuration, expected a whole number "
-                "from 1"
-            )
+    sizes = {name: config.get(name) for name in ("d_model", "d_kv", "d_ff", "num_heads", "num_layers", "vocab_size")}
+    if not all(type(size) is int for size in sizes.values()):
+        raise CheckpointError(f"the text encoder's sizes are {sizes}, expected whole numbers: download it again")
     return {
-        **{name: config[name] for name in names},
-        "dense_act_fn": activations[activation],
-        "is_gated_act": config.get("is_gated_act", gated),
+        **sizes,
+        "dense_act_fn": "relu" if "relu" in projection else "gelu_pytorch_tanh",
+        "is_gated_act": projection.startswith("gated-"),
         "model_type": "t5",
     }
 
 
-def check_t5_config(config: dict, weights: Weights) -> None:
-    """Raise a CheckpointError unless a T5 of this configuration has the weights' sizes, before one is made of it.
-
-    Args:
-        config: in the host's terms.
-        weights: from `t5_weights`.
-    """
-    width, inner = config["d_model"], config["num_heads"] * config["d_kv"]
-    expected = {
-        "shared.weight": (config["vocab_size"], width),
-        "encoder.block.0.layer.0.SelfAttention.q.weight": (inner, width),
-        "encoder.block.0.layer.0.SelfAttention.relative_attention_bias.weight": (32, config["num_heads"]),
-        "encoder.block.0.layer.1.DenseReluDense.wo.weight": (width, config["d_ff"]),
-    }
-    for name, shape in expected.items():
-        found = weights.tensors[name].shape if name in weights.tensors else None
-        if found is not None and found != shape:
-            raise CheckpointError(f"{name} has the shape {list(found)}, expected {list(shape)}")
-    blocks = {name.split(".")[2] for name in weights.tensors if name.startswith("encoder.block.")}
-    if len(blocks) != config["num_layers"]:
-        raise CheckpointError(
-            f"the text encoder has {len(blocks)} blocks, but {config['num_layers']} are expected: download it again"
-        )
-
-
-def check_vocabulary(tokenizer: str | Path, vocabulary: Iterable[int], config: dict, text_encoder: Path) -> None:
-    """Raise a CheckpointError if a tokenizer gives ids that a T5 of this configuration has no embedding for.
+def check_vocabulary(tokenizer: str | Path, vocabulary: Iterable[int], size: int, text_encoder: Path) -> None:
+    """Raise a CheckpointError if a tokenizer gives ids that a T5 has no embedding for.
 
     Args:
         tokenizer: where it comes from, for the message.
         vocabulary: its ids.
+        size: how many embeddings the T5 has.
         text_encoder: the T5's folder or file.
     """
     largest = max(vocabulary, default=0)
-    if largest >= config["vocab_size"]:
+    if largest >= size:
         raise CheckpointError(
-            f"{tokenizer} gives ids up to {largest}, but the text encoder {text_encoder} has embeddings for "
-            f"{config['vocab_size']}: put the model's own tokenizer folder beside it"
+            f"gives ids up to {largest}, but the text encoder {text_encoder} has embeddings for {size}: put the "
+            "model's own tokenizer folder beside it",
+            tokenizer,
         )
 
 
@@ -186,41 +144,15 @@ def t5_weights(weights: Weights) -> Weights:
         CheckpointError: no T5 encoder.
     """
     kept = {k: v for k, v in weights.tensors.items() if not k.startswith(("decoder.", "lm_head."))}
-    if "shared.weight" not in kept and "encoder.embed_tokens.weight" in kept:
-        kept["shared.weight"] = kept["encoder.embed_tokens.weight"]
-    kept.pop("encoder.embed_tokens.weight", None)
-    if "encoder.final_layer_norm.weight" not in kept or "shared.weight" not in kept:
-        raise CheckpointError(
-            f"{weights.name} is no T5 encoder: it lacks encoder.final_layer_norm.weight or shared.weight"
-        )
-    return weights.of(kept)
+    tied = kept.pop("encoder.embed_tokens.weight", None)
+    if tied is not None:
+        kept.setdefault("shared.weight", tied)
+    for name in ("encoder.final_layer_norm.weight", "shared.weight"):
+        if name not in kept:
+            raise CheckpointError(f"is no T5 encoder, it lacks {name}: choose another file", weights.path)
+    return dataclasses.replace(weights, tensors=kept)
 
 
 def is_t5_file(path: Path) -> bool:
     """Whether a file's header is that of a T5 encoder, whatever its name."""
     return header_names(path, "encoder.block.0.layer.0.SelfAttention.relative_attention_bias.weight")
-
-
-class TextEncoder:
-    """T5 without a host: transformers' ``T5EncoderModel`` with the folder's weights and tokenizer."""
-
-    def __init__(self, folder: Path, tokenizer: Path, dtype: torch.dtype = torch.float32):
-        import transformers
-
-        values, weights = read_json(Path(folder) / "config.json"), t5_weights(open_weights(folder))
-        self.tokenizer = FolderTokenizer(tokenizer)
-        with naming(Path(folder)):
-            config = comfy_t5_config(values)
-            check_t5_config(config, weights)
-            check_vocabulary(tokenizer, self.tokenizer.get_vocab().values(), config, Path(folder))
-        self.model = transformers.T5EncoderModel(transformers.T5Config.from_dict(values)).eval().to(dtype)
-        state = weights.load()
-        missing, _ = self.model.load_state_dict(state, strict=False)
-        missing = [key for key in missing if key != "encoder.embed_tokens.weight"]  # tied to shared.weight
-        if missing:
-            raise CheckpointError(f"{folder} lacks {missing[0]}: download it again")
-
-    @torch.no_grad()
-    def __call__(self, prompt: str) -> torch.Tensor:
-        """Features of a prompt, [1, L, d_model]."""
-        return self.model(input_ids=tokenize(self.tokenizer, prompt)).last_hidden_state

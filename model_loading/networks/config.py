@@ -2,7 +2,6 @@
 
 import dataclasses
 import math
-import re
 import reprlib
 import typing
 from collections.abc import Mapping
@@ -13,7 +12,6 @@ from ...sampling.schedule import NoiseSchedule
 from ..errors import CheckpointError
 
 TEXT_TOKENS = 226
-BLOCK = re.compile(r"transformer_blocks\.(\d{1,3})\.", re.ASCII)
 
 
 def is_finite(value: float) -> bool:
@@ -213,95 +211,6 @@ class VAEConfig:
         return config
 
 
-# ComfyUI's own names of a CogVideoX transformer's parameters -> the hub's.
-NATIVE_NAMES = (
-    (r"^blocks\.(\d+)\.(q|k|v)\.", r"transformer_blocks.\1.attn1.to_\2."),
-    (r"^blocks\.(\d+)\.(norm_q|norm_k)\.", r"transformer_blocks.\1.attn1.\2."),
-    (r"^blocks\.(\d+)\.attn_out\.", r"transformer_blocks.\1.attn1.to_out.0."),
-    (r"^blocks\.(\d+)\.ff_proj\.", r"transformer_blocks.\1.ff.net.0.proj."),
-    (r"^blocks\.(\d+)\.ff_out\.", r"transformer_blocks.\1.ff.net.2."),
-    (r"^blocks\.(\d+)\.", r"transformer_blocks.\1."),
-    (r"^(time|ofs)_embedding_linear_(\d)\.", r"\1_embedding.linear_\2."),
-)
-
-
-def hub_name(native: str) -> str:
-    """A parameter's name on the hub from ComfyUI's own; a hub name is left as it is."""
-    for pattern, replacement in NATIVE_NAMES:
-        name, count = re.subn(pattern, replacement, native)
-        if count:
-            return name
-    return native
-
-
-# Detection from shapes, for single files without a configuration: heads -> what the shapes cannot say.
-VARIANTS_BY_HEADS = {
-    30: {"num_layers": 30, "use_rotary_positional_embeddings": False},
-    48: {"num_layers": 42, "use_rotary_positional_embeddings": True},
-}
-# V1.5 counts integer positions, so its trained grid only states what it was trained on.
-V15_SAMPLE = {"sample_width": 300, "sample_height": 300, "sample_frames": 85, "patch_bias": False}
-
-
-def shape_fields(shapes: Mapping[str, tuple[int, ...]]) -> dict:
-    """The configuration fields that the tensors' shapes fix, under the hub's names.
-
-    Raises:
-        CheckpointError: the tensors are not those of a CogVideoX transformer.
-    """
-    needed = (
-        "patch_embed.proj.weight",
-        "patch_embed.text_proj.weight",
-        "time_embedding.linear_1.weight",
-        "transformer_blocks.0.attn1.to_q.weight",
-        "transformer_blocks.0.norm1.linear.weight",
-        "proj_out.weight",
-    )
-    missing = [name for name in needed if name not in shapes]
-    if missing:
-        found = ", ".join(sorted(shapes)[:3]) or "no tensors"
-        raise CheckpointError(f"this is not a CogVideoX transformer: {missing[0]} is missing (it holds {found} ...)")
-    proj = _matrix(shapes, "patch_embed.proj.weight", (2, 4))
-    patch_t = 2 if len(proj) == 2 else None
-    ofs = "ofs_embedding.linear_1.weight"
-    return {
-        "num_attention_heads": proj[0] // 64,
-        "num_layers": _count_blocks(shapes),
-        "in_channels": proj[1] if patch_t is None else proj[1] // 8,
-        "patch_size_t": patch_t,
-        "time_embed_dim": _matrix(shapes, "time_embedding.linear_1.weight")[0],
-        "text_embed_dim": _matrix(shapes, "patch_embed.text_proj.weight")[1],
-        "ofs_embed_dim": _matrix(shapes, ofs)[0] if ofs in shapes else None,
-    }
-
-
-def _matrix(shapes: Mapping[str, tuple[int, ...]], name: str, dimensions: tuple[int, ...] = (2,)) -> tuple[int, ...]:
-    shape = shapes[name]
-    if len(shape) not in dimensions or not all(shape):
-        raise CheckpointError(
-            f"this is not a CogVideoX transformer: {name} has the shape {list(shape)}, expected "
-            f"{' or '.join(map(str, dimensions))} dimensions, none of them empty"
-        )
-    return shape
-
-
-def _count_blocks(shapes: Mapping[str, tuple[int, ...]]) -> int:
-    """How many blocks there are, numbered from 0 without a gap: a model is built of as many."""
-    blocks = set()
-    for name in shapes:
-        if name.startswith("transformer_blocks."):
-            match = BLOCK.match(name)
-            if match is None:
-                raise CheckpointError(f"this is not a CogVideoX transformer: {name} is in no block from 0 to 999")
-            blocks.add(int(match[1]))
-    gaps = sorted(set(range(len(blocks))) - blocks)
-    if gaps:
-        raise CheckpointError(
-            f"block {gaps[0]} of the transformer is missing, though it has a block {max(blocks)}: download it again"
-        )
-    return len(blocks)
-
-
 def goes_to_fp8(name: str, shape: tuple[int, ...], config: TransformerConfig) -> bool:
     """Whether fp8 storage is for a parameter: for the matrices of the blocks alone, 97 % of the weights or more.
 
@@ -311,31 +220,3 @@ def goes_to_fp8(name: str, shape: tuple[int, ...], config: TransformerConfig) ->
     modulation = ".norm" in name
     in_block = name.startswith("transformer_blocks.") and len(shape) == 2
     return in_block and not (modulation and config.patch_size_t is not None)
-
-
-def detect(shapes: Mapping[str, tuple[int, ...]], config: Mapping | None) -> TransformerConfig:
-    """The configuration of a transformer from its written configuration, if there is one, and its shapes.
-
-    Raises:
-        CheckpointError: another family, an unknown variant, or a configuration that the shapes contradict.
-    """
-    fields = shape_fields(shapes)
-    if config is None:
-        heads = fields["num_attention_heads"]
-        if heads not in VARIANTS_BY_HEADS:
-            raise CheckpointError(
-                f"the transformer has {heads} heads and the file carries no configuration: only 30 heads (2B) and "
-                "48 heads (5B) are known from shapes; load the model's folder with its config.json"
-            )
-        config = {**VARIANTS_BY_HEADS[heads], **(V15_SAMPLE if fields["patch_size_t"] else {}), **fields}
-        # a rotary model that stores a table learned it; a 2B's is computed, whether a file holds it or not
-        stored = "patch_embed.pos_embedding" in shapes
-        config["use_learned_positional_embeddings"] = stored and config["use_rotary_positional_embeddings"]
-    result = TransformerConfig.from_dict(config)
-    for name, value in fields.items():
-        if getattr(result, name) != value:
-            raise CheckpointError(
-                f"the configuration says {name} = {getattr(result, name)!r}, but the weights' shapes say {value!r}: "
-                "the configuration belongs to another model"
-            )
-    return result

@@ -10,7 +10,7 @@ RANK = 4
 def shapes_of_kinds(shape: tuple[int, ...]) -> dict[str, dict[str, tuple[int, ...]]]:
     """Kind -> the shapes of the parts of a LoRA that changes a weight of this shape, and in some kinds its bias."""
     out, inputs = shape[0], math.prod(shape[1:])
-    ones = [1] * (len(shape) - 2)  # 128 outputs take a butterfly of at most 6 stages
+    ones = [1] * (len(shape) - 2)
     hada = {f"hada_w{n}_{end}": size for n in (1, 2) for end, size in (("a", (out, RANK)), ("b", (RANK, inputs)))}
     return {
         "lora": {"lora_up.weight": (out, RANK), "lora_down.weight": (RANK, *shape[1:]), "alpha": ()},
@@ -22,7 +22,6 @@ def shapes_of_kinds(shape: tuple[int, ...]) -> dict[str, dict[str, tuple[int, ..
         },
         "hada": hada,
         "oft": {"oft_blocks": (2, out // 2, out // 2)},
-        "butterfly oft": {"oft_blocks": (6, out // 4, 4, 4), "rescale": (out, 1, *ones), "alpha": ()},
         "diff": {"diff": shape, "diff_b": (out,)},
         "norm": {"w_norm": shape, "b_norm": (out,)},
         "set": {"set_weight": shape},

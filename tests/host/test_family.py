@@ -199,6 +199,15 @@ def test_the_lora_loader_takes_what_comfyuis_does_not(lab):
     assert said in lab.log_since(size)
 
 
+def test_a_lora_of_another_model_is_an_error(lab):
+    graph = lab.graph()
+    model = graph.loader("tiny-5b")
+    lora = graph.fun("LoraLoader", model=model, lora_name="ring.safetensors", strength=1.0)
+    latent = graph.fun("EmptyLatent", width=64, height=64, length=5, batch_size=1)
+    with pytest.raises(Failed, match=r"ring.safetensors .* but the model's is 128 x 128: choose a LoRA"):
+        graph.get(graph.sampler(lora, *graph.prompts(model[1]), latent))
+
+
 def test_apply_lora_agrees_with_comfyui(lab, base):
     """Training's LoRA layer and ComfyUI's patching give the same video."""
     pipeline = Pipeline.from_folder(comfy.ROOT / "models" / "nano")

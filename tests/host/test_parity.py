@@ -8,8 +8,7 @@ import shutil
 import pytest
 import reference
 import torch
-from cogvideox_fun.model_loading.files.t5 import TextEncoder
-from cogvideox_fun.model_loading.standalone import Pipeline
+from cogvideox_fun.model_loading.standalone import Pipeline, TextEncoder
 from cogvideox_fun.sampling.masks import build_start_end
 from graph import ENCODE, Failed
 from safetensors.torch import load_file, save_file

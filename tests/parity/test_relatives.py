@@ -5,7 +5,8 @@ import inspect
 import pytest
 import torch
 from cogvideox_fun.model_loading.files.checkpoint import open_checkpoint
-from cogvideox_fun.model_loading.networks.config import TransformerConfig, detect, hub_name
+from cogvideox_fun.model_loading.files.detect import detect, hub_name
+from cogvideox_fun.model_loading.networks.config import TransformerConfig
 from cogvideox_fun.model_loading.networks.transformer import POSITIONS, CogVideoXTransformer
 from cogvideox_fun.model_loading.standalone import load_transformer
 from cogvideox_fun.sampling.positions import PositionOptions

@@ -1,9 +1,10 @@
-"""Tokens and features against transformers, as the authors' pipeline calls it."""
+"""Tokens and features against transformers, as VideoX-Fun calls it."""
 
 import pytest
 import torch
 import transformers
-from cogvideox_fun.model_loading.files.t5 import FolderTokenizer, TextEncoder, tokenize
+from cogvideox_fun.model_loading.files.t5 import FolderTokenizer, tokenize
+from cogvideox_fun.model_loading.standalone import TextEncoder
 from tiny_model import write_text_encoder
 
 PROMPTS = ["", "a red ball moves right", "  a   dog \n and a CAT, 100%!", "sun " * 400]
@@ -26,7 +27,7 @@ def test_tokens_equal_transformers(folder, prompt):
 
 @pytest.mark.parametrize("prompt", PROMPTS)
 def test_features_equal_transformers(folder, prompt):
-    """No attention mask: pad positions take part, as the authors let them."""
+    """No attention mask: pad positions take part, as in VideoX-Fun."""
     encoder = TextEncoder(folder / "text_encoder", folder / "tokenizer")
     oracle = transformers.T5EncoderModel.from_pretrained(folder / "text_encoder").eval()
     with torch.no_grad():

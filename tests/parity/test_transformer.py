@@ -3,7 +3,7 @@
 import pytest
 import reference
 import torch
-from cogvideox_fun.model_loading.networks.config import detect
+from cogvideox_fun.model_loading.files.detect import detect
 from cogvideox_fun.model_loading.networks.transformer import CogVideoXTransformer
 from diffusers import CogVideoXTransformer3DModel
 from diffusers.models.embeddings import get_3d_rotary_pos_embed

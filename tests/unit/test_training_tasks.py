@@ -10,10 +10,9 @@ import torch
 from accelerate import Accelerator
 from accelerate.state import AcceleratorState
 from cogvideox_fun.model_loading.files.checkpoint import open_checkpoint
-from cogvideox_fun.model_loading.files.t5 import TextEncoder
 from cogvideox_fun.model_loading.networks.blocks import sdpa
 from cogvideox_fun.model_loading.networks.config import CheckpointError
-from cogvideox_fun.model_loading.standalone import Pipeline, load_transformer
+from cogvideox_fun.model_loading.standalone import Pipeline, TextEncoder, load_transformer
 from cogvideox_fun.training.loop.config import Batches, Data, Optimizer, Phase
 from cogvideox_fun.training.loop.phase import run_phase
 from cogvideox_fun.training.loop.trainer import open_clips, phase_batches

@@ -68,7 +68,7 @@ def apply_lora(model: nn.Module, path: Path, strength: float = 1.0) -> None:
     Raises:
         ValueError: a layer that the model does not have, or has in another shape.
     """
-    weights = open_weights(path)
+    weights = open_weights(path).load()
     layers = [key.removesuffix(".lora_down.weight") for key in weights if key.endswith(".lora_down.weight")]
     if not layers:
         raise ValueError(f"{path} has no key that ends in .lora_down.weight: it is no LoRA of this trainer")

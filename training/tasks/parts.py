@@ -9,10 +9,9 @@ import torch
 from torch.utils.checkpoint import checkpoint
 
 from ...model_loading.files.safetensors_files import open_weights, read_json
-from ...model_loading.files.t5 import TextEncoder
 from ...model_loading.networks.blocks import sdpa
 from ...model_loading.networks.transformer import CogVideoXTransformer
-from ...model_loading.standalone import load_transformer, load_vae, open_whole
+from ...model_loading.standalone import TextEncoder, load_transformer, load_vae, open_whole
 from ...sampling.preview import BIAS, FACTORS, fit_preview
 from ..loop.config import Phase
 from .hub import FILES, PARTS, save_weights, write_json, write_text_encoder

@@ -3,9 +3,10 @@
 import torch
 from torch import nn
 
-from ...model_loading.files.t5 import TextEncoder, tokenize
+from ...model_loading.files.t5 import tokenize
 from ...model_loading.networks.transformer import CogVideoXTransformer
 from ...model_loading.networks.vae import CogVideoXVAE
+from ...model_loading.standalone import TextEncoder
 from ...sampling.inpaint import add_reference_noise, inpaint_latents, mask_video
 from ...sampling.masks import resize_mask_3d
 from ..data.samples import Batch

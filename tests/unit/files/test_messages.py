@@ -1,8 +1,7 @@
 """How names and texts from outside are shown in messages and in the log."""
 
 import pytest
-from cogvideox_fun.model_loading.errors import LISTED, LONGEST_VALUE, CheckpointError, listed, shown
-from cogvideox_fun.model_loading.files.checkpoint import no_model_message
+from cogvideox_fun.model_loading.errors import LISTED, LONGEST_VALUE, CheckpointError, listed, naming, shown
 
 
 @pytest.mark.parametrize("text", ["\n", "\r", "\x1b[31m", "\x9b31m", "\u2028", "\u2029", "\u202e", "\0", "\ud800"])
@@ -23,10 +22,9 @@ def test_a_list_is_cut_at_its_end():
     assert listed(str(n) for n in range(LISTED + 5)).endswith(f"{LISTED - 1} and 5 more")
 
 
-def test_a_model_that_is_not_found(tmp_path):
-    """Among thousands of long names, and where none is given."""
-    found = [f"{n}-{'x' * 300}" for n in range(5000)]
-    for name, words in (("y\n" * 500_000, "the VAE y"), ("", "no VAE is chosen"), (None, "no VAE is chosen")):
-        message = no_model_message(name, "VAE", found, [tmp_path], [tmp_path])
-        assert message.startswith(words) and "4980 more" in message
-        assert len(message) < 6000 and len(message.splitlines()) == 1
+def test_an_error_names_one_file(tmp_path):
+    for error in (ValueError("bad"), CheckpointError("bad")):
+        with pytest.raises(CheckpointError, match=f"^{tmp_path} can't be loaded: bad$"), naming(tmp_path):
+            raise error
+    with pytest.raises(CheckpointError, match="^inner bad$"), naming(tmp_path):
+        raise CheckpointError("bad", "inner")

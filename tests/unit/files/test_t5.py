@@ -1,0 +1,91 @@
+"""T5: tokens, the configuration for ComfyUI's T5, and the encoder without ComfyUI."""
+
+import json
+import logging
+
+import pytest
+import torch
+import transformers
+from cogvideox_fun.model_loading.errors import CheckpointError
+from cogvideox_fun.model_loading.files import t5
+from cogvideox_fun.model_loading.standalone import TextEncoder
+
+LIMITS = [300, 10**30, 1e30]  # what tokenizer_config.json says of models without a limit
+
+
+def test_padding():
+    assert t5.fit_tokens([5, 6, 1], length=6) == [5, 6, 1, 0, 0, 0]
+
+
+def test_truncation_keeps_the_end_token_and_logs_what_was_cut(caplog):
+    with caplog.at_level(logging.WARNING):
+        out = t5.fit_tokens([*range(10, 20), 1], decode=lambda cut: f"<{cut}>", length=6)
+    assert out == [10, 11, 12, 13, 14, 1]
+    assert "11 tokens, the model reads 6" in caplog.text and "[15, 16, 17, 18, 19]" in caplog.text
+
+
+def test_exactly_as_long_as_the_model_reads(caplog):
+    assert t5.fit_tokens([*range(225), 1]) == [*range(225), 1]
+    assert not caplog.records
+
+
+def test_what_is_cut_off_is_shown_in_short(caplog):
+    t5.fit_tokens([*range(300_000), 1], decode=lambda cut: "sun\n\x1b[31m" * len(cut))
+    assert len(caplog.text) < 500 and len(caplog.text.splitlines()) == 1
+
+
+@pytest.mark.parametrize("limit", LIMITS)
+def test_a_prompt_has_at_most_226_tokens(tmp_path, limit):
+    (tmp_path / "tokenizer_config.json").write_text(json.dumps({"model_max_length": limit}))
+    assert t5.prompt_length(tmp_path) == 226
+    (tmp_path / "tokenizer_config.json").write_text('{"model_max_length": 16}')
+    assert t5.prompt_length(tmp_path) == 16
+
+
+def test_tokenizer_json(tiny_model, tmp_path):
+    """A folder with tokenizer.json gives the ids of spiece.model. What it says of padding and cutting is ignored."""
+    transformers.T5Tokenizer.from_pretrained(tiny_model / "tokenizer", extra_ids=0).save_pretrained(tmp_path)
+    path = tmp_path / "tokenizer.json"
+    written = json.loads(path.read_text())
+    padding = {"strategy": {"Fixed": 10**7}, "direction": "Right", "pad_to_multiple_of": None}
+    written["padding"] = {**padding, "pad_id": 0, "pad_type_id": 0, "pad_token": "<pad>"}
+    written["truncation"] = {"direction": "Right", "max_length": 2, "strategy": "LongestFirst", "stride": 0}
+    path.write_text(json.dumps(written))
+    assert not (tmp_path / "spiece.model").is_file()
+    for prompt in ("", "a red ball moves right", "the DOG, 3 cats"):
+        first = t5.FolderTokenizer(tiny_model / "tokenizer")(prompt)
+        assert t5.FolderTokenizer(tmp_path)(prompt) == first
+
+
+def test_folders_without_a_whole_tokenizer(tmp_path):
+    with pytest.raises(CheckpointError, match="neither spiece.model nor tokenizer.json"):
+        t5.FolderTokenizer(tmp_path)
+    (tmp_path / "tokenizer.json").write_bytes(b"broken")
+    with pytest.raises(CheckpointError, match="tokenizer.json is no tokenizer"):
+        t5.FolderTokenizer(tmp_path)
+
+
+@pytest.fixture
+def config(tiny_model):
+    return json.loads((tiny_model / "text_encoder" / "config.json").read_text())
+
+
+@pytest.mark.parametrize(
+    "change, words",
+    [
+        ({"model_type": "umt5"}, "the text encoder is a 'umt5'"),
+        ({"feed_forward_proj": "gated-silu"}, "feed_forward_proj 'gated-silu'"),
+        ({"d_model": None}, "'d_model': None.*expected whole numbers"),
+    ],
+)
+def test_t5s_that_comfyuis_class_cannot_be(config, change, words):
+    t5.comfy_t5_config(config)
+    with pytest.raises(CheckpointError, match=words):
+        t5.comfy_t5_config({**config, **change})
+
+
+def test_features_depend_on_the_prompt(tiny_model):
+    encoder = TextEncoder(tiny_model / "text_encoder", tiny_model / "tokenizer")
+    first = encoder("a red ball")
+    assert torch.equal(encoder("a red ball"), first)
+    assert not torch.equal(encoder("a blue ball"), first)
