@@ -65,12 +65,9 @@ def main() -> None:
 
 
 def nano(args) -> None:
-    from cogvideox_fun.training.loop.config import read_phase
-    from cogvideox_fun.training.loop.phase import processes
-    from cogvideox_fun.training.nano.make import CONFIGS, train_nano
+    from cogvideox_fun.training.nano.make import train_nano
 
-    with processes(read_phase(CONFIGS / "nano_phase_1.toml")) as accelerator:
-        train_nano(accelerator, args.output)
+    train_nano(args.output)
 
 
 def init(args) -> None:
@@ -87,8 +84,8 @@ def train(args) -> None:
     if args.steps is not None:
         changes["steps"] = args.steps
     phase = read_phase(args.config, **changes)
-    with processes(phase, args.cpu) as accelerator:
-        run_phase(phase, accelerator, args.until)
+    with processes(args.cpu):
+        run_phase(phase, args.cpu, args.until)
 
 
 def export(args) -> None:
@@ -114,10 +111,10 @@ def positions(args) -> None:
 
     options = rows.Options(args.count)
     phase = read_phase(args.config)
-    with processes(phase) as accelerator:
-        if accelerator.num_processes > 1:
+    with processes() as state:
+        if state.num_processes > 1:
             raise SystemExit("positions runs in one process: call it without accelerate launch")
-        print(positions.compare_positions(phase, accelerator, evaluate.POSITION_SIZES, options, args.output))
+        print(positions.compare_positions(phase, evaluate.POSITION_SIZES, options, args.output))
 
 
 COMMANDS = {

@@ -18,12 +18,12 @@ LAST_STEPS = 100  # whose mean loss the table gives
 def compare_positions(
     # what to train
     phase: Phase,
-    accelerator,
     # what to measure
     sizes: list[tuple[int, int, bool]],
     options: Options,
     # where to write
     output: Path,
+    cpu: bool = False,
 ) -> str:
     """Train ``phase`` with every position table, same seeds and steps, and measure each.
 
@@ -32,9 +32,9 @@ def compare_positions(
 
     Args:
         phase: its ``output`` gets a folder for every table.
-        accelerator: of one process.
         sizes: (width, height, whether the phase trains on it); none larger than the trained table, which can be cut
             but not extended.
+        cpu: do not use a GPU.
 
     Returns:
         The table as markdown.
@@ -42,7 +42,7 @@ def compare_positions(
     curves, rows = {}, []
     for mode in POSITION_MODES:
         trained = dataclasses.replace(phase, positions=mode, output=str(Path(phase.output) / mode))
-        run_phase(trained, accelerator)
+        run_phase(trained, cpu)
         losses = read_losses(Path(trained.output) / "run" / "loss.csv")
         curves[NAMES[mode]] = losses
         pipeline = Pipeline.from_folder(Path(trained.output) / "model")

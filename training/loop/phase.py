@@ -20,18 +20,17 @@ SCALE_BATCHES = 16  # of the phase's own, from which the latents' deviation is m
 
 
 @contextmanager
-def processes(phase: Phase, cpu: bool = False) -> Iterator:
-    """The accelerator of all processes of this run; they part when it is over, since a process group that is left to
-    the interpreter's exit may abort it.
+def processes(cpu: bool = False) -> Iterator:
+    """The processes of this run. They leave their group at the end: one that is left open can abort the interpreter.
 
     Args:
-        cpu: leave a GPU alone.
+        cpu: do not use a GPU.
     """
-    from accelerate import Accelerator
+    from accelerate import PartialState
 
-    accelerator = Accelerator(cpu=cpu, mixed_precision=phase.mixed_precision)
-    yield accelerator
-    accelerator.end_training()
+    state = PartialState(cpu=cpu)
+    yield state
+    state.destroy_process_group()
 
 
 def has_amx() -> bool:
@@ -39,15 +38,19 @@ def has_amx() -> bool:
     return getattr(torch.cpu, "_is_amx_tile_supported", lambda: False)()
 
 
-def run_phase(phase: Phase, accelerator, until: int | None = None) -> None:
+def run_phase(phase: Phase, cpu: bool = False, until: int | None = None) -> None:
     """Run a phase and write ``output``: the checkpoint and the losses while it runs, the model when it is done.
 
+    Call it within `processes`.
+
     Args:
-        accelerator: from `processes`.
-        until: stop after this step without writing the model; the next call goes on from there.
+        cpu: do not use a GPU.
+        until: stop after this step without writing the model; the next call continues from there.
     """
+    from accelerate import Accelerator
     from accelerate.utils import set_seed
 
+    accelerator = Accelerator(cpu=cpu, mixed_precision=phase.mixed_precision)
     set_seed(phase.seed)  # for the initial values of LoRA layers; all else is drawn per sample
     frozen = torch.bfloat16 if phase.mixed_precision == "bf16" else torch.float32
     on_cpu = accelerator.device.type == "cpu"

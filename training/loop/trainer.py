@@ -17,15 +17,16 @@ from ..data.buckets import Bucket, BucketBatches, token_buckets
 from ..data.clips import Clips, FolderClips, ShapeClips
 from ..data.samples import Batch, batches
 from .config import Data, Optimizer, Phase
-from .ema import EMA
 from .progress import LossTable, plot_losses, read_losses
-from .state import load_state, save_state
+from .state import Checkpoints
 
 log = logging.getLogger(__name__)
 
 
 def learning_rate(options: Optimizer, step: int, steps: int) -> float:
     """A linear warm-up, then half a cosine from ``learning_rate`` to ``final_learning_rate``.
+
+    Not `diffusers.optimization.get_scheduler`: its cosine has no final rate, and its first step has a rate of 0.
 
     Args:
         step: from 0.
@@ -78,7 +79,7 @@ def phase_batches(
 
 
 def about(phase: Phase) -> str:
-    """What a checkpoint must share with the run that takes it up: all fields but where things are and when to save."""
+    """What a checkpoint must have in common with the run that continues it. Paths and what saves memory may change."""
     fields = dataclasses.asdict(phase)
     for free in ("model", "output", "text_encoder", "save_every", "steps", "micro_batch", "checkpoint_blocks"):
         del fields[free]
@@ -90,32 +91,32 @@ def to_device(batch: Batch, device: torch.device) -> Batch:
 
 
 class Trainer:
-    """A run of a phase in ``folder``, taken up where its checkpoint says.
+    """A run of a phase in ``folder``, continued from its checkpoint if there is one.
 
     Args:
         task: a module whose forward is the loss of a `Batch`; what requires a gradient is trained.
-        accelerator: accelerate's.
+        accelerator: accelerate's, of this run alone.
         patch_t: see `phase_draws`.
     """
 
     def __init__(
         self, phase: Phase, task: torch.nn.Module, accelerator, folder: str | Path, patch_t: int | None = None
     ):
+        from diffusers.training_utils import EMAModel
+
         self.phase, self.task, self.accelerator, self.folder = phase, task, accelerator, Path(folder)
         self.patch_t = patch_t
         task.to(accelerator.device)
         self.parameters = {name: p for name, p in task.named_parameters() if p.requires_grad}
         options = phase.optimizer
-        self.optimizer = torch.optim.AdamW(
-            self.parameters.values(),
-            lr=options.learning_rate,
-            betas=tuple(options.betas),
-            weight_decay=options.weight_decay,
+        optimizer = torch.optim.AdamW(
+            self.parameters.values(), options.learning_rate, options.betas, weight_decay=options.weight_decay
         )
-        self.ema = EMA(self.parameters.values(), options.ema_decay)
-        self.step = load_state(self.folder, about(phase), self.parameters, self.optimizer, self.ema)
+        self.wrapped, self.optimizer = accelerator.prepare(task, optimizer)
+        self.ema = EMAModel(self.parameters.values(), options.ema_decay, foreach=True)
+        self.checkpoints = Checkpoints(accelerator, self.folder, about(phase), self.parameters, self.ema)
+        self.step = self.checkpoints.load()
         self._agree_on_step()
-        self.wrapped = accelerator.prepare_model(task)
 
     def _agree_on_step(self) -> None:
         """Raise a ValueError unless all processes found the same checkpoint."""
@@ -143,7 +144,7 @@ class Trainer:
             raise FloatingPointError(f"{found}: lower the learning rate")
         self.optimizer.step()
         self.optimizer.zero_grad()
-        self.ema.update(self.parameters.values())
+        self.ema.step(self.parameters.values())
         self.step += 1
         return self.accelerator.reduce(loss, "mean")
 
@@ -161,10 +162,6 @@ class Trainer:
                 self.accelerator.backward(loss)
             total += loss.detach().float()
         return total
-
-    def save(self) -> None:
-        if self.accelerator.is_main_process:
-            save_state(self.folder, about(self.phase), self.parameters, self.optimizer, self.ema, self.step)
 
     def run(self, until: int | None = None) -> None:
         """Train up to ``until`` steps (default: all of the phase), saving as often as the phase says.
@@ -191,6 +188,6 @@ class Trainer:
                     progress.update()
                     progress.set_postfix(loss=f"{loss:.4f}", refresh=False)
                 if self.step % self.phase.save_every == 0 or self.step == until:
-                    self.save()
+                    self.checkpoints.save(self.step)
         if main and until:
             plot_losses(self.folder / "loss.png", {self.phase.task: read_losses(self.folder / "loss.csv")})

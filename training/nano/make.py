@@ -15,7 +15,7 @@ from ...model_loading.networks.transformer import CogVideoXTransformer
 from ...model_loading.networks.vae import CogVideoXVAE, Downsample3D, ResnetBlock3D, SpatialNorm3D, VAEConfig
 from ..data import shapes
 from ..loop.config import read_phase
-from ..loop.phase import run_phase
+from ..loop.phase import processes, run_phase
 from ..loop.progress import plot_losses, read_losses
 from ..tasks.hub import FILES, save_weights, write_configs, write_json, write_text_encoder
 from ..tasks.parts import LORA_FILE, export_half, write_preview
@@ -152,21 +152,21 @@ def write_untrained(folder: str | Path, seed: int = 0) -> Path:
     return folder
 
 
-def train_nano(accelerator, output: str | Path) -> None:
-    """Train the nano model from nothing, phase by phase, and collect it; taken up where it was broken off.
+def train_nano(output: str | Path) -> None:
+    """Train the nano model from nothing, phase by phase, and collect it; an interrupted run continues.
 
     Args:
-        accelerator: from `phase.processes`.
         output: see `collect_nano`.
     """
     phases = {name: read_phase(CONFIGS / f"nano_{name}.toml") for name in PHASES}
-    if accelerator.is_main_process:
-        write_untrained(phases["vae_1"].model)
-    accelerator.wait_for_everyone()
-    for phase in phases.values():
-        run_phase(phase, accelerator)
-    if accelerator.is_main_process:
-        collect_nano({name: Path(phase.output) for name, phase in phases.items()}, Path(output))
+    with processes() as state:
+        if state.is_main_process:
+            write_untrained(phases["vae_1"].model)
+        state.wait_for_everyone()
+        for phase in phases.values():
+            run_phase(phase)
+        if state.is_main_process:
+            collect_nano({name: Path(phase.output) for name, phase in phases.items()}, Path(output))
 
 
 def collect_nano(outputs: dict[str, Path], output: Path) -> None:

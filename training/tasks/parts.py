@@ -45,8 +45,9 @@ class Parts:
         ).train()
         if phase.checkpoint_blocks:
             checkpoint_blocks(transformer)
-        self.layers = add_lora(transformer, phase.lora_rank, phase.lora_alpha) if lora else None
-        if not lora:
+        if lora:
+            add_lora(transformer, phase.lora_rank, phase.lora_alpha)
+        else:
             transformer.requires_grad_(True)
         text_dtype = torch.float32 if phase.train_text_encoder else dtype
         self.texts = open_whole(phase.text_encoder) if phase.text_encoder else source
@@ -68,7 +69,7 @@ class Parts:
         """
         output = Path(output)
         if self.phase.task == "lora":
-            save_weights(output / LORA_FILE, lora_state(self.layers), torch.float16)  # as LoRA files are
+            save_weights(output / LORA_FILE, lora_state(self.task.transformer), torch.float16)  # as LoRA files are
             return
         shutil.copytree(self.phase.model, output, dirs_exist_ok=True, copy_function=replace_copy)
         if self.phase.task == "vae":

@@ -10,7 +10,6 @@ from cogvideox_fun.training.data.shapes import random_scene, render
 from cogvideox_fun.training.evaluation.positions import compare_positions
 from cogvideox_fun.training.evaluation.rows import Options
 from cogvideox_fun.training.loop.config import Batches, Optimizer, Phase
-from cogvideox_fun.training.loop.phase import processes
 from cogvideox_fun.training.nano import make as nano
 
 
@@ -39,8 +38,7 @@ def test_position_tables_are_compared_with_the_same_seeds_and_steps(tmp_path):
     rows = []
     for out in (tmp_path / "out", tmp_path / "again"):
         trained = dataclasses.replace(phase, output=str(out / "runs"))
-        with processes(phase, cpu=True) as accelerator:
-            text = compare_positions(trained, accelerator, [(32, 32, False)], Options(count=1, steps=1), out)
+        text = compare_positions(trained, [(32, 32, False)], Options(count=1, steps=1), out, cpu=True)
         rows.append(json.loads((out / "positions.json").read_text())["results"])
     assert rows[0] == rows[1], "the same seeds, the same result"
     rows = rows[0]
