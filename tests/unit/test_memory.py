@@ -3,7 +3,7 @@
 import pytest
 import torch
 from cogvideox_fun.benchmarks import traced
-from cogvideox_fun.benchmarks.live_bytes import trace
+from cogvideox_fun.benchmarks.traced import trace
 from cogvideox_fun.model_loading.networks import blocks
 from cogvideox_fun.model_loading.networks import memory_estimate as memory
 from cogvideox_fun.model_loading.networks.config import TransformerConfig
