@@ -26,8 +26,3 @@ def test_only_the_code_for_compute_capability_9_0_is_kept():
     assert kept == before + gone + b"the end"
     with pytest.raises(ValueError, match=r"no GPU code for compute capability 9\.0"):
         bundle.keep_sm_90(fat_binary(entry(CUBIN, 80, other)))
-
-
-def test_versions_are_those_that_comfyui_names():
-    requirements = "torch\ncomfy-kitchen==0.2.31\ntorchsde\n"
-    assert bundle.pinned(("comfy-kitchen", "torchsde"), requirements) == ["comfy-kitchen==0.2.31", "torchsde"]

@@ -15,7 +15,7 @@ NANO = ROOT / "models" / "nano"
 @pytest.fixture(scope="module")
 def evaluation():
     """Few clips of few steps: enough to tell a trained model from an untrained one."""
-    return Evaluation(Pipeline.from_folder(NANO), Options(count=4, size=128, steps=10))
+    return Evaluation(Pipeline.from_folder(NANO), Options(count=2, size=96, steps=8))
 
 
 def share(results: list[Result], what: str) -> float:

@@ -9,7 +9,7 @@ import pytest
 import torch
 from accelerate import Accelerator
 from cogvideox_fun.training.loop.config import Batches, ConfigError, Data, Optimizer, Phase, read_phase
-from cogvideox_fun.training.loop.progress import read_losses, smooth
+from cogvideox_fun.training.loop.progress import read_losses
 from cogvideox_fun.training.loop.trainer import Trainer, learning_rate, open_clips, phase_batches
 from cogvideox_fun.training.tasks.parts import Parts
 from pack import ROOT
@@ -154,10 +154,6 @@ def test_the_learning_rate_rises_then_falls():
     assert rates[60] == pytest.approx(0.6) and rates[-1] == pytest.approx(0.2, abs=1e-3)
 
 
-def test_smoothing():
-    assert smooth([1, 2, 3, 4], 2) == [1, 1.5, 2.5, 3.5]
-
-
 GRADIENTS = """
 import os, sys
 from pathlib import Path
@@ -237,12 +233,6 @@ def test_a_configuration_that_cant_be_run(tmp_path, old, new, words):
     with pytest.raises(ConfigError, match=words) as error:
         read_phase(path)
     assert str(path) in str(error.value)
-
-
-def test_paths_of_a_configuration_are_relative_to_it(tmp_path):
-    (tmp_path / "phase.toml").write_text(CONFIG)
-    phase = read_phase(tmp_path / "phase.toml", steps=7)
-    assert (phase.model, phase.output, phase.steps) == (str(tmp_path / "model"), str(tmp_path / "out"), 7)
 
 
 def test_the_command_line_trains_stops_resumes_and_writes(tiny_model, tmp_path):

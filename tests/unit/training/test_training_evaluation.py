@@ -13,7 +13,6 @@ from cogvideox_fun.training.evaluation.rows import (
     Options,
     Result,
     band,
-    open_start,
     reversed_scene,
 )
 
@@ -72,21 +71,13 @@ def test_a_model_that_makes_what_it_is_asked_for_reaches_every_goal():
     assert {r.measured for r in results.values() if r.measured.endswith("%")} == {"100.0%"}
 
 
-def test_a_model_that_plays_backwards_goes_the_wrong_way():
+def test_a_model_that_plays_backwards_or_changes_what_is_known():
     results = table(Answers(lambda video: video.flip(0)))
     directions = {name for name in results if "direction" in name}
     assert all(results[name].measured == "0.0%" for name in directions if "colour and" not in name)
     ends = {f"start and end image: {end} frame, to its reconstruction" for end in ("first", "last")}
     assert failed(results) >= directions | ends
-
-
-def test_a_model_that_changes_what_is_known():
-    results = table(Answers(lambda video: video + 0.05))
-    assert failed(results) >= {
-        "region inpaint: known part, to its reconstruction",
-        "image to video: first frame, to its reconstruction",
-        "start and end image: last frame, to its reconstruction",
-    }
+    assert "region inpaint: known part, to its reconstruction" in failed(table(Answers(lambda video: video + 0.05)))
 
 
 def test_two_shapes_are_neither_one_shape_nor_a_ring():
@@ -97,12 +88,6 @@ def test_two_shapes_are_neither_one_shape_nor_a_ring():
     left, right = (shapes.Scene("red", "circle", "up", "fog", 0.17, (x, 0.6), (x, 0.4)) for x in (0.2, 0.8))
     both = torch.minimum(*(shapes.render(scene, LENGTH, 64, 64) for scene in (left, right)))
     assert not measure.has_hole(both)
-
-
-def test_an_open_start_does_not_tell_the_direction():
-    corner = shapes.Scene("red", "circle", "right", "fog", 0.2, (0.25, 0.7), (0.65, 0.7))
-    assert open_start(corner), "up fits, too"
-    assert not open_start(dataclasses.replace(corner, start=(0.25, 0.5), end=(0.65, 0.5))), "up and down do not fit"
 
 
 @pytest.mark.parametrize("height, width", [(64, 64), (96, 144), (128, 96)])
