@@ -1,4 +1,4 @@
-"""The position tables compared: the same phase trained with each, and what came of it side by side."""
+"""A comparison of position tables: the same phase is trained with each of them and measured."""
 
 import dataclasses
 from pathlib import Path
@@ -12,7 +12,7 @@ from ..tasks.hub import write_json
 from .rows import Evaluation, Options, share
 
 NAMES = {"fun": "interpolated", "generated": "generated", "cut": "cut"}
-LAST_STEPS = 100  # whose mean loss the table gives
+LAST_STEPS = 100  # the table shows their mean loss
 
 
 def compare_positions(
@@ -25,15 +25,15 @@ def compare_positions(
     output: Path,
     cpu: bool = False,
 ) -> str:
-    """Train ``phase`` with every position table, same seeds and steps, and measure each.
+    """Train ``phase`` with every position table, with the same seeds and steps, and measure each.
 
-    Writes ``positions.png`` (the loss curves), ``positions.json`` and ``positions.md`` to ``output``; a run that was
-    broken off is taken up again.
+    Writes ``positions.png`` (the loss curves), ``positions.json`` and ``positions.md`` to ``output``. An interrupted
+    run continues.
 
     Args:
         phase: its ``output`` gets a folder for every table.
-        sizes: (width, height, whether the phase trains on it); none larger than the trained table, which can be cut
-            but not extended.
+        sizes: (width, height, whether the phase trains on it), none larger than the trained table, which can
+            be cut but not extended.
         cpu: do not use a GPU.
 
     Returns:
@@ -63,7 +63,7 @@ def compare_positions(
 
 
 def markdown(rows: list[dict]) -> str:
-    """A row for every table: the loss at the end, and how often the direction is right at each size."""
+    """A row for every position table: the final loss, and how often the direction is right at each size."""
     names = [name for name in rows[0] if name not in ("table", "loss")]
     head = ["table", f"loss, last {LAST_STEPS} steps", *(f"direction at {name}" for name in names)]
     lines = [f"| {' | '.join(head)} |", "|---" * len(head) + "|"]

@@ -1,4 +1,4 @@
-"""The training loop: one task, its batches, an optimizer, under accelerate."""
+"""The training loop: one task, its batches and an optimizer, with accelerate."""
 
 import contextlib
 import dataclasses
@@ -45,10 +45,10 @@ def open_clips(data: Data) -> Clips:
 def phase_draws(
     phase: Phase, clips: Clips, rank: int = 0, world: int = 1, patch_t: int | None = None
 ) -> BucketBatches:
-    """What a phase draws, this process's share of each batch; a clip that is too short for it is named in the log.
+    """This process's share of a phase's batches. Clips that are too short are named in the log.
 
     Args:
-        patch_t: latent frames per patch of the model that is trained (2 on V1.5), or None.
+        patch_t: latent frames per patch of the trained model (2 in V1.5), or None.
 
     Raises:
         ValueError: no size fits the token length, or no clip is long enough.
@@ -73,7 +73,7 @@ def phase_draws(
 def phase_batches(
     phase: Phase, clips: Clips, rank: int = 0, world: int = 1, start: int = 0, patch_t: int | None = None
 ) -> Iterator[Batch]:
-    """The batches of a phase from step ``start`` on; the rest is `phase_draws`'."""
+    """The batches of a phase from step ``start`` on; see `phase_draws` for the other arguments."""
     draws = islice(phase_draws(phase, clips, rank, world, patch_t), start, None)
     return batches(draws, clips, phase.seed, phase.masks, phase.batches.noises_per_clip)
 
@@ -125,14 +125,14 @@ class Trainer:
         if len(set(steps)) > 1:
             raise ValueError(
                 f"the processes found checkpoints of the steps {steps} in {self.folder}: put the output on a disk "
-                "that all machines share, or copy the checkpoint to each"
+                "that all machines share, or copy the checkpoint to each machine"
             )
 
     def train_step(self, batch: Batch) -> torch.Tensor:
         """One step; returns the loss, of all processes together.
 
         Raises:
-            FloatingPointError: the gradient is not finite; nothing was changed.
+            FloatingPointError: the gradient is not finite. Nothing was changed.
         """
         lr = learning_rate(self.phase.optimizer, self.step, self.phase.steps)
         for group in self.optimizer.param_groups:
@@ -155,7 +155,7 @@ class Trainer:
         total = torch.zeros((), device=self.accelerator.device)
         for start in range(0, clips, size):
             part = {key: value[start : start + size] for key, value in batch.items()}
-            last = start + size >= clips  # the processes exchange their gradients once
+            last = start + size >= clips  # processes exchange gradients once per step
             with contextlib.nullcontext() if last else self.accelerator.no_sync(self.wrapped):
                 with self.accelerator.autocast():
                     loss = self.wrapped(part) * (len(part["captions"]) / clips)
@@ -167,7 +167,7 @@ class Trainer:
         """Train up to ``until`` steps (default: all of the phase), saving as often as the phase says.
 
         Raises:
-            FloatingPointError: a gradient is not finite; the last checkpoint stays as it is.
+            FloatingPointError: a gradient is not finite. The last checkpoint is kept.
         """
         until = self.phase.steps if until is None else min(until, self.phase.steps)
         main = self.accelerator.is_main_process

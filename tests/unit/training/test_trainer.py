@@ -223,7 +223,7 @@ tolerance = 0.3
         ("steps = 2", "stops = 2", "no field 'stops', expected one of"),
         ("steps = 2", "", "lacks steps"),
         ("[[48, 32]]", "[[48, 32, 5]]", r"sizes\[0\] is \[48, 32, 5\], expected 2 values"),
-        ("[batches]", "[masks]\nmiddle = 1\n[batches]", "masks has middle = 1"),
+        ("[batches]", "[masks]\nmiddle = 1\n[batches]", "masks is .*'middle': 1.0.*, expected weights"),
         ("[batches]", "[batches", "can't be read as TOML"),
     ],
 )

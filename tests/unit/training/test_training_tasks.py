@@ -196,7 +196,7 @@ def convolution_dtype(trainer) -> torch.dtype:
 
 def test_a_control_model_cant_be_trained(tmp_path):
     model = write_tiny_model(tmp_path / "model", "2b-control")
-    with pytest.raises(ValueError, match="takes control latents, which no source gives"):
+    with pytest.raises(ValueError, match="takes control latents, and no source has them"):
         Parts(phase_of(model))
 
 
