@@ -61,6 +61,7 @@ def main() -> None:
     load_pack()
     args = parse_args()
     logging.basicConfig(level=logging.INFO, format="%(levelname)s %(message)s")
+    logging.getLogger("accelerate").setLevel(logging.WARNING)
     COMMANDS[args.command](args)
 
 

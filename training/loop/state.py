@@ -35,18 +35,18 @@ class Checkpoints:
 
     def save(self, step: int) -> None:
         """Write a checkpoint; the older one stays until this one is complete."""
-        unfinished, old = self.folder / "unfinished", self.newest()
+        unfinished, older = self.folder / "unfinished", set(self.folder.glob("checkpoint_*"))
         target = self.folder / f"checkpoint_{step:07d}"
         if self.accelerator.is_main_process:
             shutil.rmtree(unfinished, ignore_errors=True)
         self.accelerator.wait_for_everyone()
         self.accelerator.save_state(str(unfinished))
         self.accelerator.wait_for_everyone()
-        if self.accelerator.is_main_process and old != target:
+        if self.accelerator.is_main_process:
             (unfinished / RUN).write_text(json.dumps({"step": step, "about": self.about}), encoding="utf-8")
             unfinished.rename(target)
-            if old is not None:
-                shutil.rmtree(old)
+            for path in older:
+                shutil.rmtree(path)
         self.accelerator.wait_for_everyone()
 
     def load(self) -> int:
