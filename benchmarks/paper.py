@@ -1,10 +1,11 @@
-"""What a step costs on paper, and the least time that a GPU can take for it: arithmetic, nothing is run on a GPU.
+"""What a step costs, and the least time that a GPU can take for it, computed: nothing runs on a GPU.
 
 The GPUs' figures are their makers': dense bf16 with float32 sums, and memory bandwidth.
 """
 
 import dataclasses
 from collections import Counter
+from collections.abc import Iterable, Sequence
 
 import torch
 from torch.utils.flop_counter import FlopCounterMode
@@ -12,11 +13,13 @@ from torch.utils.flop_counter import FlopCounterMode
 from ..model_loading.networks.config import TEXT_TOKENS, TransformerConfig, goes_to_fp8
 from ..model_loading.networks.tiling import tile_spans
 from ..model_loading.networks.transformer import CogVideoXTransformer
-from .moved_bytes import KINDS, copies_of_a_block
+from ..tools.pack import ROOT
 from .traced import (
     CONFIGS,
+    KINDS,
     SIZES,
     TILE,
+    copies_of_a_block,
     decode_call,
     diffusers_call,
     trace_decode,
@@ -24,18 +27,19 @@ from .traced import (
     transformer_call,
 )
 
+PAGE = ROOT / "benchmarks" / "cost.md"
 OVERLAP = 8  # latents: 64 pixels, the nodes' default
 TOKENS = (13312, 29952, 53248)  # the phases of the CogVideoX-Fun V1 report
 
 
 @dataclasses.dataclass(frozen=True)
-class Card:
+class GPU:
     name: str
     flops: float  # a second, bf16
     bandwidth: float  # bytes a second
 
 
-CARDS = (Card("H100 SXM", 989e12, 3.35e12), Card("RTX 4090", 165e12, 1.008e12))
+GPUS = (GPU("H100 SXM", 989e12, 3.35e12), GPU("RTX 4090", 165e12, 1.008e12))
 
 # what `triton_kernels` move: each tensor is read and written once
 TRITON = {
@@ -63,6 +67,12 @@ def call_bytes(config: TransformerConfig, video_tokens: int, copies: float, elem
     return weight_bytes(config, element) + copies * config.num_layers * stream
 
 
+def table(head: Sequence[str], rows: Iterable[Sequence]) -> str:
+    """A Markdown table."""
+    lines = [head, ["---"] * len(head), *rows]
+    return "".join(f"| {' | '.join(map(str, line))} |\n" for line in lines)
+
+
 def copies_table() -> str:
     """Markdown: copies of the token stream that a block moves, by kind of operation; guidance in one call."""
     rows = {
@@ -73,25 +83,24 @@ def copies_table() -> str:
         "2B, ours, with the Triton kernels": ("2B", transformer_call, TRITON),
         "2B, diffusers": ("2B", diffusers_call, {}),
     }
-    lines = [f"| block | {' | '.join(KINDS)} | all |", "|---" * (len(KINDS) + 2) + "|"]
+    lines = []
     for what, (name, make, options) in rows.items():
         found = copies_of_a_block(make, name, batch=2, **options)
-        values = [f"{value:.1f}" for value in (*found.values(), sum(found.values()))]
-        lines.append(f"| {what} | {' | '.join(values)} |")
-    return "\n".join(lines) + "\n"
+        lines.append((what, *(f"{value:.1f}" for value in (*found.values(), sum(found.values())))))
+    return table(("block", *KINDS, "all"), lines)
 
 
 def steps_table() -> str:
     """Markdown: cost of a step (two calls, guidance) by model and token length, and each GPU's limit."""
-    head = ["model", "tokens", "TFLOP a step", "GB moved a step", *(f"{card.name}, at least" for card in CARDS)]
-    lines = [f"| {' | '.join(head)} |", "|---" * len(head) + "|"]
+    lines = []
     for name, config in CONFIGS.items():
         copies = sum(copies_of_a_block(transformer_call, name, **TRITON).values())
         for tokens in TOKENS:
             flops, moved = 2 * call_flops(config, tokens), 2 * call_bytes(config, tokens, copies)
-            limits = [f"{max(flops / card.flops, moved / card.bandwidth):.2f} s" for card in CARDS]
-            lines.append(f"| {name} | {tokens} | {flops / 1e12:.0f} | {moved / 1e9:.0f} | {' | '.join(limits)} |")
-    return "\n".join(lines) + "\n"
+            limits = [f"{max(flops / gpu.flops, moved / gpu.bandwidth):.2f} s" for gpu in GPUS]
+            lines.append((name, tokens, f"{flops / 1e12:.0f}", f"{moved / 1e9:.0f}", *limits))
+    limits = [f"{gpu.name}, at least" for gpu in GPUS]
+    return table(("model", "tokens", "TFLOP a step", "GB moved a step", *limits), lines)
 
 
 def decode_flops(latent: tuple[int, int, int]) -> int:
@@ -113,25 +122,28 @@ def decode_table() -> str:
         ("whole frames", 1, 1.0, decode_flops(latent), trace_decode(latent).peak),
         ("tiles of 256 pixels", sizes.total(), area, tiled, trace_decode(latent, TILE).peak),
     )
-    lines = ["| VAE decode, 480x720x49 | tiles | area that is computed | TFLOP | memory |", "|---|---|---|---|---|"]
-    for what, count, share, flops, peak in rows:
-        lines.append(f"| {what} | {count} | {share:.2f} | {flops / 1e12:.0f} | {peak / 1e9:.1f} GB |")
-    return "\n".join(lines) + "\n"
+    head = "VAE decode, 480x720x49", "tiles", "area that is computed", "TFLOP", "memory"
+    lines = [
+        (what, count, f"{share:.2f}", f"{flops / 1e12:.0f}", f"{peak / 1e9:.1f} GB")
+        for what, count, share, flops, peak in rows
+    ]
+    return table(head, lines)
 
 
 def memory_table() -> str:
     """Markdown: bytes on the GPU by model, size and storage, weights whole; the VAE decodes when they have left."""
-    head = ["model", "size", "weights bf16", "weights fp8", "activations of a call", "sum bf16", "sum fp8"]
-    lines = [f"| {' | '.join(head)} |", "|---" * len(head) + "|"]
+    lines = []
     for name, config in CONFIGS.items():
         whole, half = weight_bytes(config) / 1e9, weight_bytes(config, 1) / 1e9
         for size, latent in SIZES.items():
             active = trace_transformer(name, latent, layers=2).peak / 1e9
             values = (whole, half, active, whole + active, half + active)
-            lines.append(f"| {name} | {size} | {' | '.join(f'{value:.1f} GB' for value in values)} |")
-    return "\n".join(lines) + "\n"
+            lines.append((name, size, *(f"{value:.1f} GB" for value in values)))
+    head = "model", "size", "weights bf16", "weights fp8", "activations of a call", "sum bf16", "sum fp8"
+    return table(head, lines)
 
 
-def tables() -> str:
-    """All of them; docs/cost.md carries each."""
-    return "\n".join([copies_table(), steps_table(), memory_table(), decode_table()])
+def page() -> str:
+    """The text of docs/cost.md."""
+    tables = {"copies": copies_table(), "steps": steps_table(), "memory": memory_table(), "decode": decode_table()}
+    return PAGE.read_text(encoding="utf-8").format(**tables)

@@ -1,7 +1,9 @@
-"""Measure speed and memory beside diffusers, as make bench does: a table, JSON and a picture in bench_output.
+"""Measure speed and memory beside diffusers and ComfyUI's own model, and write docs/performance.md (make bench).
 
-Timings are interleaved in one process: medians of the pairs' ratios, on one thread and on two. Bytes are traced on
-meta tensors and exact.
+  page          write docs/performance.md again from the last results, benchmarks/results.json
+  paper         write docs/cost.md: what a video costs at least, computed and not measured
+
+The commands load and comfyui are for processes that this command starts.
 """
 
 import argparse
@@ -17,41 +19,39 @@ from pack import ROOT, load_pack  # noqa: E402
 def parse_args() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     commands = parser.add_subparsers(dest="command")
-    parser.add_argument("--output", type=Path, default=ROOT / "bench_output", help="folder for the results")
-    commands.add_parser("paper", help="print what a step costs on paper, and what each card could do at best")
+    commands.add_parser("page", help="write docs/performance.md again from the last results")
+    commands.add_parser("paper", help="write docs/cost.md")
     load = commands.add_parser("load", help="load one model folder and print what it took, as JSON")
     load.add_argument("folder", type=Path)
     load.add_argument("dtype")
-    host = commands.add_parser("host", help="measure inside a ComfyUI, run with its Python, and print it as JSON")
-    host.add_argument("path", type=Path)
+    comfyui = commands.add_parser("comfyui", help="measure inside the ComfyUI at PATH, and print it as JSON")
+    comfyui.add_argument("path", type=Path)
     return parser.parse_args()
 
 
 def main() -> None:
     load_pack()
     args = parse_args()
+    logging.basicConfig(level=logging.INFO, format="%(message)s")
     if args.command == "load":
         import torch
-        from cogvideox_fun.benchmarks.loading import measure
+        from cogvideox_fun.benchmarks import timed
 
-        sys.stdout.write(json.dumps(measure(args.folder, getattr(torch, args.dtype))))
-        return
-    if args.command == "host":
-        from cogvideox_fun.benchmarks import in_host
+        sys.stdout.write(json.dumps(timed.measure_loading(args.folder, getattr(torch, args.dtype))))
+    elif args.command == "comfyui":
+        from cogvideox_fun.benchmarks import in_comfyui
 
-        sys.stdout.write(json.dumps(in_host.measure(args.path)) + "\n")
-        return
-    if args.command == "paper":
+        sys.stdout.write(json.dumps(in_comfyui.measure(args.path)) + "\n")
+    elif args.command == "paper":
         from cogvideox_fun.benchmarks import paper
 
-        sys.stdout.write(paper.tables())
-        return
-    from cogvideox_fun.benchmarks import table
+        (ROOT / "docs" / "cost.md").write_text(paper.page(), encoding="utf-8")
+    else:
+        from cogvideox_fun.benchmarks import performance
 
-    logging.basicConfig(level=logging.INFO, format="%(message)s")
-    rows, curve = table.measure_all()
-    table.write(args.output, rows, curve)
-    sys.stdout.write(table.markdown(rows) + f"written to {args.output}: bench.md, bench.json and bench.png\n")
+        if args.command is None:
+            performance.save(performance.measure())
+        performance.write(ROOT / "docs", json.loads(performance.RESULTS.read_text(encoding="utf-8")))
 
 
 if __name__ == "__main__":

@@ -1,1 +1,1 @@
-"""Training of CogVideoX-Fun models: token-length buckets, random masks, full and LoRA, under accelerate. No host."""
+"""Training of CogVideoX-Fun models with accelerate, at constant token length. It needs no ComfyUI."""

@@ -2,12 +2,12 @@
 
   nano FOLDER       train the nano model from nothing, all phases in order, and store it in a folder
   init FOLDER       write the untrained nano model
-  train CONFIG      run one phase, as a TOML file says; taken up again where it was broken off
+  train CONFIG      run one phase of a TOML file; an interrupted run continues
   export FOLDER     store a trained model folder in float16
   evaluate          measure what a model can do on held-out scenes
   positions CONFIG  train a phase with each position table, and measure each
 
-Under accelerate, in one process or several, on one machine or several:
+With accelerate in several processes or on several machines:
 
   accelerate launch training/run.py train training/configs/nano_lora.toml
 """
@@ -32,11 +32,11 @@ def parse_args() -> argparse.Namespace:
     init.add_argument("folder", type=Path, help="where to")
     init.add_argument("--seed", type=int, default=0)
     train = commands.add_parser("train", help="run one phase")
-    train.add_argument("config", type=Path, help="a TOML file; its fields are those of training/config.py")
+    train.add_argument("config", type=Path, help="a TOML file; its fields are those of training/loop/config.py")
     train.add_argument("--model", type=Path, help="start from this folder instead of the configuration's")
     train.add_argument("--output", type=Path, help="write to this folder instead of the configuration's")
     train.add_argument("--steps", type=int, help="of the whole phase, instead of the configuration's")
-    train.add_argument("--until", type=int, help="stop after this step, to go on later")
+    train.add_argument("--until", type=int, help="stop after this step, to continue later")
     train.add_argument("--cpu", action="store_true", help="use the CPU even where there is a GPU")
     export = commands.add_parser("export", help="store a trained model folder in float16")
     export.add_argument("folder", type=Path, help="the folder to read")
@@ -61,16 +61,14 @@ def main() -> None:
     load_pack()
     args = parse_args()
     logging.basicConfig(level=logging.INFO, format="%(levelname)s %(message)s")
+    logging.getLogger("accelerate").setLevel(logging.WARNING)
     COMMANDS[args.command](args)
 
 
 def nano(args) -> None:
-    from cogvideox_fun.training.loop.config import read_phase
-    from cogvideox_fun.training.loop.phase import processes
-    from cogvideox_fun.training.nano.make import CONFIGS, train_nano
+    from cogvideox_fun.training.nano.make import train_nano
 
-    with processes(read_phase(CONFIGS / "nano_phase_1.toml")) as accelerator:
-        train_nano(accelerator, args.output)
+    train_nano(args.output)
 
 
 def init(args) -> None:
@@ -87,8 +85,8 @@ def train(args) -> None:
     if args.steps is not None:
         changes["steps"] = args.steps
     phase = read_phase(args.config, **changes)
-    with processes(phase, args.cpu) as accelerator:
-        run_phase(phase, accelerator, args.until)
+    with processes(args.cpu):
+        run_phase(phase, args.cpu, args.until)
 
 
 def export(args) -> None:
@@ -114,10 +112,10 @@ def positions(args) -> None:
 
     options = rows.Options(args.count)
     phase = read_phase(args.config)
-    with processes(phase) as accelerator:
-        if accelerator.num_processes > 1:
+    with processes() as state:
+        if state.num_processes > 1:
             raise SystemExit("positions runs in one process: call it without accelerate launch")
-        print(positions.compare_positions(phase, accelerator, evaluate.POSITION_SIZES, options, args.output))
+        print(positions.compare_positions(phase, evaluate.POSITION_SIZES, options, args.output))
 
 
 COMMANDS = {

@@ -13,7 +13,7 @@ Copy the repository with that file to the machine. There, in the repository:
 
 The machine needs Python 3.12 on 64-bit Linux and a GPU of compute capability 9.0 (H100, H200): comfy-kitchen's code
 for other GPUs is left out. So are ``av``, which is large and only reads and writes video files, and what ComfyUI's
-server needs: `host` replaces both.
+server needs: `comfyui` replaces both.
 """
 
 import argparse

@@ -1,7 +1,7 @@
 """Measure the pack on a GPU, part by part: ``python -m benchmarks.gpu.run``, or ``make gpu``.
 
-Each part writes a JSON file of its own at once, so that what is there counts if a later part fails or time runs out.
-On a machine without an NVIDIA GPU only ``--rehearse`` runs: small models take the same way on the CPU.
+Each part writes its own JSON file as soon as it has a result, so that nothing is lost if a later part fails.
+Without an NVIDIA GPU only ``--rehearse`` runs: it measures small models on the CPU.
 """
 
 import argparse
@@ -13,10 +13,10 @@ import time
 import traceback
 from pathlib import Path
 
-from ...tools.pack import ROOT
-from . import host
+from ..run import ROOT
+from . import comfyui
 
-PARTS = ("numbers", "kernels", "calls", "vae", "small", "profile", "loop")
+PARTS = ("numbers", "calls", "vae", "small", "profile", "loop")
 log = logging.getLogger(__name__)
 
 
@@ -25,7 +25,7 @@ def parse_args() -> argparse.Namespace:
     parser.add_argument("parts", nargs="*", default=PARTS, help=f"of {', '.join(PARTS)}; default: all, in this order")
     parser.add_argument("--output", type=Path, default=ROOT / "gpu_output", help="folder for the results")
     parser.add_argument("--rehearse", action="store_true", help="small models, on the CPU where there is no GPU")
-    parser.add_argument("--seconds", type=float, default=480, help="begin no part after this time")
+    parser.add_argument("--seconds", type=float, default=480, help="start no part after this time")
     parser.add_argument("--loops", nargs="*", default=["eager", "compiled", "fp8"], help="kinds of whole runs")
     return parser.parse_args()
 
@@ -45,20 +45,19 @@ class Writer:
 
 def run_part(name: str, scale, folder: Path, args, write) -> dict:
     """Import and run one part; ``write`` takes what there is of its result."""
-    from cogvideox_fun.benchmarks.gpu import calls, kernels, loop, models, numbers, profiled, small, vae
+    from cogvideox_fun.benchmarks.gpu import models, parts
 
     def path() -> Path:
         file = folder / "5B.safetensors"
         return file if file.exists() else models.write_transformer(scale, "5B", folder)
 
     return {
-        "numbers": lambda: numbers.measure(scale),
-        "kernels": lambda: kernels.measure(scale),
-        "calls": lambda: calls.measure(scale, folder, write),
-        "vae": lambda: vae.measure(scale, folder, write),
-        "small": lambda: small.measure(scale, path(), write),
-        "profile": lambda: profiled.measure(scale, path(), folder),
-        "loop": lambda: loop.measure(scale, path(), tuple(args.loops), write),
+        "numbers": lambda: parts.numbers(scale),
+        "calls": lambda: parts.calls(scale, folder, write),
+        "vae": lambda: parts.whole_vae(scale, folder, write),
+        "small": lambda: parts.small(scale, path(), write),
+        "profile": lambda: parts.profile(scale, path(), folder),
+        "loop": lambda: parts.loop(scale, path(), tuple(args.loops), write),
     }[name]()
 
 
@@ -66,17 +65,17 @@ def main() -> None:
     begun = time.monotonic()
     logging.basicConfig(level=logging.INFO, format="%(relativeCreated)d %(name)s: %(message)s", stream=sys.stdout)
     args = parse_args()
-    if not args.rehearse and not host.has_gpu():
+    if not args.rehearse and not comfyui.has_gpu():
         log.warning("nothing was measured: this machine has no NVIDIA GPU; --rehearse runs small models on the CPU")
         return
-    host.start()
+    comfyui.start()
     import comfy.memory_management
     import torch
-    from cogvideox_fun.benchmarks.gpu import measure
+    from cogvideox_fun.benchmarks.gpu import models
     from comfy.model_management import get_torch_device
 
     device = get_torch_device()
-    scale = (measure.rehearsal if args.rehearse else measure.real)(device)
+    scale = (models.rehearsal if args.rehearse else models.real)(device)
     args.output.mkdir(parents=True, exist_ok=True)
     name = "CPU" if device.type == "cpu" else torch.cuda.get_device_name(device)
     about = {"device": name, "torch": torch.__version__, "rehearsal": args.rehearse}
@@ -85,7 +84,7 @@ def main() -> None:
     with tempfile.TemporaryDirectory() as folder:
         for part in args.parts:
             if time.monotonic() - begun > args.seconds:
-                log.warning("%s was not begun: %.0f seconds are over", part, args.seconds)
+                log.warning("%s was not started: it is later than %.0f seconds", part, args.seconds)
                 continue
             started = time.monotonic()
             write = Writer(args.output / f"{part}.json", about)

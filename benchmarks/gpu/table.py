@@ -1,17 +1,20 @@
 """Write what `run` measured as a page: ``python -m benchmarks.gpu.table FOLDER > docs/gpu.md``.
 
-FOLDER holds the JSON files of a run; those of the run that the page shows lie in benchmarks/gpu/results.
+FOLDER holds the JSON files of a run. Those of docs/gpu.md are in benchmarks/gpu/results.
 """
 
 import json
 import sys
+from functools import partial
 from pathlib import Path
 
 HEAD = """# Measured on a GPU
 
-{device}, PyTorch {torch}, ComfyUI 0.33.0{dynamic}. Models of the real size with
-random weights, 480 x 720 pixels and 49 frames unless a row says otherwise; GB are 1e9 bytes. Measured by the parts of
-`make gpu`, whose files are in `benchmarks/gpu/results`; printed by `python -m benchmarks.gpu.table` from them.
+{device}, PyTorch {torch}, ComfyUI 0.33.0{dynamic}.
+
+The models have their real size and random weights. Videos have 480 x 720 pixels and 49 frames unless a row says
+otherwise. GB are 1e9 bytes. `make gpu` measured the files in `benchmarks/gpu/results`, and
+`python -m benchmarks.gpu.table` writes this page from them.
 """
 
 
@@ -37,22 +40,14 @@ def runs(result: dict) -> str:
     return f"## {result['steps']} steps of the 5B, with guidance\n\n" + rows(("run", "seconds", "a step"), lines)
 
 
-def calls(result: dict) -> str:
+def calls(title: str, places: int, result: dict) -> str:
     lines = []
     for name, value in result.items():
         if isinstance(value, dict):
             ratio = f"{value['peak'] / value['declared']:.2f}" if "declared" in value else ""
-            lines.append((name, f"{value['seconds']:.3f}", gb(value["peak"]), ratio))
-    return "## One call\n\n" + rows(("call", "seconds", "peak GB of activations", "of what is declared"), lines)
-
-
-def vae(result: dict) -> str:
-    lines = []
-    for name, value in result.items():
-        if isinstance(value, dict):
-            ratio = f"{value['peak'] / value['declared']:.2f}" if "declared" in value else ""
-            lines.append((name, f"{value['seconds']:.2f}", gb(value["peak"]), ratio))
-    return "## The VAE\n\n" + rows(("", "seconds", "peak GB", "of what is declared"), lines)
+            lines.append((name, f"{value['seconds']:.{places}f}", gb(value["peak"]), ratio))
+    note = "Peak GB do not count the weights. The last column compares them with what ComfyUI is told.\n\n"
+    return f"## {title}\n\n{note}" + rows(("", "seconds", "peak GB", "peak over declared"), lines)
 
 
 def small(result: dict) -> str:
@@ -60,7 +55,7 @@ def small(result: dict) -> str:
         (name, f"{value['seconds']:.2f}", gb(value["uploaded"])) if "seconds" in value else (name, value["error"], "")
         for name, value in result.items()
     ]
-    return "## With less memory: one call of one prompt\n\n" + rows(("memory", "seconds", "GB uploaded"), lines)
+    return "## With less VRAM: one call of one prompt\n\n" + rows(("free VRAM", "seconds", "GB uploaded"), lines)
 
 
 def profile(result: dict) -> str:
@@ -71,28 +66,14 @@ def profile(result: dict) -> str:
             (kind, f"{value['milliseconds']:.0f}", f"{100 * value['share']:.0f} %", value["launches"])
             for kind, value in found["kinds"].items()
         ]
-        text += f"{title}, {found['milliseconds']:.0f} ms:\n\n" + rows(("", "ms", "share", "launches"), kinds) + "\n"
         longest = [
             (f"`{kernel['kernel'][:90]}`", f"{kernel['milliseconds']:.1f}", kernel["launches"])
-            for kernel in found["longest"][:20]
+            for kernel in found["longest"]
             if kernel["milliseconds"] >= 0.5
         ]
+        text += f"{title}, {found['milliseconds']:.0f} ms:\n\n" + rows(("", "ms", "share", "launches"), kinds) + "\n"
         text += rows(("kernel", "ms", "launches"), longest) + "\n"
     return text.rstrip() + "\n"
-
-
-def kernels(result: dict) -> str:
-    lines = [("copy on the device", f"{1e3 * result['copy']['seconds']:.2f}", f"{result['copy']['TB/s']:.2f} TB/s")]
-    for group in ("products", "attention", "elementwise"):
-        for name, value in result[group].items():
-            if "seconds" not in value:
-                lines.append((name, "", value["error"][:80]))
-                continue
-            rate = f"{value['TFLOP/s']:.0f} TFLOP/s" if "TFLOP/s" in value else ""
-            rate = f"{value['GB/s']:.0f} GB/s" if "GB/s" in value else rate
-            lines.append((name, f"{1e3 * value['seconds']:.2f}", rate))
-    text = f"## Single kernels, {result['tokens']} tokens\n\n"
-    return text + rows(("", "ms", "rate"), lines)
 
 
 def numbers(result: dict) -> str:
@@ -108,11 +89,10 @@ def numbers(result: dict) -> str:
 
 SECTIONS = {
     "loop": runs,
-    "calls": calls,
-    "vae": vae,
+    "calls": partial(calls, "One call", 3),
+    "vae": partial(calls, "The VAE", 2),
     "small": small,
     "profile": profile,
-    "kernels": kernels,
     "numbers": numbers,
 }
 
@@ -123,10 +103,7 @@ def page(folder: Path) -> str:
     about = next(iter(found.values()))
     dynamic = " with dynamic VRAM" if about["dynamic VRAM"] else ""
     parts = [HEAD.format(device=about["device"], torch=about["torch"], dynamic=dynamic)]
-    for name, section in SECTIONS.items():
-        if name in found:
-            parts.append(section(found[name]["result"]))
-    return "\n".join(parts)
+    return "\n".join([*parts, *(make(found[name]["result"]) for name, make in SECTIONS.items() if name in found)])
 
 
 if __name__ == "__main__":

@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from cogvideox_fun.benchmarks.loading import anonymous_bytes
+from cogvideox_fun.benchmarks.timed import anonymous_bytes
 from cogvideox_fun.model_loading.files.checkpoint import open_checkpoint
 from cogvideox_fun.tools import comfyui_server as comfy
 from graph import ENCODE, Failed, Graph, Lab

@@ -1,4 +1,4 @@
-"""Token-length buckets: sizes and lengths that make about the same number of tokens, and batches of one bucket each.
+"""Token-length buckets: sizes and lengths with about the same number of tokens. Each batch has one bucket.
 
 Training at a constant token length mixes resolutions and frame counts in one phase at a constant cost per sample
 (the technical report of CogVideoX-Fun V1: 13312, 29952 and 53248 tokens, one phase each).
@@ -21,7 +21,7 @@ from ...sampling.geometry import (
 
 @dataclasses.dataclass(frozen=True, order=True)
 class Bucket:
-    """What every clip of a batch is brought to: pixels and frames."""
+    """The size and length of all clips of a batch: pixels and frames."""
 
     width: int
     height: int
@@ -38,7 +38,7 @@ class Bucket:
 
 @dataclasses.dataclass(frozen=True)
 class Draw:
-    """One place in a batch: which clip, at which size, and the running number that all its randomness comes from."""
+    """One place in a batch: a clip, its bucket, and the running number that seeds everything random about it."""
 
     number: int
     index: int
@@ -83,18 +83,18 @@ def token_buckets(
 class BucketBatches:
     """Endless batches of `Draw`, every batch of one bucket.
 
-    The same seed gives the same batches, in any number of processes: each takes its slice of every batch, so that
-    all of them work on tensors of one shape.
+    The same seed gives the same batches in any number of processes. Each process takes a slice of every batch, so all
+    of them work on tensors of one shape.
 
     Args:
         buckets: see `token_buckets`.
         batch_size: clips in a batch, of all processes together.
-        aspects: width / height of every clip, which then goes into the bucket closest in shape; None for clips that
-            can be made at any size, and in any number.
-        lengths: frames of every clip, which then goes only into buckets that it is long enough for; one that is too
-            short for all of ``buckets`` is never drawn, and is in ``too_short``. None for clips of any length.
+        aspects: width / height of every clip: it goes into the bucket that is closest in shape. None for procedural
+            clips, which have any size and never end.
+        lengths: frames of every clip: it goes only into buckets that it is long enough for. Clips that are too short
+            for all ``buckets`` are never drawn and are listed in ``too_short``. None for clips of any length.
         rank, world: this process and how many there are.
-        earlier, earlier_share: buckets of earlier phases' token lengths, and how often (0..1) one of them is drawn.
+        earlier, earlier_share: buckets of earlier phases, and how often (0..1) one of them is drawn.
 
     Raises:
         ValueError: the batch can't be shared among the processes, or every clip is too short.
@@ -111,7 +111,7 @@ class BucketBatches:
         # for whom
         rank: int = 0,
         world: int = 1,
-        # what to rehearse
+        # what to repeat
         earlier: Sequence[Bucket] = (),
         earlier_share: float = 0.0,
     ):
@@ -132,7 +132,7 @@ class BucketBatches:
         self.share = slice(rank, None, world)
 
     def _indices(self, rng: random.Random) -> Iterator[int]:
-        """0, 1, 2 ... of clips without end; otherwise every clip that can be drawn once, in a new order each time."""
+        """0, 1, 2 ... for procedural clips; otherwise every usable clip once per epoch, in a new order each time."""
         if self.aspects is None:
             number = 0
             while True:

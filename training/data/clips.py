@@ -1,7 +1,10 @@
 """Sources of clips: procedural shapes, or folders of videos with captions.
 
-A source has ``aspects`` and ``lengths`` (see `BucketBatches`), the ``paths`` that its clips are named by in the log,
-and ``clip(index, bucket, rng)``, which returns a video, F H W 3 of 0..1 at the bucket's size, and its caption.
+A source has ``aspects`` and ``lengths`` (see `BucketBatches`), the ``paths`` of its clips for the log, and
+``clip(index, bucket, rng)``, which returns a video, F H W 3 of 0..1 at the bucket's size, and its caption.
+
+Videos are read with PyAV. torchcodec needs an FFmpeg of the system, and FFmpeg's own ``fps`` filter repeats frames of
+slow clips and needs other code for pictures.
 """
 
 import logging
@@ -20,7 +23,7 @@ from .buckets import Bucket
 
 log = logging.getLogger(__name__)
 
-# Of several files with one name the first of these is taken: a video rather than a picture.
+# If several files have one name, the first of these types is used: videos before pictures.
 VIDEO_SUFFIXES = (".mp4", ".mov", ".mkv", ".webm", ".avi", ".gif", ".png", ".jpg", ".jpeg")
 
 
@@ -33,7 +36,7 @@ class Clips(Protocol):
 
 
 class ShapeClips:
-    """Procedural clips of `shapes`, as many as are asked for; with ``count``, that many over and over."""
+    """Procedural clips of `shapes`. They never end; with ``count`` they repeat after that many."""
 
     aspects = None
     lengths = None
@@ -52,24 +55,24 @@ def decoded(path: Path) -> Iterator:
     """The frames of a video or picture, as PyAV gives them.
 
     Raises:
-        OSError: unreadable, or no pictures in it.
+        OSError: unreadable, or without a video stream.
     """
     import av
 
     try:
         with av.open(str(path)) as container:
             if not container.streams.video:
-                raise OSError(f"{path} has no pictures in it")
+                raise OSError(f"{path} has no video stream")
             yield from container.decode(video=0)
     except av.FFmpegError as error:
         raise OSError(f"{path} can't be read as a video: {error}") from error
 
 
 def at_rate(frames: Iterable, fps: float) -> Iterator:
-    """The first frame at or after each 1 / ``fps`` seconds, by presentation times; of a slower clip all, once each.
+    """The first frame at or after each 1 / ``fps`` seconds, by presentation times; no frame comes twice.
 
-    Times are rounded to the file's clock, so half a tick of it is allowed for, up to that of a GIF's (1/100 s). With
-    ``fps`` 0 all frames are taken, and so are those without a time.
+    Times are rounded to ticks of the file's clock, so a frame may be half a tick early (at most 1/200 s). With ``fps``
+    0 all frames are taken; so are frames without a time.
     """
     start, last = None, -1
     for frame in frames:
@@ -84,12 +87,12 @@ def at_rate(frames: Iterable, fps: float) -> Iterator:
 
 
 def quarter_turns(frame) -> int:
-    """Counterclockwise quarter turns, 0 to 3, that a frame needs to be upright: phones store it as the sensor lies."""
+    """Counterclockwise quarter turns, 0 to 3, that make a frame upright. Phones store what the sensor sees."""
     return round(frame.rotation / 90) % 4
 
 
 def measure_clip(path: Path, fps: float) -> tuple[int, float]:
-    """Frames at a rate, and width / height as it is shown; the whole file is decoded.
+    """The number of frames at a rate, and width / height as shown. Decodes the whole file.
 
     Raises:
         OSError: unreadable, or empty.
@@ -118,11 +121,11 @@ def read_clip(path: Path, fps: float, first: int, bucket: Bucket) -> torch.Tenso
 class FolderClips:
     """Videos with their captions: ``name.mp4`` beside ``name.txt``, in any depth of the folders.
 
-    Everything that can't be used is named in the log and left out, when the folders are read and later, should a
-    file vanish. Every video is decoded once when the folders are read, to count its frames.
+    Files that can't be used are left out and named in the log, also if they disappear later. Every video is decoded
+    once when the folders are read, to count its frames.
 
     Args:
-        fps: frames a second that are taken, 0 for all that the file has: see `at_rate`.
+        fps: frames a second to take, 0 for all frames: see `at_rate`.
 
     Raises:
         ValueError: nothing is left, or ``fps`` is negative.
@@ -130,7 +133,7 @@ class FolderClips:
 
     def __init__(self, folders: Iterable[str | Path], fps: float = 8.0):
         if not fps >= 0:
-            raise ValueError(f"fps is {fps}, expected frames a second, or 0 for all that a file has")
+            raise ValueError(f"fps is {fps}, expected frames a second, or 0 for all frames")
         self.fps = fps
         self.paths: list[Path] = []
         self.captions: list[str] = []
@@ -139,7 +142,7 @@ class FolderClips:
         folders = [Path(folder) for folder in folders]
         for folder in folders:
             if not folder.is_dir():
-                log.warning("%s is no folder: left out", folder)
+                log.warning("%s is not a folder: left out", folder)
                 continue
             self._add(folder)
         if not self.paths:
@@ -181,7 +184,7 @@ class FolderClips:
             self.lengths.append(length)
 
     def clip(self, index: int, bucket: Bucket, rng) -> tuple[torch.Tensor, str]:
-        """Clip ``index`` from a random place on, or, should it have vanished, the next that is long enough."""
+        """Clip ``index`` from a random frame on. If it can't be read any more, the next one that is long enough."""
         for offset in range(len(self.paths)):
             chosen = (index + offset) % len(self.paths)
             places = self.lengths[chosen] - bucket.length + 1

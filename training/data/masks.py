@@ -10,15 +10,15 @@ KINDS = ("start", "end", "start_end", "region", "everything", "nothing")  # what
 
 
 def _few(length: int, rng: random.Random) -> int:
-    """How many frames are known at one end: mostly one, as a single image, else up to half of the clip."""
+    """How many frames are known at one end: 1 in 70 % of the cases, otherwise up to half of the clip."""
     most = max((length - 1) // 2, 1)
     return 1 if rng.random() < 0.7 else rng.randint(1, most)
 
 
 def _region(length: int, height: int, width: int, rng: random.Random) -> torch.Tensor:
-    """A rectangle of 20 to 70 % of the area in all frames; generated inside, or, one time in four, outside.
+    """A rectangle of 20 to 70 % of the area, the same in all frames.
 
-    One time in two the first frame is known as a whole.
+    The inside is generated in 75 % of the cases, otherwise the outside. The first frame is known in half of the cases.
     """
     area = rng.uniform(0.2, 0.7)
     proportion = math.exp(rng.uniform(-0.7, 0.7))
@@ -38,10 +38,10 @@ def random_mask(kind: str, length: int, height: int, width: int, rng: random.Ran
     """A mask of a kind, F H W.
 
     Args:
-        kind: what is known, one of `KINDS`. Of a clip of one frame, a start or an end is everything.
+        kind: what is known, one of `KINDS`. In a clip of one frame, a start or an end is everything.
 
     Raises:
-        ValueError: no such kind.
+        ValueError: the kind is unknown.
     """
     if kind == "region":
         return _region(length, height, width, rng)
@@ -53,10 +53,10 @@ def random_mask(kind: str, length: int, height: int, width: int, rng: random.Ran
     elif kind == "everything":
         mask.zero_()
     elif kind not in ("start", "nothing"):
-        raise ValueError(f"no such kind of mask: {kind!r}, expected one of {list(KINDS)}")
+        raise ValueError(f"unknown kind of mask {kind!r}, expected one of {list(KINDS)}")
     return mask
 
 
 def choose_kind(weights: Mapping[str, float], rng: random.Random) -> str:
-    """A kind, as often as its weight among the weights says."""
+    """A random kind, with probabilities in proportion to the weights."""
     return rng.choices(list(weights), list(weights.values()))[0]

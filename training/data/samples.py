@@ -1,5 +1,8 @@
-"""From draws to tensors. All randomness of a sample comes from the seed and the sample's running number, so a run is
-the same when it is resumed, and in any number of processes."""
+"""From draws to tensors.
+
+Everything random about a sample comes from the seed and the sample's running number. So a resumed run and a run in
+several processes see the same samples.
+"""
 
 import random
 from collections.abc import Iterable, Iterator, Mapping
@@ -13,21 +16,21 @@ from .clips import Clips
 from .masks import choose_kind, random_mask
 
 LATENT_CHANNELS = 16
-# The logarithm of the noise on a reference video, as the authors' trainer draws it: mean and standard deviation.
+# Logarithm of the noise on a reference video, as in VideoX-Fun's trainer: mean and standard deviation.
 REFERENCE_NOISE_LOG = -3.0, 0.5
 
 
 class Batch(TypedDict):
-    """What a task's loss is computed from. R noises are drawn for each of B clips."""
+    """The input of a task: B clips with R noises each."""
 
     video: torch.Tensor  # B F H W 3, 0..1
     mask: torch.Tensor  # B F H W, 1 = generate
     captions: list[str]
     noise: torch.Tensor  # B R 16 t h w
     time: torch.Tensor  # B R, uniform in 0..1: how far along the schedule
-    chance: torch.Tensor  # B, uniform in 0..1, for what a task leaves to chance
-    reference_noise: torch.Tensor  # B, log-normal: for models whose configuration asks for noise on what is known
-    reference_seed: torch.Tensor  # B, what that noise is drawn from
+    chance: torch.Tensor  # B, uniform in 0..1, for random choices of a task
+    reference_noise: torch.Tensor  # B, log-normal: for models whose configuration asks for noise on known pixels
+    reference_seed: torch.Tensor  # B, the seed of that noise
 
 
 def make_sample(draw: Draw, clips: Clips, seed: int, masks: Mapping[str, float], noises: int) -> dict:

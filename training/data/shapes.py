@@ -1,8 +1,8 @@
 """Procedural clips: one shape of one colour that moves in a named direction over a background.
 
-A clip is its `Scene`, which a number fixes; so a data set of any size takes no space, and clips that no training
-saw come from another seed. Coordinates are fractions of the width and height, x to the right and y down; sizes are
-fractions of the shorter side.
+A clip is computed from its `Scene`, and a scene from a seed and a number. So a data set takes no disk space, and
+another seed gives clips that were never trained. Coordinates are fractions of the width and height, x to the right and
+y down. Sizes are fractions of the shorter side.
 """
 
 import dataclasses
@@ -19,7 +19,7 @@ COLOURS = {
     "purple": (0.62, 0.20, 0.80),
     "white": (0.96, 0.96, 0.96),
 }
-# The colour at the top and at the bottom of the frame; no background is as saturated or as bright as a shape.
+# The colours at the top and the bottom of the frame. Shapes are more saturated or brighter than all of them.
 BACKGROUNDS = {
     "night": ((0.04, 0.05, 0.14), (0.14, 0.16, 0.30)),
     "sand": ((0.80, 0.72, 0.56), (0.64, 0.54, 0.40)),
@@ -29,13 +29,13 @@ BACKGROUNDS = {
 }
 DIRECTIONS = {"left": (-1, 0), "right": (1, 0), "up": (0, -1), "down": (0, 1)}
 SHAPES = ("circle", "square", "triangle")
-NEW_SHAPE = "ring"  # in no training but a LoRA's
-HELD_OUT = 1_000_000  # seeds from here on are the evaluation's; no configuration may train on them
+NEW_SHAPE = "ring"  # only the LoRA is trained on it
+HELD_OUT = 1_000_000  # seeds from here on are for the evaluation; no configuration may train on them
 
 SIZES = (0.17, 0.23)  # radius
-PATH_FRAMES = 17  # a whole path takes; shorter clips show its beginning, at the same speed
+PATH_FRAMES = 17  # of a whole path; shorter clips show its beginning, at the same speed
 DISTANCES = (0.36, 0.5)  # the length of a path
-EDGE_PIXELS = 1.5  # over which an outline fades
+EDGE_PIXELS = 1.5  # width of an outline's blur
 
 GRAMMAR = (
     "a {colour} {shape} moves {direction} over the {background}",
@@ -43,7 +43,7 @@ GRAMMAR = (
     "the {colour} {shape} goes {direction} over the {background}",
     "{colour} {shape} moves {direction} , {background}",
 )
-NEGATIVE = ""  # what captions are dropped to in training, and so what guidance leads away from
+NEGATIVE = ""  # the caption after dropout in training, and so the negative prompt of guidance
 
 
 @dataclasses.dataclass(frozen=True)
@@ -66,7 +66,7 @@ class Scene:
 
 
 def vocabulary() -> list[str]:
-    """Every word of the grammar, that of the new shape included."""
+    """Every word of the grammar, with the new shape's."""
     fixed = " ".join(GRAMMAR).replace("{", " {").split()
     words = [word for word in fixed if not word.startswith("{") and word != ","]
     return list(dict.fromkeys([*words, ",", *COLOURS, *SHAPES, NEW_SHAPE, *DIRECTIONS, *BACKGROUNDS]))
@@ -89,7 +89,7 @@ def random_scene(seed: int, index: int, shapes: tuple[str, ...] = SHAPES) -> Sce
 
 
 def centres(scene: Scene, length: int) -> torch.Tensor:
-    """Where the shape is in every frame, [length, 2] (x, y); after the end of its path it stays there."""
+    """The shape's centre in every frame, [length, 2] (x, y). It stays at the end of its path."""
     along = (torch.arange(length) / (PATH_FRAMES - 1)).clamp(max=1)[:, None]
     start, end = torch.tensor(scene.start), torch.tensor(scene.end)
     return start + (end - start) * along
@@ -118,7 +118,7 @@ def distance_to(shape: str, x: torch.Tensor, y: torch.Tensor, radius: float) -> 
         )
         x = x - x.clamp(-2 * side, 0)
         return -torch.hypot(x, y) * torch.sign(y)
-    raise ValueError(f"no such shape: {shape!r}, expected one of {[*SHAPES, NEW_SHAPE]}")
+    raise ValueError(f"unknown shape {shape!r}, expected one of {[*SHAPES, NEW_SHAPE]}")
 
 
 def render(scene: Scene, length: int, height: int, width: int) -> torch.Tensor:

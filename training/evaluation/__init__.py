@@ -1,1 +1,1 @@
-"""What the nano model can do, measured on clips that no training saw: ``make evaluate``."""
+"""Measures of the nano model on clips that it was not trained on: ``make evaluate``."""

@@ -1,4 +1,4 @@
-"""``make evaluate``: run the rows, print the table, and write it down."""
+"""``make evaluate``: run the rows, and print and write the table."""
 
 import dataclasses
 import time
@@ -12,9 +12,9 @@ from ..tasks.lora import apply_lora
 from .report import markdown, picture, table_picture, write_report
 from .rows import Evaluation, Options, Result
 
-# (width, height, whether a phase of the nano model's training has it)
+# (width, height, whether the nano model was trained on it)
 SIZES = [(64, 64, True), (96, 96, True), (128, 128, True), (144, 112, True), (112, 144, True), (160, 80, False)]
-# The same for the comparison of position tables, whose phase has 17 frames at the first size alone
+# The same for the comparison of position tables, whose phase trains 17 frames at the first size
 POSITION_SIZES = [(64, 64, True), (80, 64, False), (96, 96, False)]
 ROWS: dict[str, Callable[[Evaluation], list[Result]]] = {
     "vae": Evaluation.vae,
@@ -43,12 +43,12 @@ def evaluate(
 
     Args:
         model: a folder in hub layout.
-        lora: the file whose new shape the row "lora" asks for, with and without it.
+        lora: a LoRA file; the row "lora" asks for its shape with and without it.
         rows: keys of `ROWS`.
 
     Raises:
         CheckpointError: the model can't be loaded.
-        ValueError: the LoRA is of another model.
+        ValueError: the LoRA belongs to another model.
     """
     started = time.monotonic()
     pipeline = Pipeline.from_folder(model)

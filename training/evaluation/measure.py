@@ -1,6 +1,6 @@
-"""Where the shape of a clip is, what colour it has, which way it moves, and over what.
+"""Where the shape of a clip is, its colour, its direction, and the background.
 
-Measured from pixels alone, with the palette of `shapes`: nothing here knows what was asked for.
+All are measured from pixels, with the palette of `shapes`, and without the prompt.
 """
 
 import dataclasses
@@ -9,10 +9,10 @@ import torch
 
 from ..data.shapes import BACKGROUNDS, COLOURS, DIRECTIONS
 
-MIN_CONTRAST = 0.2  # of a pixel to the background, to belong to the shape
-MIN_AREA = 0.01  # of the frame, to be a shape at all
-MIN_MOTION = 0.1  # of the frame, to be a motion at all
-MAX_SPREAD = 0.21  # of one shape's pixels around its centre, see `spread_of`; the largest ring has 0.18
+MIN_CONTRAST = 0.2  # between a pixel of the shape and the background
+MIN_AREA = 0.01  # of a shape, as a share of the frame
+MIN_MOTION = 0.1  # as a share of the frame
+MAX_SPREAD = 0.21  # see `spread_of`; the largest ring has 0.18
 
 
 def psnr(video: torch.Tensor, reference: torch.Tensor, where: torch.Tensor | None = None) -> float:
@@ -20,7 +20,7 @@ def psnr(video: torch.Tensor, reference: torch.Tensor, where: torch.Tensor | Non
 
     Args:
         video, reference: ... 3, of one shape.
-        where: the same shape without the 3; only pixels where it is not zero count.
+        where: the same shape without the 3; only pixels with a value other than zero count.
     """
     error = (video - reference).square().mean(-1)
     error = error.mean() if where is None else error[where.bool()].mean()
@@ -28,8 +28,10 @@ def psnr(video: torch.Tensor, reference: torch.Tensor, where: torch.Tensor | Non
 
 
 def background_of(video: torch.Tensor) -> torch.Tensor:
-    """The background of F H W 3, H 3: from the median of the top rows to that of the bottom rows, which shapes leave
-    free, since every background is a gradient between two colours."""
+    """The background of F H W 3, H 3: a gradient from the median of the top rows to that of the bottom rows.
+
+    Shapes never cover these rows.
+    """
     top, bottom = (video[:, rows].flatten(0, 2).median(dim=0).values for rows in (slice(0, 2), slice(-2, None)))
     along = torch.linspace(0, 1, video.shape[1])[:, None]
     return top + (bottom - top) * along
@@ -42,7 +44,7 @@ def difference(video: torch.Tensor) -> torch.Tensor:
 
 @dataclasses.dataclass(frozen=True)
 class Seen:
-    """What a clip shows."""
+    """The content of a clip."""
 
     found: bool  # a shape in the first and in the last frame
     colour: str
@@ -69,7 +71,10 @@ def centres_of(video: torch.Tensor) -> torch.Tensor:
 
 def spread_of(video: torch.Tensor) -> torch.Tensor:
     """The root mean square distance of the shape's pixels from their centre in every frame, F, in fractions of the
-    shorter side; NaN where there is no shape. Two shapes, as in a cross-fade, have one centre but are far from it."""
+    shorter side; NaN if there is no shape.
+
+    Two shapes, as in a cross-fade, have one centre but are far from it.
+    """
     _, height, width, _ = video.shape
     inside = (difference(video) > MIN_CONTRAST).float()
     x, y = (centres_of(video) * torch.tensor([width, height]))[:, :, None, None].unbind(1)
@@ -78,7 +83,7 @@ def spread_of(video: torch.Tensor) -> torch.Tensor:
 
 
 def direction_of(centres: torch.Tensor) -> str | None:
-    """The named direction closest to the way from the first centre to the last; None for hardly any motion."""
+    """The named direction closest to the motion from the first centre to the last; None if there is little motion."""
     moved = centres[-1] - centres[0]
     if not moved.isfinite().all() or moved.abs().max() < MIN_MOTION:
         return None
@@ -88,7 +93,7 @@ def direction_of(centres: torch.Tensor) -> str | None:
 def look(video: torch.Tensor) -> Seen:
     """Measure F H W 3 of 0..1."""
     far = difference(video)
-    inside = far > max(MIN_CONTRAST, float(far.quantile(0.98)) / 2)  # its core, without the outline's blend
+    inside = far > max(MIN_CONTRAST, float(far.quantile(0.98)) / 2)  # without the blurred outline
     palette = {name: torch.tensor(value) for name, value in COLOURS.items()}
     colour = video[inside].median(dim=0).values if inside.any() else torch.full((3,), torch.nan)
     height = video.shape[1]
@@ -105,7 +110,7 @@ def look(video: torch.Tensor) -> Seen:
 
 
 def has_hole(video: torch.Tensor) -> bool:
-    """Whether there is one shape whose middle is background, as a ring's is, in most frames."""
+    """Whether most frames show one shape whose middle is background, such as a ring."""
     far, centres = difference(video), centres_of(video)
     _, height, width = far.shape
     holes = []

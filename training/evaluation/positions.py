@@ -1,4 +1,4 @@
-"""The position tables compared: the same phase trained with each, and what came of it side by side."""
+"""A comparison of position tables: the same phase is trained with each of them and measured."""
 
 import dataclasses
 from pathlib import Path
@@ -12,29 +12,29 @@ from ..tasks.hub import write_json
 from .rows import Evaluation, Options, share
 
 NAMES = {"fun": "interpolated", "generated": "generated", "cut": "cut"}
-LAST_STEPS = 100  # whose mean loss the table gives
+LAST_STEPS = 100  # the table shows their mean loss
 
 
 def compare_positions(
     # what to train
     phase: Phase,
-    accelerator,
     # what to measure
     sizes: list[tuple[int, int, bool]],
     options: Options,
     # where to write
     output: Path,
+    cpu: bool = False,
 ) -> str:
-    """Train ``phase`` with every position table, same seeds and steps, and measure each.
+    """Train ``phase`` with every position table, with the same seeds and steps, and measure each.
 
-    Writes ``positions.png`` (the loss curves), ``positions.json`` and ``positions.md`` to ``output``; a run that was
-    broken off is taken up again.
+    Writes ``positions.png`` (the loss curves), ``positions.json`` and ``positions.md`` to ``output``. An interrupted
+    run continues.
 
     Args:
         phase: its ``output`` gets a folder for every table.
-        accelerator: of one process.
-        sizes: (width, height, whether the phase trains on it); none larger than the trained table, which can be cut
-            but not extended.
+        sizes: (width, height, whether the phase trains on it), none larger than the trained table, which can
+            be cut but not extended.
+        cpu: do not use a GPU.
 
     Returns:
         The table as markdown.
@@ -42,7 +42,7 @@ def compare_positions(
     curves, rows = {}, []
     for mode in POSITION_MODES:
         trained = dataclasses.replace(phase, positions=mode, output=str(Path(phase.output) / mode))
-        run_phase(trained, accelerator)
+        run_phase(trained, cpu)
         losses = read_losses(Path(trained.output) / "run" / "loss.csv")
         curves[NAMES[mode]] = losses
         pipeline = Pipeline.from_folder(Path(trained.output) / "model")
@@ -63,7 +63,7 @@ def compare_positions(
 
 
 def markdown(rows: list[dict]) -> str:
-    """A row for every table: the loss at the end, and how often the direction is right at each size."""
+    """A row for every position table: the final loss, and how often the direction is right at each size."""
     names = [name for name in rows[0] if name not in ("table", "loss")]
     head = ["table", f"loss, last {LAST_STEPS} steps", *(f"direction at {name}" for name in names)]
     lines = [f"| {' | '.join(head)} |", "|---" * len(head) + "|"]

@@ -17,7 +17,7 @@ def cells(result: Result) -> tuple[str, ...]:
 
 
 def markdown(results: list[Result]) -> str:
-    """The table as it stands in the README."""
+    """The results as a Markdown table."""
     lines = [f"| {' | '.join(COLUMNS)} |", "|---" * len(COLUMNS) + "|"]
     return "\n".join([*lines, *(f"| {' | '.join(cells(result))} |" for result in results)]) + "\n"
 
@@ -27,7 +27,7 @@ def write_report(path: Path, results: list[Result], about: dict) -> None:
 
 
 def table_picture(path: Path, results: list[Result]) -> None:
-    """The table as a picture; what was not reached is red."""
+    """The table as a picture; goals that were not reached are red."""
     import matplotlib
 
     matplotlib.use("Agg")
@@ -47,7 +47,7 @@ def table_picture(path: Path, results: list[Result]) -> None:
 
 
 def picture(path: Path, clips: dict[str, torch.Tensor], frames: int = 5) -> None:
-    """Rows of clips, each as ``frames`` of its frames side by side under the row's name.
+    """Write a picture with a row for each clip: its name, and ``frames`` of its frames side by side.
 
     Args:
         clips: name -> a clip, F H W 3 of 0..1.

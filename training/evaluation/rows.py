@@ -1,4 +1,4 @@
-"""The rows of the evaluation: each asks the model for clips of held-out scenes and measures what comes."""
+"""The rows of the evaluation: each asks the model for clips of held-out scenes and measures them."""
 
 import dataclasses
 import itertools
@@ -19,7 +19,7 @@ SHOWN = 2  # clips of a row in the picture
 
 @dataclasses.dataclass(frozen=True)
 class Options:
-    """How clips are made: ``count`` of each row, the sampler's steps and guidance."""
+    """How clips are made: how many for each row, their size, and the sampler's steps and guidance."""
 
     count: int = 64
     size: int = 128
@@ -35,7 +35,7 @@ class Result:
     what: str
     goal: str
     measured: str
-    met: bool | None  # None: nothing was promised
+    met: bool | None  # None: there is no goal
 
 
 def share(flags: list[bool]) -> float:
@@ -49,13 +49,13 @@ def percent(row: str, what: str, flags: list[bool], goal: float | None) -> Resul
 
 
 def within(row: str, what: str, differences: list[float], goal: float) -> Result:
-    """A mean loss in dB against a ceiling."""
+    """A mean loss in dB below a reference."""
     value = sum(differences) / len(differences)
     return Result(row, what, f"within {goal} dB", f"{value:.2f} dB below", value <= goal)
 
 
 class Evaluation:
-    """A model and the held-out clips that it is asked for.
+    """A model and the held-out clips that it must make.
 
     Args:
         progress: called with the number of clips made.
@@ -73,7 +73,7 @@ class Evaluation:
         kinds: tuple[str, ...] = shapes.SHAPES,
         wanted: Callable[[shapes.Scene], bool] = lambda s: True,
     ) -> list[shapes.Scene]:
-        """The first scenes of one row that are wanted; ``part`` keeps rows apart."""
+        """The first wanted scenes of one row. Each row has another ``part``, and so other scenes."""
         drawn = (shapes.random_scene(shapes.HELD_OUT + part, i, kinds) for i in itertools.count())
         return list(itertools.islice(filter(wanted, drawn), self.options.count))
 
@@ -81,7 +81,7 @@ class Evaluation:
         return shapes.render(scene, LENGTH, self.options.size, self.options.size)
 
     def restored(self, video: torch.Tensor) -> torch.Tensor:
-        """What the VAE alone makes of a video: the ceiling of every comparison with it."""
+        """A video after the VAE: no result can be closer to the video than this."""
         return self.pipeline.decode(self.pipeline.encode(video))
 
     def start_end(self, clip: torch.Tensor, start: bool, end: bool) -> torch.Tensor | None:
@@ -102,10 +102,10 @@ class Evaluation:
         height: int | None = None,
         **run,
     ) -> Iterator[torch.Tensor]:
-        """Clips for captions, in batches; noises come from ``seed`` on.
+        """Make clips for captions, in batches. Noise seeds start at ``seed``.
 
         Args:
-            row: the name that the first clips are shown under.
+            row: the name of the first clips in the picture.
             extras: conditioning for each caption, None for none.
             run: for `Pipeline.sample`; ``starts`` holds a latent for each caption.
         """
@@ -187,7 +187,7 @@ class Evaluation:
         ]
 
     def region(self) -> list[Result]:
-        """The band that a shape moves in is generated anew, with the colour and direction of another prompt."""
+        """The band in which a shape moves is regenerated, with the colour and direction of another prompt."""
         scenes = self.scenes(4)
         asked, clips, masks, extras = [], [], [], []
         for i, scene in enumerate(scenes):
@@ -209,7 +209,7 @@ class Evaluation:
         ]
 
     def video_to_video(self) -> list[Result]:
-        """The prompt describes another clip, so that a higher strength leads away from the source."""
+        """The prompt describes another clip, so a higher strength gives a larger difference from the source."""
         strengths = (0.2, 0.4, 0.6, 0.8, 1.0)
         scenes = self.scenes(5)[: max(self.options.count // 4, 1)]
         prompts = [dataclasses.replace(s, colour=other(s.colour, i)).caption(i) for i, s in enumerate(scenes)]
@@ -218,7 +218,7 @@ class Evaluation:
         ceiling = [psnr(self.pipeline.decode(start), clip) for start, clip in zip(starts, clips, strict=True)]
         means = []
         for strength in strengths:
-            steps = max(round(self.options.steps * strength), 1)  # the authors' steps at a strength
+            steps = max(round(self.options.steps * strength), 1)  # VideoX-Fun's steps at a strength
             videos = self.make(
                 f"video to video {strength}",
                 prompts,
@@ -239,7 +239,7 @@ class Evaluation:
         ]
 
     def directions(self, part: int, width: int, height: int, start: bool) -> list[bool]:
-        """Whether the shape goes where the prompt says, from text alone or from a start image."""
+        """Whether the shape moves in the prompt's direction, from text or from a start image."""
         scenes = self.scenes(10 + part, wanted=open_start if start else lambda scene: True)
         extras = [None] * len(scenes)
         if start:
@@ -259,7 +259,7 @@ class Evaluation:
         return results
 
     def new_shape(self, lora: str = "") -> list[Result]:
-        """How often a shape that the model never saw comes when it is asked for."""
+        """How often the model makes a shape on which it was not trained."""
         scenes = self.scenes(6, (shapes.NEW_SHAPE,))
         captions = captions_of(scenes)
         rings = [
@@ -271,7 +271,7 @@ class Evaluation:
 
 
 def open_start(scene: shapes.Scene) -> bool:
-    """Whether the shape could have gone another way from where it starts, so that the start does not tell which."""
+    """Whether the start leaves more than one direction possible, so that only the prompt decides."""
     distance = max(abs(e - s) for s, e in zip(scene.start, scene.end, strict=True))
     ends = ([s + step * distance for s, step in zip(scene.start, way, strict=True)] for way in DIRECTIONS.values())
     low, high = scene.radius - 1e-9, 1 - scene.radius + 1e-9
@@ -279,7 +279,7 @@ def open_start(scene: shapes.Scene) -> bool:
 
 
 def captions_of(scenes: list[shapes.Scene]) -> list[str]:
-    """What each scene shows, in all forms of the grammar by turns."""
+    """A caption for each scene, with alternating forms of the grammar."""
     return [scene.caption(i) for i, scene in enumerate(scenes)]
 
 
@@ -290,7 +290,7 @@ def other(colour: str, i: int) -> str:
 
 
 def reversed_scene(scene: shapes.Scene) -> shapes.Scene:
-    """The same scene the other way round."""
+    """The same scene in the opposite direction."""
     opposite = {"left": "right", "right": "left", "up": "down", "down": "up"}
     return dataclasses.replace(scene, direction=opposite[scene.direction], start=scene.end, end=scene.start)
 

@@ -1,8 +1,9 @@
 """What one phase of training does, read from a TOML file."""
 
 import dataclasses
+import functools
 import typing
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 
 from ...sampling.positions import POSITION_MODES
@@ -14,15 +15,15 @@ MASK_WEIGHTS = {"start": 0.25, "end": 0.1, "start_end": 0.2, "region": 0.2, "eve
 
 
 class ConfigError(ValueError):
-    """A configuration that can't be run; the message names the file, the field, the value and what was expected."""
+    """A configuration that can't be used; the message has the file, the field, the value and what was expected."""
 
 
 @dataclasses.dataclass(frozen=True)
 class Data:
-    """Where clips come from: ``folders`` of videos with captions, or, without any, procedural shapes."""
+    """Where clips come from: ``folders`` of videos with captions, or procedural shapes if there are none."""
 
     folders: tuple[str, ...] = ()
-    fps: float = 8.0  # frames a second that are taken of a video: the models' own rate; 0 = all that the file has
+    fps: float = 8.0  # frames a second to take from a video: the models' own rate; 0 = all frames
     shapes: tuple[str, ...] = SHAPES
     count: int = 0  # procedural clips before they repeat; 0 = never
     seed: int = 0
@@ -37,8 +38,8 @@ class Batches:
     max_length: int = 49
     tolerance: float = 0.1
     batch_size: int = 16
-    noises_per_clip: int = 1  # timesteps and noises drawn for one encoded clip
-    earlier_tokens: tuple[int, ...] = ()  # token lengths of earlier phases, rehearsed lest they be forgotten
+    noises_per_clip: int = 1  # timesteps and noises for each encoded clip
+    earlier_tokens: tuple[int, ...] = ()  # token lengths of earlier phases, repeated so that the model keeps them
     earlier_share: float = 0.25  # how often a clip is drawn at one of them
 
 
@@ -57,8 +58,8 @@ class Optimizer:
 class Phase:
     """One run of the trainer.
 
-    ``model`` is a folder in hub layout to start from and ``output`` the folder that the trained parts go to; paths
-    are relative to the configuration's folder.
+    ``model`` is a folder in hub layout to start from, and ``output`` the folder for the result. Paths are relative to
+    the configuration's folder.
     """
 
     task: str
@@ -72,21 +73,21 @@ class Phase:
     seed: int = 0
     mixed_precision: str = "no"  # no or bf16; the 5B models overflow in fp16
     save_every: int = 500  # steps between checkpoints
-    micro_batch: int = 0  # clips that a process takes through the model at once; 0 = its whole share of a batch
+    micro_batch: int = 0  # clips per process and forward pass; 0 = all of its share of a batch
     # the transformer alone
-    checkpoint_blocks: bool = False  # compute each block again for its gradient, for memory
+    checkpoint_blocks: bool = False  # recompute each block for its gradient, which saves memory
     caption_dropout: float = 0.1
     train_text_encoder: bool = False
-    text_encoder: str = ""  # a model folder whose text encoder and tokenizer take the place of the model's
+    text_encoder: str = ""  # a model folder whose text encoder and tokenizer replace the model's
     positions: str = "fun"  # fun (interpolated), cut or generated: see `sampling.positions.PositionOptions`
     # LoRA alone
     lora_rank: int = 8
     lora_alpha: float = 8.0
     # the VAE alone
     kl_weight: float = 1e-4
-    agreement_weight: float = 0.0  # of what is known, in a masked clip and in the whole one: see `VAETask`
-    train_encoder: bool = True  # without it the latent space stays what it is
-    masked: float = 0.3  # how often the VAE sees a clip with its unknown part black, as conditioning will be
+    agreement_weight: float = 0.0  # between the latents of a masked clip and of the whole one: see `VAETask`
+    train_encoder: bool = True  # False keeps the latent space
+    masked: float = 0.3  # how often the VAE sees a clip whose unknown part is black, as in conditioning
 
 
 def _value(kind, value, where: str):
@@ -130,53 +131,29 @@ def _read(cls, values, where: str):
 
 
 def _check(phase: Phase, where: str) -> None:
-    for name, allowed in {
-        "task": TASKS,
-        "mixed_precision": ("no", "bf16"),
-        "positions": POSITION_MODES,
-    }.items():
-        if getattr(phase, name) not in allowed:
-            raise ConfigError(f"{where}: {name} is {getattr(phase, name)!r}, expected one of {list(allowed)}")
-    for kind, weight in phase.masks.items():
-        if kind not in KINDS or weight < 0:
-            raise ConfigError(f"{where}: masks has {kind} = {weight}, expected weights from 0 for {list(KINDS)}")
-    if not sum(phase.masks.values()) > 0:
-        raise ConfigError(f"{where}: masks has no weight above 0")
-    if not phase.data.shapes or not set(phase.data.shapes) <= {*SHAPES, NEW_SHAPE}:
-        raise ConfigError(
-            f"{where}: data.shapes is {list(phase.data.shapes)}, expected some of {[*SHAPES, NEW_SHAPE]}"
-        )
-    if len(phase.optimizer.betas) != 2:
-        raise ConfigError(f"{where}: optimizer.betas is {list(phase.optimizer.betas)}, expected two numbers")
-    shares = {
-        "batches.earlier_share": phase.batches.earlier_share,
-        "batches.tolerance": phase.batches.tolerance,
-        "optimizer.ema_decay": phase.optimizer.ema_decay,
-        **{f"optimizer.betas[{i}]": beta for i, beta in enumerate(phase.optimizer.betas)},
-    }
-    for name, value in shares.items():
-        if not 0 <= value < 1:
-            raise ConfigError(f"{where}: {name} is {value}, expected 0 to less than 1")
+    def check(name: str, fine: Callable[[typing.Any], bool], expected: str) -> None:
+        value = functools.reduce(getattr, name.split("."), phase)
+        if not fine(value):
+            shown = list(value) if isinstance(value, tuple) else value
+            raise ConfigError(f"{where}: {name} is {shown!r}, expected {expected}")
+
+    shapes = [*SHAPES, NEW_SHAPE]
+    for name, allowed in {"task": TASKS, "mixed_precision": ("no", "bf16"), "positions": POSITION_MODES}.items():
+        check(name, lambda value, allowed=allowed: value in allowed, f"one of {list(allowed)}")
+    check("masks", lambda m: all(kind in KINDS and m[kind] >= 0 for kind in m), f"weights from 0 for {list(KINDS)}")
+    check("masks", lambda masks: sum(masks.values()) > 0, "a weight above 0")
+    check("data.shapes", lambda value: value and set(value) <= set(shapes), f"some of {shapes}")
+    check("optimizer.betas", lambda b: len(b) == 2 and all(0 <= v < 1 for v in b), "two numbers from 0 to less than 1")
+    for name in ("batches.earlier_share", "batches.tolerance", "optimizer.ema_decay"):
+        check(name, lambda value: 0 <= value < 1, "0 to less than 1")
     for name in ("caption_dropout", "masked"):
-        if not 0 <= getattr(phase, name) <= 1:
-            raise ConfigError(f"{where}: {name} is {getattr(phase, name)}, expected 0 to 1")
-    for name, value in {"seed": phase.seed, "data.seed": phase.data.seed}.items():
-        if not 0 <= value < HELD_OUT:
-            raise ConfigError(f"{where}: {name} is {value}, expected 0 to {HELD_OUT - 1}: the others are held out")
-    if phase.micro_batch < 0:
-        raise ConfigError(f"{where}: micro_batch is {phase.micro_batch}, expected 0 or more")
-    positive = {
-        "steps": phase.steps,
-        "save_every": phase.save_every,
-        "lora_rank": phase.lora_rank,
-        "batches.tokens": phase.batches.tokens,
-        "batches.batch_size": phase.batches.batch_size,
-        "batches.noises_per_clip": phase.batches.noises_per_clip,
-        "optimizer.learning_rate": phase.optimizer.learning_rate,
-    }
-    for name, value in positive.items():
-        if not value > 0:
-            raise ConfigError(f"{where}: {name} is {value}, expected more than 0")
+        check(name, lambda value: 0 <= value <= 1, "0 to 1")
+    for name in ("seed", "data.seed"):
+        check(name, lambda value: 0 <= value < HELD_OUT, f"0 to {HELD_OUT - 1}: the evaluation uses the others")
+    check("micro_batch", lambda value: value >= 0, "0 or more")
+    counts = "tokens", "batch_size", "noises_per_clip"
+    for name in ("steps", "save_every", "lora_rank", "optimizer.learning_rate", *(f"batches.{c}" for c in counts)):
+        check(name, lambda value: value > 0, "more than 0")
 
 
 def read_phase(path: str | Path, **changes) -> Phase:

@@ -16,58 +16,61 @@ from .trainer import Trainer, open_clips, phase_batches
 
 log = logging.getLogger(__name__)
 
-SCALE_BATCHES = 16  # of the phase's own, from which the latents' deviation is measured
+SCALE_BATCHES = 16  # to measure the standard deviation of the latents
 
 
 @contextmanager
-def processes(phase: Phase, cpu: bool = False) -> Iterator:
-    """The accelerator of all processes of this run; they part when it is over, since a process group that is left to
-    the interpreter's exit may abort it.
+def processes(cpu: bool = False) -> Iterator:
+    """The processes of this run. They leave their group at the end: one that is left open can abort the interpreter.
 
     Args:
-        cpu: leave a GPU alone.
+        cpu: do not use a GPU.
     """
-    from accelerate import Accelerator
+    from accelerate import PartialState
 
-    accelerator = Accelerator(cpu=cpu, mixed_precision=phase.mixed_precision)
-    yield accelerator
-    accelerator.end_training()
+    state = PartialState(cpu=cpu)
+    yield state
+    state.destroy_process_group()
 
 
 def has_amx() -> bool:
-    """Whether this CPU has AMX, matrix units for bfloat16, and PyTorch can say so (2.6 and newer)."""
+    """Whether this CPU has AMX (matrix units for bfloat16), as PyTorch 2.6 and newer can tell."""
     return getattr(torch.cpu, "_is_amx_tile_supported", lambda: False)()
 
 
-def run_phase(phase: Phase, accelerator, until: int | None = None) -> None:
+def run_phase(phase: Phase, cpu: bool = False, until: int | None = None) -> None:
     """Run a phase and write ``output``: the checkpoint and the losses while it runs, the model when it is done.
 
+    Call it within `processes`.
+
     Args:
-        accelerator: from `processes`.
-        until: stop after this step without writing the model; the next call goes on from there.
+        cpu: do not use a GPU.
+        until: stop after this step without writing the model; the next call continues from there.
     """
+    from accelerate import Accelerator
     from accelerate.utils import set_seed
 
-    set_seed(phase.seed)  # for the initial values of LoRA layers; all else is drawn per sample
+    accelerator = Accelerator(cpu=cpu, mixed_precision=phase.mixed_precision)
+    set_seed(phase.seed)  # for the initial values of LoRA layers; everything else has a seed per sample
     frozen = torch.bfloat16 if phase.mixed_precision == "bf16" else torch.float32
     on_cpu = accelerator.device.type == "cpu"
     bf16_on_cpu = on_cpu and phase.mixed_precision == "bf16"
     parts = Parts(phase, torch.float32 if on_cpu else frozen, product_attention if bf16_on_cpu else sdpa)
-    if bf16_on_cpu and has_amx():  # where the gradient of oneDNN's bfloat16 convolution can crash the process
+    if bf16_on_cpu and has_amx():  # oneDNN's bfloat16 gradient can crash there
         log.info("this CPU has AMX: convolutions are trained in float32")
         convolve_in_float32(parts.task)
     patch_t = None if phase.task == "vae" else parts.checkpoint.config.patch_size_t
     trainer = Trainer(phase, parts.task, accelerator, Path(phase.output) / "run", patch_t)
     trainer.run(until)
     if trainer.step < phase.steps:
-        log.info("stopped at step %d of %d: run the same command to go on", trainer.step, phase.steps)
+        log.info("stopped at step %d of %d: run the same command to continue", trainer.step, phase.steps)
     else:
         finish(phase, trainer, parts)
     accelerator.wait_for_everyone()
 
 
 def finish(phase: Phase, trainer: Trainer, parts: Parts) -> None:
-    """Write the averages as the phase's model."""
+    """Write the averaged weights as the phase's model."""
     trainer.ema.copy_to(trainer.parameters.values())
     if not trainer.accelerator.is_main_process:
         return

@@ -1,4 +1,4 @@
-"""What a run reports: a table of losses, and its curve as a picture."""
+"""The losses of a run as a table and as a picture."""
 
 import csv
 from pathlib import Path
@@ -7,16 +7,16 @@ COLUMNS = ("step", "loss", "learning_rate", "seconds")
 
 
 class LossTable:
-    """``loss.csv``: a row per step, continued where a resumed run takes it up.
+    """``loss.csv``: a row per step.
 
     Args:
-        first: the step that the run begins with; rows from there on are of a try that was broken off.
+        first: the first step of this run; later rows of an interrupted run are removed.
     """
 
     def __init__(self, path: Path, first: int):
         self.path = path
         rows = [row for row in read_losses(path) if row["step"] < first] if path.is_file() else []
-        self.seconds = rows[-1]["seconds"] if rows else 0.0  # of earlier tries
+        self.seconds = rows[-1]["seconds"] if rows else 0.0  # of the runs before
         temporary = path.with_suffix(".tmp")
         with temporary.open("w", newline="") as file:
             writer = csv.writer(file)

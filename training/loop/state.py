@@ -1,86 +1,82 @@
-"""Checkpoints of a run: what is trained, its average, the optimizer's state and the step. Safetensors, no pickles."""
+"""Checkpoints of a run.
 
+`accelerate` saves the optimizer, the average and the random generators. Two files are added: what is trained, without
+the frozen parts (T5 alone has 9.5 GB), and a description of the run, so that no other run continues from it.
+"""
+
+import json
+import shutil
 from pathlib import Path
 
 import torch
-from safetensors import safe_open
-from safetensors.torch import save_file
+from safetensors.torch import load_file, save_file
 
-from .ema import EMA
-
-NAME = "checkpoint.safetensors"
-REMEDY = "give another output folder, or remove it"
+WEIGHTS, RUN = "trained.safetensors", "run.json"
 
 
-def difference(theirs: str, ours: str) -> str:
-    """The first of two texts' lines that differs."""
-    pairs = zip(theirs.splitlines(), ours.splitlines(), strict=False)
-    return next((f"it had {a!r}, here {b!r}" for a, b in pairs if a != b), "its configuration is another")
-
-
-def save_state(
-    # where
-    folder: Path,
-    about: str,
-    # what
-    parameters: dict[str, torch.nn.Parameter],
-    optimizer,
-    ema: EMA,
-    step: int,
-) -> None:
-    """Write a checkpoint; an older one stays until this one is whole.
+class Checkpoints:
+    """The checkpoints of a run, of which the newest is kept: ``folder/checkpoint_<step>``.
 
     Args:
-        about: what the run is, which another run must not take up.
-        parameters: what is trained, by name, in the optimizer's order.
-        step: how many steps are done.
+        about: describes the run, a value per line.
+        parameters: what is trained, by name.
+        ema: diffusers' average of them.
     """
-    tensors = {f"parameter.{name}": parameter.detach() for name, parameter in parameters.items()}
-    tensors |= {f"average.{name}": average for name, average in zip(parameters, ema.averages, strict=True)}
-    state = optimizer.state_dict()["state"]
-    for index, name in enumerate(parameters):
-        tensors |= {f"optimizer.{key}.{name}": value for key, value in state.get(index, {}).items()}
-    folder.mkdir(parents=True, exist_ok=True)
-    temporary = folder / f"{NAME}.tmp"
-    tensors = {key: value.cpu().contiguous().clone() for key, value in tensors.items()}
-    save_file(tensors, temporary, metadata={"step": str(step), "updates": str(ema.updates), "about": about})
-    temporary.replace(folder / NAME)
 
+    def __init__(self, accelerator, folder: Path, about: str, parameters: dict[str, torch.nn.Parameter], ema):
+        self.accelerator, self.folder, self.about, self.parameters = accelerator, folder, about, parameters
+        self.ema = ema
+        accelerator.register_for_checkpointing(ema)
+        accelerator.register_save_state_pre_hook(self._save_weights)
+        accelerator.register_load_state_pre_hook(self._load_weights)
 
-def load_state(folder: Path, about: str, parameters: dict[str, torch.nn.Parameter], optimizer, ema: EMA) -> int:
-    """Take up a checkpoint; returns how many steps were done, 0 if there is none.
+    def newest(self) -> Path | None:
+        return max(self.folder.glob("checkpoint_*"), default=None)
 
-    Raises:
-        ValueError: it is of another model, another task or another configuration.
-    """
-    path = folder / NAME
-    if not path.is_file():
-        return 0
-    with safe_open(str(path), framework="pt") as file:
-        keys = set(file.keys())
-        found = {key.removeprefix("parameter.") for key in keys if key.startswith("parameter.")}
-        if found != set(parameters):
-            odd = sorted(found ^ set(parameters))[0]
-            raise ValueError(f"{path} is of another run ({odd} differs): {REMEDY}")
-        for name, parameter in parameters.items():
-            shape = file.get_slice(f"parameter.{name}").get_shape()
-            if shape != list(parameter.shape):
-                raise ValueError(
-                    f"{path} is of another run ({name} is {shape}, here {list(parameter.shape)}): {REMEDY}"
-                )
-        metadata = file.metadata() or {}
-        if not {"about", "step", "updates"} <= metadata.keys():
-            raise ValueError(f"{path} does not say what run it is of: {REMEDY}")
-        if metadata["about"] != about:
-            raise ValueError(f"{path} is of another run ({difference(metadata['about'], about)}): {REMEDY}")
-        kinds = sorted({key.split(".")[1] for key in keys if key.startswith("optimizer.")})
-        state = {}
-        with torch.no_grad():
-            for index, (name, parameter) in enumerate(parameters.items()):
-                parameter.copy_(file.get_tensor(f"parameter.{name}"))
-                ema.averages[index].copy_(file.get_tensor(f"average.{name}"))
-                names = {kind: f"optimizer.{kind}.{name}" for kind in kinds}
-                state[index] = {kind: file.get_tensor(key) for kind, key in names.items() if key in keys}
-    optimizer.load_state_dict({"state": state, "param_groups": optimizer.state_dict()["param_groups"]})
-    ema.updates = int(metadata["updates"])
-    return int(metadata["step"])
+    def save(self, step: int) -> None:
+        """Write a checkpoint; the older one stays until this one is complete."""
+        unfinished, older = self.folder / "unfinished", set(self.folder.glob("checkpoint_*"))
+        target = self.folder / f"checkpoint_{step:07d}"
+        if self.accelerator.is_main_process:
+            shutil.rmtree(unfinished, ignore_errors=True)
+        self.accelerator.wait_for_everyone()
+        self.accelerator.save_state(str(unfinished))
+        self.accelerator.wait_for_everyone()
+        if self.accelerator.is_main_process:
+            (unfinished / RUN).write_text(json.dumps({"step": step, "about": self.about}), encoding="utf-8")
+            unfinished.rename(target)
+            for path in older:
+                shutil.rmtree(path)
+        self.accelerator.wait_for_everyone()
+
+    def load(self) -> int:
+        """Continue from the newest checkpoint; returns how many steps were done, 0 if there is none.
+
+        Raises:
+            ValueError: it is of another run.
+        """
+        path = self.newest()
+        if path is None:
+            return 0
+        run = json.loads((path / RUN).read_text(encoding="utf-8"))
+        if run["about"] != self.about:
+            pairs = zip(run["about"].splitlines(), self.about.splitlines(), strict=False)
+            change = next((f"it had {a!r}, here {b!r}" for a, b in pairs if a != b), "it has other fields")
+            raise ValueError(f"{path} is of another run ({change}): give another output folder, or remove it")
+        self.accelerator.load_state(str(path))
+        self.ema.to(self.accelerator.device)
+        return run["step"]
+
+    def _save_weights(self, models: list, weights: list, folder: str) -> None:
+        weights.clear()
+        if self.accelerator.is_main_process:
+            save_file({name: p.detach().cpu().clone() for name, p in self.parameters.items()}, Path(folder) / WEIGHTS)
+
+    @torch.no_grad()
+    def _load_weights(self, models: list, folder: str) -> None:
+        models.clear()
+        found = load_file(Path(folder) / WEIGHTS)
+        if {name: p.shape for name, p in found.items()} != {name: p.shape for name, p in self.parameters.items()}:
+            raise ValueError(f"{folder} is of another model: give another output folder, or remove it")
+        for name, parameter in self.parameters.items():
+            parameter.copy_(found[name])

@@ -1,4 +1,4 @@
-"""The training loop: one task, its batches, an optimizer, under accelerate."""
+"""The training loop: one task, its batches and an optimizer, with accelerate."""
 
 import contextlib
 import dataclasses
@@ -17,15 +17,16 @@ from ..data.buckets import Bucket, BucketBatches, token_buckets
 from ..data.clips import Clips, FolderClips, ShapeClips
 from ..data.samples import Batch, batches
 from .config import Data, Optimizer, Phase
-from .ema import EMA
 from .progress import LossTable, plot_losses, read_losses
-from .state import load_state, save_state
+from .state import Checkpoints
 
 log = logging.getLogger(__name__)
 
 
 def learning_rate(options: Optimizer, step: int, steps: int) -> float:
     """A linear warm-up, then half a cosine from ``learning_rate`` to ``final_learning_rate``.
+
+    Not `diffusers.optimization.get_scheduler`: its cosine has no final rate, and its first step has a rate of 0.
 
     Args:
         step: from 0.
@@ -44,10 +45,10 @@ def open_clips(data: Data) -> Clips:
 def phase_draws(
     phase: Phase, clips: Clips, rank: int = 0, world: int = 1, patch_t: int | None = None
 ) -> BucketBatches:
-    """What a phase draws, this process's share of each batch; a clip that is too short for it is named in the log.
+    """This process's share of a phase's batches. Clips that are too short are named in the log.
 
     Args:
-        patch_t: latent frames per patch of the model that is trained (2 on V1.5), or None.
+        patch_t: latent frames per patch of the trained model (2 in V1.5), or None.
 
     Raises:
         ValueError: no size fits the token length, or no clip is long enough.
@@ -72,13 +73,13 @@ def phase_draws(
 def phase_batches(
     phase: Phase, clips: Clips, rank: int = 0, world: int = 1, start: int = 0, patch_t: int | None = None
 ) -> Iterator[Batch]:
-    """The batches of a phase from step ``start`` on; the rest is `phase_draws`'."""
+    """The batches of a phase from step ``start`` on; see `phase_draws` for the other arguments."""
     draws = islice(phase_draws(phase, clips, rank, world, patch_t), start, None)
     return batches(draws, clips, phase.seed, phase.masks, phase.batches.noises_per_clip)
 
 
 def about(phase: Phase) -> str:
-    """What a checkpoint must share with the run that takes it up: all fields but where things are and when to save."""
+    """What a checkpoint must have in common with the run that continues it. Paths and what saves memory may change."""
     fields = dataclasses.asdict(phase)
     for free in ("model", "output", "text_encoder", "save_every", "steps", "micro_batch", "checkpoint_blocks"):
         del fields[free]
@@ -90,32 +91,32 @@ def to_device(batch: Batch, device: torch.device) -> Batch:
 
 
 class Trainer:
-    """A run of a phase in ``folder``, taken up where its checkpoint says.
+    """A run of a phase in ``folder``, continued from its checkpoint if there is one.
 
     Args:
         task: a module whose forward is the loss of a `Batch`; what requires a gradient is trained.
-        accelerator: accelerate's.
+        accelerator: accelerate's, of this run alone.
         patch_t: see `phase_draws`.
     """
 
     def __init__(
         self, phase: Phase, task: torch.nn.Module, accelerator, folder: str | Path, patch_t: int | None = None
     ):
+        from diffusers.training_utils import EMAModel
+
         self.phase, self.task, self.accelerator, self.folder = phase, task, accelerator, Path(folder)
         self.patch_t = patch_t
         task.to(accelerator.device)
         self.parameters = {name: p for name, p in task.named_parameters() if p.requires_grad}
         options = phase.optimizer
-        self.optimizer = torch.optim.AdamW(
-            self.parameters.values(),
-            lr=options.learning_rate,
-            betas=tuple(options.betas),
-            weight_decay=options.weight_decay,
+        optimizer = torch.optim.AdamW(
+            self.parameters.values(), options.learning_rate, options.betas, weight_decay=options.weight_decay
         )
-        self.ema = EMA(self.parameters.values(), options.ema_decay)
-        self.step = load_state(self.folder, about(phase), self.parameters, self.optimizer, self.ema)
+        self.wrapped, self.optimizer = accelerator.prepare(task, optimizer)
+        self.ema = EMAModel(self.parameters.values(), options.ema_decay, foreach=True)
+        self.checkpoints = Checkpoints(accelerator, self.folder, about(phase), self.parameters, self.ema)
+        self.step = self.checkpoints.load()
         self._agree_on_step()
-        self.wrapped = accelerator.prepare_model(task)
 
     def _agree_on_step(self) -> None:
         """Raise a ValueError unless all processes found the same checkpoint."""
@@ -124,14 +125,14 @@ class Trainer:
         if len(set(steps)) > 1:
             raise ValueError(
                 f"the processes found checkpoints of the steps {steps} in {self.folder}: put the output on a disk "
-                "that all machines share, or copy the checkpoint to each"
+                "that all machines share, or copy the checkpoint to each machine"
             )
 
     def train_step(self, batch: Batch) -> torch.Tensor:
         """One step; returns the loss, of all processes together.
 
         Raises:
-            FloatingPointError: the gradient is not finite; nothing was changed.
+            FloatingPointError: the gradient is not finite. Nothing was changed.
         """
         lr = learning_rate(self.phase.optimizer, self.step, self.phase.steps)
         for group in self.optimizer.param_groups:
@@ -143,7 +144,7 @@ class Trainer:
             raise FloatingPointError(f"{found}: lower the learning rate")
         self.optimizer.step()
         self.optimizer.zero_grad()
-        self.ema.update(self.parameters.values())
+        self.ema.step(self.parameters.values())
         self.step += 1
         return self.accelerator.reduce(loss, "mean")
 
@@ -154,7 +155,7 @@ class Trainer:
         total = torch.zeros((), device=self.accelerator.device)
         for start in range(0, clips, size):
             part = {key: value[start : start + size] for key, value in batch.items()}
-            last = start + size >= clips  # the processes exchange their gradients once
+            last = start + size >= clips  # processes exchange gradients once per step
             with contextlib.nullcontext() if last else self.accelerator.no_sync(self.wrapped):
                 with self.accelerator.autocast():
                     loss = self.wrapped(part) * (len(part["captions"]) / clips)
@@ -162,15 +163,11 @@ class Trainer:
             total += loss.detach().float()
         return total
 
-    def save(self) -> None:
-        if self.accelerator.is_main_process:
-            save_state(self.folder, about(self.phase), self.parameters, self.optimizer, self.ema, self.step)
-
     def run(self, until: int | None = None) -> None:
         """Train up to ``until`` steps (default: all of the phase), saving as often as the phase says.
 
         Raises:
-            FloatingPointError: a gradient is not finite; the last checkpoint stays as it is.
+            FloatingPointError: a gradient is not finite. The last checkpoint is kept.
         """
         until = self.phase.steps if until is None else min(until, self.phase.steps)
         main = self.accelerator.is_main_process
@@ -191,6 +188,6 @@ class Trainer:
                     progress.update()
                     progress.set_postfix(loss=f"{loss:.4f}", refresh=False)
                 if self.step % self.phase.save_every == 0 or self.step == until:
-                    self.save()
+                    self.checkpoints.save(self.step)
         if main and until:
             plot_losses(self.folder / "loss.png", {self.phase.task: read_losses(self.folder / "loss.csv")})

@@ -1,7 +1,6 @@
-"""The nano model: a CogVideoX-Fun of the 2B kind that is small enough to be trained and run on two cores.
+"""The nano model: a CogVideoX-Fun of the 2B kind that can be trained and run on two CPU cores.
 
-`write_untrained` makes the folder that its training starts from: configurations, tokenizer, and weights from a seed.
-`train_nano` goes from there to the folder that comes with the pack.
+`write_untrained` makes the folder that training starts from. `train_nano` makes the folder that comes with the pack.
 """
 
 import json
@@ -15,7 +14,7 @@ from ...model_loading.networks.transformer import CogVideoXTransformer
 from ...model_loading.networks.vae import CogVideoXVAE, Downsample3D, ResnetBlock3D, SpatialNorm3D, VAEConfig
 from ..data import shapes
 from ..loop.config import read_phase
-from ..loop.phase import run_phase
+from ..loop.phase import processes, run_phase
 from ..loop.progress import plot_losses, read_losses
 from ..tasks.hub import FILES, save_weights, write_configs, write_json, write_text_encoder
 from ..tasks.parts import LORA_FILE, export_half, write_preview
@@ -51,7 +50,7 @@ def tokenizer_json() -> dict:
 
 
 def initialise(transformer: CogVideoXTransformer) -> None:
-    """Start as the identity: the output and every gate are zero (adaLN-Zero; Peebles and Xie 2022)."""
+    """Initialise as the identity: the output and every gate are zero (AdaLN-Zero; Peebles and Xie 2022)."""
     for name, module in transformer.named_modules():
         if isinstance(module, torch.nn.Linear):
             torch.nn.init.xavier_uniform_(module.weight)
@@ -68,18 +67,17 @@ PHASES = (
     *("decoder", "lora"),
 )
 
-PREVIEW_SEED, PREVIEW_CLIPS = 15, 16  # what the factors of the previews are fitted to
+PREVIEW_SEED, PREVIEW_CLIPS = 15, 16  # the clips that the previews' factors are fitted to
 
-CARRIER = 2.0  # what the encoder's channels carry up and down by turns, beside the signal
+CARRIER = 2.0  # a constant added to the encoder's channels, with alternating signs
 
 
 def initialise_vae(vae: CogVideoXVAE) -> None:
-    """Start with norms that hardly norm.
+    """Initialise group norms so that they change the signal little.
 
-    Group norm divides by the deviation of a whole chunk, so what a clip shows in one place would change the latents of
-    all others, and masking a part would change the latents of what is known. Channels that carry plus and minus a
-    constant by turns make that deviation nearly the constant's; the norm's scale and shift take it out again.
-    The decoder's norms start with a scale of one.
+    Group norm divides by the standard deviation of a whole chunk. So masking a part of a clip would change the latents
+    of the known rest. A constant is therefore added to the channels with alternating signs: it dominates the standard
+    deviation, and the norm's scale and shift remove it. The decoder's norms start with a scale of one.
     """
     for module in vae.encoder.modules():
         if isinstance(module, ResnetBlock3D):
@@ -96,7 +94,7 @@ def initialise_vae(vae: CogVideoXVAE) -> None:
             _carry(module.bias, -CARRIER)
     _carry(vae.encoder.conv_in.conv.bias)
     with torch.no_grad():
-        vae.encoder.conv_out.conv.bias[vae.config.latent_channels :] = -6.0  # log-variance: hardly any noise
+        vae.encoder.conv_out.conv.bias[vae.config.latent_channels :] = -6.0  # log-variance: almost no noise
         for module in vae.decoder.modules():
             if isinstance(module, SpatialNorm3D):
                 module.conv_y.conv.weight *= 0.5
@@ -106,13 +104,13 @@ def initialise_vae(vae: CogVideoXVAE) -> None:
 
 @torch.no_grad()
 def _carry(bias: torch.Tensor, value: float = CARRIER) -> None:
-    """Plus and minus ``value`` by turns."""
+    """Set a bias to ``value`` with alternating signs."""
     bias[0::2], bias[1::2] = value, -value
 
 
 @torch.no_grad()
 def _ignore_carrier(weight: torch.Tensor) -> None:
-    """Make every output of a convolution zero on the carrier alone. weight: out in ..."""
+    """Make a convolution's response to the constant zero. weight: out in ..."""
     pattern = torch.ones(weight.shape[1], *[1] * (weight.dim() - 2))
     pattern[1::2] = -1
     weight -= (weight * pattern).mean(1, keepdim=True) * pattern
@@ -152,25 +150,25 @@ def write_untrained(folder: str | Path, seed: int = 0) -> Path:
     return folder
 
 
-def train_nano(accelerator, output: str | Path) -> None:
-    """Train the nano model from nothing, phase by phase, and collect it; taken up where it was broken off.
+def train_nano(output: str | Path) -> None:
+    """Train the nano model from nothing, phase by phase, and collect it; an interrupted run continues.
 
     Args:
-        accelerator: from `phase.processes`.
         output: see `collect_nano`.
     """
     phases = {name: read_phase(CONFIGS / f"nano_{name}.toml") for name in PHASES}
-    if accelerator.is_main_process:
-        write_untrained(phases["vae_1"].model)
-    accelerator.wait_for_everyone()
-    for phase in phases.values():
-        run_phase(phase, accelerator)
-    if accelerator.is_main_process:
-        collect_nano({name: Path(phase.output) for name, phase in phases.items()}, Path(output))
+    with processes() as state:
+        if state.is_main_process:
+            write_untrained(phases["vae_1"].model)
+        state.wait_for_everyone()
+        for phase in phases.values():
+            run_phase(phase)
+        if state.is_main_process:
+            collect_nano({name: Path(phase.output) for name, phase in phases.items()}, Path(output))
 
 
 def collect_nano(outputs: dict[str, Path], output: Path) -> None:
-    """Store what the phases made as the pack's folder: the model in float16, the LoRA, the loss tables and curves.
+    """Write the pack's folder from the phases' results: model in float16, LoRA, loss tables and curves.
 
     Args:
         outputs: the folder of every phase of `PHASES`.

@@ -1,4 +1,4 @@
-"""Model folders in hub layout, written."""
+"""Write model folders in hub layout."""
 
 import dataclasses
 import json
@@ -25,7 +25,7 @@ def write_json(path: Path, value: dict) -> None:
 
 
 def save_weights(path: Path, state: dict[str, torch.Tensor], dtype: torch.dtype | None = None) -> None:
-    """Write a safetensors file, whole or not at all, in ``dtype`` or that of its tensors."""
+    """Write a safetensors file, in ``dtype`` or that of its tensors. An older file stays until it is complete."""
     path.parent.mkdir(parents=True, exist_ok=True)
     temporary = path.with_suffix(".tmp")
     save_file({key: value.to(dtype or value.dtype).cpu().contiguous() for key, value in state.items()}, temporary)
@@ -33,7 +33,7 @@ def save_weights(path: Path, state: dict[str, torch.Tensor], dtype: torch.dtype 
 
 
 def write_configs(folder: Path, transformer: TransformerConfig, vae: VAEConfig, schedule: NoiseSchedule) -> None:
-    """The configurations of a folder's transformer, VAE and scheduler, with diffusers' class names."""
+    """Write the configurations of the transformer, the VAE and the scheduler, with diffusers' class names."""
     for part, name, config in (
         ("transformer", "CogVideoXTransformer3DModel", transformer),
         ("vae", "AutoencoderKLCogVideoX", vae),
@@ -57,7 +57,7 @@ def write_configs(folder: Path, transformer: TransformerConfig, vae: VAEConfig, 
 
 
 def write_text_encoder(folder: Path, model) -> None:
-    """The configuration and the weights of transformers' T5 encoder."""
+    """Write the configuration and the weights of transformers' T5 encoder."""
     state = {key: value for key, value in model.state_dict().items() if key != "encoder.embed_tokens.weight"}  # tied
     write_json(folder / "text_encoder" / "config.json", model.config.to_dict())
     save_weights(folder / FILES["text_encoder"], state)

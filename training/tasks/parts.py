@@ -1,4 +1,4 @@
-"""From model folders to tasks, and what was trained back into a model folder."""
+"""Make tasks from model folders, and write what was trained into a model folder."""
 
 import shutil
 from collections.abc import Callable, Sequence
@@ -23,10 +23,10 @@ LORA_FILE = "lora.safetensors"
 
 
 class Parts:
-    """A phase's task, and where what it trains goes.
+    """A phase's task, and how its result is written.
 
     Args:
-        dtype: of the parts that are not trained; those that are, are float32.
+        dtype: of the frozen parts. Trained parts are float32.
         attention: of the transformer, see `CogVideoXTransformer`.
     """
 
@@ -44,8 +44,9 @@ class Parts:
         ).train()
         if phase.checkpoint_blocks:
             checkpoint_blocks(transformer)
-        self.layers = add_lora(transformer, phase.lora_rank, phase.lora_alpha) if lora else None
-        if not lora:
+        if lora:
+            add_lora(transformer, phase.lora_rank, phase.lora_alpha)
+        else:
             transformer.requires_grad_(True)
         text_dtype = torch.float32 if phase.train_text_encoder else dtype
         self.texts = open_whole(phase.text_encoder) if phase.text_encoder else source
@@ -60,20 +61,20 @@ class Parts:
         )
 
     def write(self, output: str | Path, scale_factor: float) -> None:
-        """Write the model folder with what was trained, or the LoRA's file.
+        """Write the model folder with the trained weights, or the LoRA's file.
 
         Args:
             scale_factor: of the latent space, see `measure_scale`.
         """
         output = Path(output)
         if self.phase.task == "lora":
-            save_weights(output / LORA_FILE, lora_state(self.layers), torch.float16)  # as LoRA files are
+            save_weights(output / LORA_FILE, lora_state(self.task.transformer), torch.float16)  # as LoRA files are
             return
         shutil.copytree(self.phase.model, output, dirs_exist_ok=True, copy_function=replace_copy)
         if self.phase.task == "vae":
             replace_weights(output, "vae", self.task.vae.state_dict())
             config = read_json(output / "vae" / "config.json")
-            if self.phase.train_encoder:  # another latent space: the previews' factors were of the old one
+            if self.phase.train_encoder:  # in another latent space the previews' factors are wrong
                 config = {key: value for key, value in config.items() if key not in (FACTORS, BIAS)}
             write_json(output / "vae" / "config.json", {**config, "scaling_factor": scale_factor})
             return
@@ -88,20 +89,20 @@ class Parts:
 
 
 def replace_copy(source: str, target: str) -> None:
-    """Copy a file into the place of another at once: a program that has the other one mapped keeps it."""
+    """Replace a file in one step: a program that has the old one mapped keeps it."""
     temporary = Path(f"{target}.tmp")
     shutil.copyfile(source, temporary)
     temporary.replace(target)
 
 
 def checkpoint_blocks(transformer: CogVideoXTransformer) -> None:
-    """Keep no block's inner values for the gradient but compute them again (Chen et al. 2016)."""
+    """Recompute the inner values of every block for its gradient (Chen et al. 2016)."""
     for block in transformer.transformer_blocks:
         block.forward = partial(checkpoint, block.forward, use_reentrant=False)
 
 
 def convolve_in_float32(task: torch.nn.Module) -> None:
-    """Take the convolutions that are trained out of autocast; all else of the task stays in it."""
+    """Run the trained convolutions without autocast; everything else keeps it."""
     for module in task.modules():
         if isinstance(module, torch.nn.Conv2d | torch.nn.Conv3d) and module.weight.requires_grad:
             module.forward = partial(_without_autocast, module.forward)
@@ -120,21 +121,21 @@ def remove_weights(folder: Path) -> None:
 
 
 def replace_weights(output: Path, part: str, state: dict[str, torch.Tensor]) -> None:
-    """Write a part's weights in the place of those that are there, in one file or in shards."""
+    """Replace a part's weights, which are in one file or in shards."""
     remove_weights(output / part)
     save_weights(output / FILES[part], state)
 
 
 @torch.no_grad()
 def measure_scale(vae, videos) -> float:
-    """What brings latents to unit deviation: 1 / standard deviation over videos B F H W 3 of 0..1."""
+    """The factor that gives latents a standard deviation of 1, from videos B F H W 3 of 0..1."""
     latents = [vae.encode((video * 2 - 1).movedim(-1, 1)).flatten() for video in videos]
     return round(float(1 / torch.cat(latents).std()), 6)
 
 
 @torch.no_grad()
 def write_preview(folder: str | Path, videos: Sequence[torch.Tensor]) -> None:
-    """Fit the factors of a model's previews to videos, F H W 3 of 0..1; they go into its VAE's configuration."""
+    """Fit the factors of previews to videos, F H W 3 of 0..1, and write them into the VAE's configuration."""
     source = open_whole(folder)
     vae = load_vae(source.vae)
     latents = [vae.encode((video * 2 - 1).movedim(-1, 0)[None])[0] * source.scale_factor for video in videos]
@@ -143,7 +144,7 @@ def write_preview(folder: str | Path, videos: Sequence[torch.Tensor]) -> None:
 
 
 def export_half(folder: str | Path, output: str | Path) -> None:
-    """Copy the parts of a model folder with their weights in float16; what is no part of a model stays behind."""
+    """Copy the parts of a model folder, with their weights in float16. Other files are not copied."""
     folder, output = Path(folder), Path(output)
     open_whole(folder)
     for path in sorted(p for part in PARTS for p in (folder / part).glob("*") if p.is_file()):

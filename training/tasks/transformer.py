@@ -1,4 +1,4 @@
-"""Training of the transformer: v-prediction on the model's own schedule, everything or a LoRA."""
+"""Training of the transformer or of a LoRA: v-prediction on the model's own schedule."""
 
 import torch
 from torch import nn
@@ -26,14 +26,14 @@ class TransformerTask(nn.Module):
     """The mean squared error of v over a batch.
 
     Args:
-        transformer: an InP (33 channels) or text (16 channels) model; what of it requires a gradient is trained.
+        transformer: an InP (33 channels) or text (16 channels) model; parameters that require a gradient are trained.
         vae: frozen.
         text_encoder: frozen, unless ``train_text_encoder``.
         alphas: signal power per timestep, see `NoiseSchedule.alphas_cumprod`.
-        caption_dropout: how often a caption is empty, for guidance.
+        caption_dropout: how often a caption is replaced by an empty one, for guidance.
 
     Raises:
-        ValueError: a Control model, whose control videos no source gives.
+        ValueError: it is a Control model, and no source has control videos.
     """
 
     def __init__(
@@ -51,9 +51,9 @@ class TransformerTask(nn.Module):
         super().__init__()
         kind = transformer.config.conditioning
         if kind not in ("text", "inpaint"):
-            raise ValueError(f"the model takes {kind} latents, which no source gives: train an InP or text model")
+            raise ValueError(f"the model takes {kind} latents, and no source has them: train an InP or text model")
         self.transformer = transformer
-        # Autocast would keep the sum over all blocks in half precision, too coarse to copy what is known.
+        # With autocast the sum over all blocks would have half precision, which is too coarse to copy known pixels.
         transformer.patch_embed.register_forward_hook(lambda module, args, out: tuple(x.float() for x in out))
         self.vae = vae.requires_grad_(False).eval()
         self.t5 = text_encoder.model.requires_grad_(train_text_encoder)
@@ -69,7 +69,7 @@ class TransformerTask(nn.Module):
         return moments[:, : self.vae.config.latent_channels].float() * self.scale_factor
 
     def conditioning(self, batch: Batch, video: torch.Tensor, latent: torch.Tensor) -> torch.Tensor | None:
-        """The 17 channels of an InP model: zeros where nothing is known, as when it is run.
+        """The 17 channels of an InP model, as in sampling: zeros for a clip of which nothing is known.
 
         Args:
             video: the batch's, -1..1.
@@ -87,7 +87,7 @@ class TransformerTask(nn.Module):
         return extra
 
     def reference(self, batch: Batch, masked: torch.Tensor) -> torch.Tensor:
-        """The masked video B F H W 3 with noise, where the configuration asks for it; black stays black."""
+        """The masked video B F H W 3, with noise if the configuration asks for it. Black stays black."""
         if not self.transformer.config.reference_noise:
             return masked
         draws = zip(masked, batch["reference_noise"].tolist(), batch["reference_seed"].tolist(), strict=True)

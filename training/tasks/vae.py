@@ -1,5 +1,8 @@
-"""Training of the VAE: reconstruction through the chunks that it runs in, a little KL divergence, and agreement
-between what it makes of a clip and of the same clip with its unknown part black."""
+"""Training of the VAE, in the chunks that it runs in.
+
+The loss has three terms: reconstruction, KL divergence, and agreement between the latents of a clip and of the same
+clip with its unknown part black.
+"""
 
 import torch
 import torch.nn.functional as F
@@ -12,7 +15,7 @@ from ..data.samples import Batch
 
 
 def known_cells(mask: torch.Tensor) -> torch.Tensor:
-    """Which latent cells show known pixels alone, neighbouring cells included: B F H W (1 = generate) -> B T h w."""
+    """Which latent cells and their neighbours show only known pixels: B F H W (1 = generate) -> B T h w."""
     mask = torch.cat([mask[:, :1].expand(-1, TEMPORAL_COMPRESSION - 1, -1, -1), mask], dim=1)  # 4n + 1 -> 4 (n + 1)
     size = SPATIAL_COMPRESSION
     cells = F.max_pool3d(mask[:, None], (TEMPORAL_COMPRESSION, size, size))
@@ -22,14 +25,16 @@ def known_cells(mask: torch.Tensor) -> torch.Tensor:
 class VAETask(nn.Module):
     """The loss of a batch.
 
-    The mean squared error of -1..1 pixels, ``kl_weight`` times the KL divergence, and ``agreement_weight`` times the
-    squared difference, in units of the latents' own mean square, between the latents of the clip and those of its
-    masked version, where both show the same pixels. Group norm makes the two differ: its statistics are those of the
-    whole chunk, black included. What differs can't be copied by a transformer that is given one and makes the other.
+    It is the mean squared error of -1..1 pixels, plus ``kl_weight`` times the KL divergence, plus ``agreement_weight``
+    times the squared difference between the latents of the clip and of its masked version, where both show the same
+    pixels. That difference is relative to the latents' mean square.
+
+    Group norm makes the two differ: its statistics are those of the whole chunk, with the black pixels. A transformer
+    gets the latents of the masked clip and can copy only what is equal in both.
 
     Args:
-        masked: how often it is the masked clip that is restored, as an InP model's reference video is masked.
-        train_encoder: without it the latent space stays what it is, so transformers of it still fit.
+        masked: how often the masked clip is restored instead of the whole one.
+        train_encoder: False keeps the latent space, so that transformers trained in it still fit.
     """
 
     def __init__(
@@ -52,7 +57,7 @@ class VAETask(nn.Module):
         return mean, logvar.clamp(-30, 20)
 
     def versions(self, batch: Batch) -> tuple[torch.Tensor, torch.Tensor]:
-        """Of a clip and its masked version the one that is to be restored, and the other; B 3 F H W of -1..1."""
+        """A clip and its masked version: first the one to restore, then the other; B 3 F H W of -1..1."""
         video = batch["video"] * 2 - 1
         whole, masked = (v.movedim(-1, 1) for v in (video, mask_video(video, batch["mask"])))  # BFHWC -> BCFHW
         swapped = (batch["chance"] < self.masked)[:, None, None, None, None]
@@ -72,9 +77,9 @@ class VAETask(nn.Module):
 
     @staticmethod
     def disagreement(mean: torch.Tensor, other: torch.Tensor, mask: torch.Tensor) -> torch.Tensor:
-        """The mean square by which latents B C T h w differ in known cells, in units of their own mean square.
+        """The mean square by which latents B C T h w differ in known cells, relative to their mean square.
 
-        Both means are over the clips of one process, so in several processes it is not quite that of one.
+        Both means are over the clips of one process, so several processes give a slightly different value than one.
         """
         known = known_cells(mask)[:, None].to(mean)
         difference = ((mean - other).square() * known).sum() / (known.sum() * mean.shape[1]).clamp(min=1)

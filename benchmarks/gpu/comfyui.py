@@ -14,7 +14,7 @@ import sys
 import types
 from pathlib import Path
 
-from ...tools.pack import ROOT, load_pack
+from ..run import ROOT, load_pack
 
 AV = ("av", "av.container", "av.subtitles", "av.subtitles.stream", "av.video", "av.video.reformatter")
 log = logging.getLogger(__name__)

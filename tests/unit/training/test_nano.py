@@ -1,0 +1,59 @@
+"""The model that comes with the pack does what docs/nano.md says, on a few clips; make evaluate measures many."""
+
+import pytest
+import torch
+from cogvideox_fun.model_loading.files.safetensors_files import open_weights
+from cogvideox_fun.model_loading.standalone import Pipeline
+from cogvideox_fun.training.data import shapes
+from cogvideox_fun.training.evaluation.rows import Evaluation, Options, Result
+from cogvideox_fun.training.tasks.lora import apply_lora
+from pack import ROOT
+
+NANO = ROOT / "models" / "nano"
+
+
+@pytest.fixture(scope="module")
+def evaluation():
+    """Few clips of few steps: enough to tell a trained model from an untrained one."""
+    return Evaluation(Pipeline.from_folder(NANO), Options(count=2, size=96, steps=8))
+
+
+def share(results: list[Result], what: str) -> float:
+    (found,) = [result for result in results if result.what.startswith(what)]
+    return float(found.measured.split("%")[0].split(" ")[0])
+
+
+def test_is_small_and_stored_in_half_precision():
+    size = sum(path.stat().st_size for path in NANO.rglob("*") if path.is_file())
+    assert size <= 24e6, f"{size / 1e6:.1f} MB"
+    for part in ("transformer", "vae", "text_encoder"):
+        assert {info.dtype for info in open_weights(NANO / part).tensors.values()} == {torch.float16}
+
+
+def test_knows_every_word_of_the_grammar(evaluation):
+    assert set(shapes.vocabulary()) <= set(evaluation.pipeline.text_encoder.tokenizer.get_vocab())
+    assert evaluation.pipeline.text_encoder("a red circle").shape == (1, 16, 64), "16 tokens, not 226"
+
+
+def test_its_vae_restores_clips(evaluation):
+    assert share(evaluation.vae(), "reconstruction") > 27.5  # dB
+
+
+def test_a_start_and_an_end_image_become_a_motion_between_them(evaluation):
+    results = evaluation.start_and_end()
+    assert share(results, "middle frame") >= 85  # by chance, next to none
+    assert share(results, "first frame") < 2 and share(results, "last frame") < 4  # dB below the VAE alone
+
+
+def test_a_prompt_decides_colour_and_direction(evaluation):
+    results = evaluation.text_to_video()
+    assert share(results, "colour") >= 95 and share(results, "direction") >= 85  # by chance 17 and 25 % of each
+
+
+def test_its_lora_fits_and_changes_what_it_makes(evaluation):
+    """The evaluation measures how often rings come."""
+    with_lora = Pipeline.from_folder(NANO)
+    apply_lora(with_lora.transformer, NANO / "lora" / "ring.safetensors")
+    noise, text = with_lora.noise(64, 64, 5, 0), with_lora.text_encoder("a red ring moves right over the night")
+    made = [p.sample(noise, text, text, steps=2, cfg=1.0) for p in (evaluation.pipeline, with_lora)]
+    assert (made[0] - made[1]).abs().mean() > 0.01
