@@ -16,7 +16,7 @@ from pathlib import Path
 from ..run import ROOT
 from . import comfyui
 
-PARTS = ("numbers", "calls", "vae", "small", "profile", "loop")
+PARTS = ("numbers", "kernels", "calls", "vae", "small", "profile", "loop")
 log = logging.getLogger(__name__)
 
 
@@ -45,7 +45,7 @@ class Writer:
 
 def run_part(name: str, scale, folder: Path, args, write) -> dict:
     """Import and run one part; ``write`` takes what there is of its result."""
-    from cogvideox_fun.benchmarks.gpu import models, parts
+    from cogvideox_fun.benchmarks.gpu import kernels, models, parts
 
     def path() -> Path:
         file = folder / "5B.safetensors"
@@ -53,6 +53,7 @@ def run_part(name: str, scale, folder: Path, args, write) -> dict:
 
     return {
         "numbers": lambda: parts.numbers(scale),
+        "kernels": lambda: kernels.measure(scale),
         "calls": lambda: parts.calls(scale, folder, write),
         "vae": lambda: parts.whole_vae(scale, folder, write),
         "small": lambda: parts.small(scale, path(), write),

@@ -76,6 +76,20 @@ def profile(result: dict) -> str:
     return text.rstrip() + "\n"
 
 
+def kernels(result: dict) -> str:
+    lines = [("copy on the device", f"{1e3 * result['copy']['seconds']:.2f}", f"{result['copy']['TB/s']:.2f} TB/s")]
+    for group in ("products", "attention", "elementwise"):
+        for name, value in result[group].items():
+            if "seconds" not in value:
+                lines.append((name, "", value["error"][:80]))
+                continue
+            rate = f"{value['TFLOP/s']:.0f} TFLOP/s" if "TFLOP/s" in value else ""
+            rate = f"{value['GB/s']:.0f} GB/s" if "GB/s" in value else rate
+            lines.append((name, f"{1e3 * value['seconds']:.2f}", rate))
+    text = f"## Single kernels, {result['tokens']} tokens\n\n"
+    return text + rows(("", "ms", "rate"), lines)
+
+
 def numbers(result: dict) -> str:
     lines = [(name, *(f"{value:.1e}" for value in found.values())) for name, found in result["calls"].items()]
     header = ("model", *next(iter(result["calls"].values())))
@@ -93,6 +107,7 @@ SECTIONS = {
     "vae": partial(calls, "The VAE", 2),
     "small": small,
     "profile": profile,
+    "kernels": kernels,
     "numbers": numbers,
 }
 

@@ -31,7 +31,7 @@ def test_the_page_shows_the_results():
 
 def test_measuring_with_small_models(tmp_path):
     """Compilation and the VAE are left out: they take minutes on a CPU."""
-    parts = "calls", "small", "loop", "numbers"
+    parts = "kernels", "calls", "small", "loop", "numbers"
     found = measured(tmp_path, *parts, "--rehearse", "--loops", "eager", "fp8")
     assert set(found) == set(parts)
     assert not [part["error"] for part in found.values() if "error" in part]
@@ -39,7 +39,7 @@ def test_measuring_with_small_models(tmp_path):
     assert loop["steps"] == 2 and min(loop[name]["seconds"] for name in ("eager", "fp8, --fast fp8_matrix_mult")) > 0
     assert found["numbers"]["result"]["nano"]["fp32"] >= 40, "the nano model's video, by the nodes and without them"
     page = table.page(tmp_path)
-    for title in ("steps of the 5B", "One call", "With less VRAM", "The numbers"):
+    for title in ("steps of the 5B", "One call", "With less VRAM", "Single kernels", "The numbers"):
         assert title in page
 
 
