@@ -61,8 +61,8 @@ class Listing:
 
 class LoraListing(Listing):
     def missing(self, name, found: dict[str, Path]) -> str:
-        problem = f"the LoRA {shown(name)} is not among those found" if name else "no LoRA is chosen"
-        problem = f"{problem} ({listed(found)})" if found else "no LoRA found"
+        problem = f"the LoRA {shown(name)} is not among" if name else "no LoRA is chosen, expected one of"
+        problem = f"{problem} those found ({listed(found)})" if found else "no LoRA found"
         folders = ", ".join(folder_paths.get_folder_paths(self.kind))
         return f"{problem}: put a safetensors file into {folders}, then refresh"
 

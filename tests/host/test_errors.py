@@ -18,17 +18,6 @@ def setting(lab):
     return graph, model, *graph.prompts(model[1])
 
 
-@pytest.fixture(autouse=True)
-def next_run_works(lab):
-    """After every error a plain run still gives what it gave before."""
-    yield
-    graph = lab.graph()
-    model = graph.loader("tiny-5b")
-    latent = graph.fun("EmptyLatent", width=48, height=48, length=1, batch_size=1)
-    (sampled,) = graph.get(graph.sampler(model, *graph.prompts(model[1]), latent, steps=1))
-    assert torch.isfinite(sampled).all()
-
-
 def fails(graph, value, match):
     with pytest.raises(Failed, match=f"(?s){match}"):
         graph.get(value)
@@ -68,10 +57,6 @@ def truncate(folder):
     path.write_bytes(path.read_bytes()[:10_000])
 
 
-def empty(folder):
-    (folder / "transformer" / WEIGHTS).write_bytes(b"")
-
-
 def missing_shard(folder):
     (folder / "transformer" / WEIGHTS).unlink()
     (folder / "transformer" / f"{WEIGHTS}.index.json").write_text('{"weight_map": {"a": "part-2-of-2.safetensors"}}')
@@ -101,21 +86,15 @@ def poison(state, key):
 
 BROKEN = {
     "truncated": (truncate, f"{WEIGHTS} is truncated.*download it again"),
-    "empty": (empty, f"{WEIGHTS} is truncated.*the file has 0"),
     "shard": (missing_shard, "lacks the shard part-2-of-2.safetensors"),
     "key": (change_state("transformer", "norm_final.bias", delete), "lacks norm_final.bias"),
     "shape": (
         change_state("transformer", "norm_final.bias", reshape),
         r"norm_final.bias has the shape \[127\].*\[128\]",
     ),
-    "nan": (change_state("transformer", "proj_out.bias", poison), "proj_out.bias holds NaN"),
+    "nan": (change_state("transformer", "proj_out.bias", poison), "holds NaN"),
     "vae-key": (change_state("vae", "decoder.conv_in.conv.bias", delete), "vae lacks decoder.conv_in.conv.bias"),
-    "vae-nan": (change_state("vae", "decoder.conv_in.conv.bias", poison), "decoder.conv_in.conv.bias holds NaN"),
     "t5-key": (change_state("text_encoder", "encoder.final_layer_norm.weight", delete), "no T5 encoder"),
-    "t5-layer": (
-        change_state("text_encoder", "encoder.block.1.layer.0.SelfAttention.q.weight", delete),
-        "lacks encoder.block.1.layer.0.SelfAttention.q.weight",
-    ),
     "config": (lambda folder: (folder / "transformer" / "config.json").write_text("{"), "config.json can't be read"),
 }
 
@@ -153,23 +132,6 @@ def test_an_empty_vae(lab):
     )
 
 
-@pytest.mark.parametrize("width, height, words", [(720, 481, "height is 481"), (721, 480, "width is 721")])
-def test_sizes_in_the_encoder(lab, width, height, words):
-    graph = lab.graph()
-    vae = graph.fun("VAELoader", vae_name="tiny-5b/vae")
-    fails(
-        graph,
-        graph.fun("VAEEncode", vae=vae, video=graph.tensor("Image", torch.rand(1, height, width, 3)), **ENCODE),
-        words,
-    )
-
-
-def test_pndm_with_too_few_steps(setting):
-    graph, *rest = setting
-    latent = graph.fun("EmptyLatent", width=80, height=48, length=5, batch_size=1)
-    fails(graph, graph.sampler(*rest, latent, steps=3, sampler_name="cogvideox_pndm"), "expected 4 or more")
-
-
 def test_a_latent_of_odd_height(setting):
     graph, model, positive, negative = setting
     latent = latent_of(graph, 1, 16, 3, 5, 10)
@@ -189,17 +151,6 @@ def test_odd_latent_frames_on_v15(lab):
     fails(graph, graph.sampler(model, *graph.prompts(model[1]), latent), "length of 49.*length to 45 or 53")
 
 
-def test_a_mask_of_another_length(setting):
-    graph, model, positive, negative = setting
-    mask = graph.tensor("Mask", torch.ones(33, 48, 80))
-    video = graph.tensor("Image", torch.rand(49, 48, 80, 3))
-    fails(
-        graph,
-        graph.fun("VAEEncode", vae=model[2], video=video, mask=mask, **ENCODE),
-        "33 frames.*video has 49.*length to 33",
-    )
-
-
 def test_a_mask_that_was_not_resized(setting):
     graph, model, positive, negative = setting
     mask = graph.tensor("Mask", torch.ones(9, 48, 80))
@@ -210,7 +161,7 @@ def test_a_mask_that_was_not_resized(setting):
         masked_latent=latent_of(graph, 1, 16, 3, 6, 10),
         mask=mask,
     )
-    fails(graph, built[2], "mask is 9 x 48 x 80, but the latent 3 x 6 x 10.*Mask Resize 3D")
+    fails(graph, built[2], "mask is 9 x 48 x 80, but the latent is 3 x 6 x 10.*Mask Resize 3D")
 
 
 def inpaint_conditioning(graph, positive, negative, *grid):
@@ -241,7 +192,7 @@ def test_inpaint_conditioning_on_another_kind_of_model(lab, name, words):
 
 
 def test_control_latents_on_an_inp_model(setting):
-    """A latent without a mask, as the host's own nodes and Control models have it."""
+    """A latent without a mask, as for Control models."""
     graph, model, positive, negative = setting
     reference = graph.tensor("Latent", torch.rand(1, 16, 3, 6, 10))
     positive = graph.node("ProbeConcat", conditioning=positive, latent=reference)
@@ -252,41 +203,22 @@ def test_control_latents_on_an_inp_model(setting):
     )
 
 
-@pytest.mark.parametrize(
-    "channels, words", [(1, "1 channels.*Convert Mask to Image"), (4, "4 channels.*Split Image with Alpha")]
-)
-def test_images_that_are_not_rgb(lab, channels, words):
-    def image(graph):
-        return graph.tensor("Image", torch.rand(1, 48, 80, channels))
-
+def test_latents_that_a_node_cannot_use(lab):
+    """The remedy is for the node: to resize a mask, a latent of this family; to decode, a sampled one."""
     graph = lab.graph()
-    size = {"width": 80, "height": 48, "length": 9, "fit": "crop"}
-    fails(graph, graph.fun("StartEndImage", **size, start_image=image(graph))[0], f"start_image has {words}")
+    latent, mask = latent_of(graph, 1, 4, 6, 10), graph.tensor("Mask", torch.ones(1, 6, 10))
+    fails(graph, graph.fun("MaskResize3D", mask=mask, latent=latent, soft=False), "expected .batch, 16.*Empty Latent")
     graph = lab.graph()
     vae = graph.fun("VAELoader", vae_name="tiny-5b/vae")
-    fails(graph, graph.fun("VAEEncode", vae=vae, video=image(graph), **ENCODE), f"video has {words}")
+    decoded = graph.fun("VAEDecode", vae=vae, latent=latent_of(graph, 1, 4, 6, 10), tile_size=0, overlap=64)
+    fails(graph, decoded, "expected .batch, 16.*connect a latent that a CogVideoX-Fun model sampled")
 
 
-def test_nan_in_a_latent(lab):
-    nan = torch.full((1, 16, 3, 6, 10), torch.nan)
-    graph = lab.graph()
-    model = graph.loader("tiny-5b")
-    fails(graph, graph.sampler(model, *graph.prompts(model[1]), graph.tensor("Latent", nan)), "latent holds NaN")
-    graph = lab.graph()
-    vae = graph.fun("VAELoader", vae_name="tiny-5b/vae")
-    latent = graph.tensor("Latent", nan)
-    fails(graph, graph.fun("VAEDecode", vae=vae, latent=latent, tile_size=0, overlap=64), "latent holds NaN")
-
-
-def test_a_latent_of_another_kind(lab):
-    picture, words = torch.rand(1, 4, 6, 10), "expected .batch, 16, frames"
-    graph = lab.graph()
-    mask = graph.tensor("Mask", torch.ones(1, 6, 10))
-    fails(graph, graph.fun("MaskResize3D", mask=mask, latent=graph.tensor("Latent", picture), soft=False), words)
-    graph = lab.graph()
-    vae = graph.fun("VAELoader", vae_name="tiny-5b/vae")
-    latent = graph.tensor("Latent", picture)
-    fails(graph, graph.fun("VAEDecode", vae=vae, latent=latent, tile_size=0, overlap=64), words)
+def test_videos_that_cannot_be_encoded(lab):
+    for shape, words in (((1, 481, 720, 3), "height is 481"), ((1, 48, 80, 4), "4 channels.*Split Image with Alpha")):
+        graph = lab.graph()
+        vae = graph.fun("VAELoader", vae_name="tiny-5b/vae")
+        fails(graph, graph.fun("VAEEncode", vae=vae, video=graph.tensor("Image", torch.rand(shape)), **ENCODE), words)
 
 
 def test_a_long_prompt_is_cut_and_the_log_says_what(lab):
@@ -304,3 +236,12 @@ def test_another_familys_model(lab):
         graph.fun("Scheduler", model=graph.node("ProbeForeignModel"), steps=4, spacing="auto", denoise=1.0),
         "Load CogVideoX-Fun Model",
     )
+
+
+def test_the_next_run_works(setting):
+    graph, model, positive, negative = setting
+    fails(graph, graph.sampler(model, positive, negative, latent_of(graph, 1, 16, 14, 6, 10)), "length of 53")
+    graph = graph.lab.graph()
+    model, latent = graph.loader("tiny-5b"), latent_of(graph, 1, 16, 1, 6, 6)
+    (sampled,) = graph.get(graph.sampler(model, *graph.prompts(model[1]), latent, steps=1))
+    assert torch.isfinite(sampled).all()

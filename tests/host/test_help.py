@@ -35,7 +35,7 @@ def translated(lab):
 
 
 def inputs_of(node: dict) -> dict[str, tuple]:
-    """name -> (kind, options, optional); the choices of a combo in the options, in whichever form ComfyUI sends them."""
+    """name -> (kind, options, optional); the choices of a combo in the options, in either form of them."""
     found = {}
     for group in ("required", "optional"):
         for name, (kind, *rest) in node["input"].get(group, {}).items():
