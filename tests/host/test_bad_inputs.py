@@ -93,97 +93,73 @@ def test_a_prompt_of_a_megabyte_is_not_logged_whole(lab):
     assert "the model reads 226" in log and len(log) < 5000 and "moon\x1b" not in log
 
 
-CHOICES = {  # node -> input, and what else the node needs
-    "ModelLoader": ("weight_dtype", {"model": "tiny-5b"}),
-    "Sampler": ("sampler_name", {}),
-    "Sampler ": ("spacing", {}),
-    "Scheduler": ("spacing", {}),
-    "Resolution": ("aspect_ratio", {"base_resolution": 512, "token_length": 0, "length": 9}),
-    "StartEndImage": ("fit", {"width": 80, "height": 48, "length": 9}),
-    "PositionInterpolation": ("mode", {}),
-    "ContextWindows": ("context_schedule", {"context_length": 9, "context_overlap": 0}),
-    "ContextWindows ": ("fuse_method", {"context_length": 9, "context_overlap": 0}),
-}
+CHOICES = [
+    *[("ModelLoader", "weight_dtype"), ("Sampler", "sampler_name"), ("Sampler", "spacing"), ("Scheduler", "spacing")],
+    *[("Resolution", "aspect_ratio"), ("StartEndImage", "fit"), ("PositionInterpolation", "mode")],
+    *[("ContextWindows", "context_schedule"), ("ContextWindows", "fuse_method")],
+]
+NUMBERS = [
+    *[("Sampler", "cfg"), ("Sampler", "denoise"), ("Scheduler", "denoise"), ("LoraLoader", "strength")],
+    *[("MaskAdjust", "blur"), ("VAEEncode", "noise_augmentation"), ("PositionInterpolation", "temporal_scale")],
+    *[("ControlConditioning", name) for name in ("strength", "start_percent", "end_percent")],
+    ("CompositeSource", "match_colors"),
+]
 
 
-@pytest.mark.parametrize("node", CHOICES)
-def test_a_linked_choice_that_is_none(lab, node):
-    name, inputs = CHOICES[node]
-    node = node.strip()
-    graph, model, positive, negative, latent = lab.setting("tiny-5b")
-    choice = graph.node("ProbeText", text="moon\n" + "x" * 1000)
-    if node == "Sampler":
-        value = graph.sampler(model, positive, negative, latent, **{name: choice})
-    elif node == "Scheduler":
-        value = graph.fun("Scheduler", model=model, steps=1, denoise=1.0, spacing=choice)
-    elif node == "ContextWindows":
-        choices = {"context_schedule": "standard_static", "fuse_method": "pyramid", name: choice}
-        value = graph.fun(node, model=model, **inputs, **choices)
-    elif node == "PositionInterpolation":
-        value = graph.fun(node, model=model, mode=choice)
-    elif node == "Resolution":
-        size = graph.fun(node, aspect_ratio=choice, **inputs)
-        value = graph.fun("EmptyLatent", width=size[0], height=size[1], length=size[2], batch_size=1)
-    else:
-        value = graph.fun(node, **inputs, **{name: choice})
-    if node in ("ModelLoader", "ContextWindows", "PositionInterpolation"):
-        value = graph.fun("Scheduler", model=value, steps=1, denoise=1.0, spacing="auto")
-    with pytest.raises(Failed, match=rf"{name} is moon\\nx+ \.\.\. x+, expected one of ") as error:
-        graph.get(value)
-    assert len(str(error.value)) < 1500
-
-
-# numbers
-
-NUMBERS = {  # node -> its inputs of fractions, without which none may be added
-    "Sampler": ["cfg", "denoise"],
-    "Scheduler": ["denoise"],
-    "LoraLoader": ["strength"],
-    "MaskAdjust": ["blur"],
-    "VAEEncode": ["noise_augmentation"],
-    "ControlConditioning": ["strength", "start_percent", "end_percent"],
-    "PositionInterpolation": ["temporal_scale"],
-    "CompositeSource": ["match_colors"],
-}
-
-
-def with_number(lab, node: str, name: str, value):
-    """A graph in which a node has a number, and the output to ask for."""
+def with_input(lab, node: str, name: str, value, probe: str | None = None):
+    """A graph in which an input of a node has a value, linked from a probe or typed, and the output to ask for."""
     graph, model, positive, negative, latent = lab.setting("tiny-5b")
     video, mask = graph.tensor("Image", PICTURES), graph.tensor("Mask", torch.ones(5, 48, 80))
-    value = graph.node("ProbeNumber", text=value) if isinstance(value, str) else value
+    given = {name: graph.node(probe, text=value) if probe else value}
     if node == "Sampler":
-        return graph, graph.sampler(model, positive, negative, latent, **{"steps": 1, name: value})
-    if node == "VAEEncode":
-        return graph, graph.fun(node, vae=model[2], video=video, **{**ENCODE, name: value})
+        return graph, graph.sampler(model, positive, negative, latent, **{"steps": 1, **given})
+    schedule = {"steps": 1, "spacing": "auto", "denoise": 1.0}
     inputs = {
-        "Scheduler": {"model": model, "steps": 1, "spacing": "auto"},
+        "ModelLoader": {"model": "tiny-5b"},
+        "Scheduler": {"model": model, **schedule},
         "LoraLoader": {"model": model, "lora_name": "ring.safetensors"},
         "MaskAdjust": {"mask": mask, "grow": 0, "blur": 0.0, "invert": False},
+        "VAEEncode": {"vae": model[2], "video": video, **ENCODE},
+        "PositionInterpolation": {"model": model, "mode": "fun"},
         "ControlConditioning": {
             **{"positive": positive, "negative": negative, "control_latent": latent},
             **{"strength": 1.0, "start_percent": 0.0, "end_percent": 1.0},
         },
-        "PositionInterpolation": {"model": model, "mode": "fun"},
         "CompositeSource": {"video": video, "source": video, "paste_known": False},
-    }[node]
-    output = graph.fun(node, **{**inputs, name: value})
-    if node in ("LoraLoader", "PositionInterpolation"):
-        output = graph.fun("Scheduler", model=output, steps=1, denoise=1.0, spacing="auto")
+        "Resolution": {"base_resolution": 512, "token_length": 0, "length": 9},
+        "StartEndImage": {"width": 80, "height": 48, "length": 9},
+        "ContextWindows": {
+            **{"model": model, "context_length": 9, "context_overlap": 0},
+            **{"context_schedule": "standard_static", "fuse_method": "pyramid"},
+        },
+    }
+    output = graph.fun(node, **{**inputs[node], **given})
+    if node in ("ModelLoader", "LoraLoader", "PositionInterpolation", "ContextWindows"):
+        output = graph.fun("Scheduler", model=output, **schedule)
+    if node == "Resolution":
+        output = graph.fun("EmptyLatent", width=output[0], height=output[1], length=9, batch_size=1)
     return graph, output
 
 
-@pytest.mark.parametrize("value", [math.nan, "-inf"], ids=["typed", "linked"])
-@pytest.mark.parametrize("node, name", [(node, name) for node, names in NUMBERS.items() for name in names])
-def test_nan_is_no_number(lab, node, name, value):
+@pytest.mark.parametrize("node, name", CHOICES)
+def test_a_linked_choice_that_is_none(lab, node, name):
+    graph, output = with_input(lab, node, name, "moon\n" + "x" * 1000, "ProbeText")
+    with pytest.raises(Failed, match=rf"{name} is moon\\nx+ \.\.\. x+, expected one of ") as error:
+        graph.get(output)
+    assert len(str(error.value)) < 1500
+
+
+@pytest.mark.parametrize("value, probe", [(math.nan, None), ("-inf", "ProbeNumber")], ids=["typed", "linked"])
+@pytest.mark.parametrize("node, name", NUMBERS)
+def test_nan_is_no_number(lab, node, name, value, probe):
     """Typed NaN passes ComfyUI's check of ranges, and linked values are not checked."""
-    graph, output = with_number(lab, node, name, value)
-    with pytest.raises(Failed, match=f"CogVideoXFun{node}: {name} is (nan|inf|-inf), expected "):
+    graph, output = with_input(lab, node, name, value, probe)
+    with pytest.raises(Failed, match=f"CogVideoXFun{node}: {name} is (nan|-inf), expected "):
         graph.get(output)
 
 
 def test_a_linked_grow_out_of_range(lab):
-    graph, output = with_number(lab, "MaskAdjust", "grow", str(2**64))
+    graph, output = with_input(lab, "MaskAdjust", "grow", str(2**64), "ProbeNumber")
     with pytest.raises(Failed, match="grow is .*, expected -512 to 512 pixels"):
         graph.get(output)
 

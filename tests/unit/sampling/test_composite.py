@@ -5,7 +5,6 @@ import torch
 from cogvideox_fun.sampling.composite import composite
 from cogvideox_fun.sampling.masks import resize_image
 from cogvideox_fun.tools.media import photographs
-from torch.utils._python_dispatch import TorchDispatchMode
 
 
 @pytest.fixture(scope="module")
@@ -96,29 +95,6 @@ def test_too_little_was_kept_to_match_colours_by(source, mask, caplog):
     ones[:, 0, 0] = 0
     result = composite(cast(source), source, ones)
     assert torch.equal(result[ones == 1], cast(source)[ones == 1]) and "only 0.0 % of the source" in caplog.text
-
-
-class Storages(TorchDispatchMode):
-    """Those of ``least`` bytes or more that operations make."""
-
-    def __init__(self, least: int):
-        super().__init__()
-        self.least, self.found = least, {}
-
-    def __torch_dispatch__(self, function, types, args=(), kwargs=None):
-        result = function(*args, **(kwargs or {}))
-        if isinstance(result, torch.Tensor) and result.untyped_storage().nbytes() >= self.least:
-            self.found[result.untyped_storage().data_ptr()] = result
-        return result
-
-
-def test_a_long_video_takes_no_memory_but_the_results(source, mask):
-    """With one mask over 110 frames: no copy of them beside the result, not even a mask for each."""
-    video = source.repeat(10, 1, 1, 1)
-    given = {tensor.untyped_storage().data_ptr() for tensor in (video, mask)}
-    with Storages(least=video.nbytes // 3) as storages:
-        result = composite(video, video, mask[:1])
-    assert set(storages.found) - given == {result.untyped_storage().data_ptr()}
 
 
 def test_lengths_and_sizes(source, mask):

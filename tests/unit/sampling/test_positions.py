@@ -117,17 +117,3 @@ def test_what_lifts_the_limit_of_49_frames():
         call("2b", 14, riflex_k=2)
     with pytest.raises(ValueError, match="k is 9, expected 1 to 8"):
         call("5b", 30, riflex_k=9)
-
-
-def test_two_calls_with_other_options_dont_disturb_each_other():
-    torch.manual_seed(0)
-    config = TransformerConfig(**TINY, **VARIANTS["5b"])
-    model = CogVideoXTransformer(config).requires_grad_(False)
-    x, text = torch.randn(1, 16, 2, 6, 8), torch.randn(1, 3, config.text_embed_dim)
-
-    def run(**options):
-        return model(x, torch.tensor([500]), text, transformer_options={POSITIONS: PositionOptions(**options)})
-
-    first = run()
-    assert not torch.allclose(run(mode="cut"), first, atol=1e-4)
-    assert torch.equal(run(), first) and torch.equal(model(x, torch.tensor([500]), text), first)

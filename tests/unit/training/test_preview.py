@@ -48,22 +48,6 @@ def test_a_linear_map_is_found_again():
     assert psnr(preview(latent, fit_preview([latent], [video])), (rgb + 1) / 2) > 70
 
 
-def test_the_nano_models_factors_show_clips_that_they_were_not_fitted_to(pipeline):
-    """Better than the published ones, which are for another latent space, and than the clips' mean colour."""
-    seen, wanted = [], []
-    for video in clips(shapes.HELD_OUT + 99, 4):
-        latent = pipeline.encode(video)[0]
-        seen.append(latent)
-        wanted.append((latent_pixels(video, *latent.shape[2:]) + 1) / 2)
-    wanted = torch.stack(wanted)
-    shown, published = (
-        torch.stack([preview(latent, factors) for latent in seen])
-        for factors in (pipeline.checkpoint.preview, PUBLISHED)
-    )
-    grey = wanted.mean(dim=(0, 1, 2, 3)).expand_as(wanted)
-    assert psnr(shown, wanted) > psnr(grey, wanted) + 3 and psnr(shown, wanted) > psnr(published, wanted) + 5
-
-
 def test_the_nano_models_factors_are_those_of_its_vae(pipeline):
     videos = clips(nano.PREVIEW_SEED, nano.PREVIEW_CLIPS)
     again = fit_preview([pipeline.encode(video)[0] for video in videos], videos)
