@@ -13,28 +13,10 @@ from ..model_loading.comfyui.lora import add_lora
 from ..model_loading.comfyui.vae import load_vae
 from ..model_loading.errors import shown
 from ..model_loading.files import checkpoint
-from ..model_loading.files.t5 import is_t5_file
 from . import common
-from .model_files import (
-    FIRST,
-    Listing,
-    LoraListing,
-    find_models,
-    find_parts,
-    fingerprint,
-    load_once,
-    loaded,
-    single_files,
-)
+from .model_files import FIRST, LORAS, MODELS, TEXT_ENCODERS, VAES, fingerprint, load_once, loaded
 
 log = logging.getLogger(__name__)
-
-MODELS = Listing("model", "diffusion_models", find_models)
-TEXT_ENCODERS = Listing(
-    "text encoder", "text_encoders", lambda: find_parts("text_encoder", "text_encoders", is_t5_file)
-)
-VAES = Listing("VAE", "vae", lambda: find_parts("vae", "vae", checkpoint.is_vae_file))
-LORAS = LoraListing("LoRA", "loras", lambda: single_files("loras"))
 
 
 class ModelLoader(io.ComfyNode):

@@ -11,6 +11,7 @@ from comfy_api.latest import io
 
 from ..model_loading.errors import listed, shown
 from ..model_loading.files import checkpoint
+from ..model_loading.files.t5 import is_t5_file
 
 FIRST = object()  # the default of a loader's name: the first in the list
 NO_MODEL = "(no model found)"
@@ -115,6 +116,13 @@ def find_parts(part: str, kind: str, is_one: Callable[[Path], bool]) -> dict[str
     files = {name: path for name, path in single_files(kind).items() if is_one(path)}
     return with_own(parts(hub_roots()) | files, parts([OWN_MODELS]))
 
+
+MODELS = Listing("model", "diffusion_models", find_models)
+TEXT_ENCODERS = Listing(
+    "text encoder", "text_encoders", lambda: find_parts("text_encoder", "text_encoders", is_t5_file)
+)
+VAES = Listing("VAE", "vae", lambda: find_parts("vae", "vae", checkpoint.is_vae_file))
+LORAS = LoraListing("LoRA", "loras", lambda: single_files("loras"))
 
 # What the loaders made of files, for as long as anything holds it, so that another weight_dtype does not load T5 and
 # the VAE again. On ComfyUI 0.3.64 and 0.8.0 the nodes that the model loader adds to the graph are enough for that. But

@@ -37,12 +37,7 @@ class ContextWindows(io.ComfyNode):
 
     @classmethod
     def execute(
-        cls,
-        model,
-        context_length=49,
-        context_overlap=16,
-        context_schedule=SCHEDULES[0],
-        fuse_method=FUSE_METHODS[0],
+        cls, model, context_length=49, context_overlap=16, context_schedule=SCHEDULES[0], fuse_method=FUSE_METHODS[0]
     ) -> io.NodeOutput:
         common.one_of("context_schedule", context_schedule, SCHEDULES)
         common.one_of("fuse_method", fuse_method, FUSE_METHODS)
