@@ -43,7 +43,7 @@ class Resolution(io.ComfyNode):
                 common.integer(
                     "token_length",
                     (0, 0, 200_000),
-                    "Choose the length by this number of tokens; 0 = off. Trained: 13312, 29952 and 53248.",
+                    "Choose the length by this number of tokens; 0 = off. Training used 13312, 29952 and 53248.",
                 ),
                 common.length_input(),
                 io.Image.Input(

@@ -75,7 +75,7 @@ def test_control(lab, pipelines, options, active):
 
 def test_control_percents_the_wrong_way_round_are_an_error(lab):
     graph, sampled = controlled(lab, start_percent=0.6, end_percent=0.5)
-    with pytest.raises(Failed, match="start_percent is 0.6, after end_percent 0.5"):
+    with pytest.raises(Failed, match="start_percent is 0.6, expected at most end_percent .0.5."):
         graph.get(sampled)
 
 
