@@ -1,6 +1,6 @@
-"""CogVideoX-Fun for ComfyUI: start and end images, regions, videos and text to video, with the host's own types.
+"""CogVideoX-Fun for ComfyUI: video from text, images, videos and masks, with ComfyUI's own types.
 
-Importing defines the entry point and does nothing else; the nodes are imported when a host asks for them.
+Importing only defines the entry point. The nodes are imported when ComfyUI asks for them.
 """
 
 WEB_DIRECTORY = "./web"

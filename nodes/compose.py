@@ -1,4 +1,4 @@
-"""A generated video beside its source: colours matched, and what was kept pasted back."""
+"""Put a generated video back into its source."""
 
 from comfy_api.latest import io
 
@@ -10,39 +10,27 @@ class CompositeSource(io.ComfyNode):
     @classmethod
     def define_schema(cls):
         return common.schema(
+            "video",
+            "color match, colour match, paste back, color transfer, inpaint composite",
             node_id="CogVideoXFunCompositeSource",
             display_name="Composite with Source",
-            category=f"{common.CATEGORY}/video",
-            search_aliases=("color match", "colour match", "paste back", "color transfer", "inpaint composite"),
-            description="After video to video or region inpainting: give the result the colours of the video that it "
-            "was made from, and that video's own pixels where they were to be kept.",
+            description="Match a generated video's colours to its source, and paste back what was to be kept.",
             inputs=[
                 io.Image.Input("video", tooltip="The generated video, from VAE Decode."),
                 io.Image.Input(
-                    "source",
-                    tooltip="The video as it went into VAE Encode: of the same size, with as many frames or more.",
+                    "source", tooltip="The video that went into VAE Encode: the same size, as many frames or more."
                 ),
-                io.Float.Input(
+                common.number(
                     "match_colors",
-                    default=1.0,
-                    min=0.0,
-                    max=1.0,
-                    step=0.05,
-                    tooltip="How far mean and contrast of the colours follow the source, 0 = not at all. Measured "
-                    "over the whole video, with a mask where the source was kept.",
+                    (1.0, 0.0, 1.0, 0.05),
+                    "How far colours and contrast are matched to the source; 0 = off.",
                 ),
                 io.Boolean.Input(
-                    "paste_known",
-                    default=True,
-                    tooltip="Take the source's own pixels where the mask is 0. The VAE changes them a little.",
+                    "paste_known", default=True, tooltip="Paste the source's own pixels where the mask is 0."
                 ),
-                io.Mask.Input(
-                    "mask",
-                    optional=True,
-                    tooltip=f"{common.MASK_TOOLTIP} Between them both are blended. Without a mask nothing is pasted.",
-                ),
+                io.Mask.Input("mask", optional=True, tooltip=f"{common.MASK_TOOLTIP} Values in between blend."),
             ],
-            outputs=[io.Image.Output(display_name="video", tooltip="The frames of the generated video.")],
+            outputs=[io.Image.Output(display_name="video", tooltip="The finished video.")],
         )
 
     @classmethod

@@ -1,4 +1,4 @@
-"""How the model counts where a token is."""
+"""How the model computes the positions of tokens."""
 
 from comfy_api.latest import io
 
@@ -11,43 +11,33 @@ class PositionInterpolation(io.ComfyNode):
     @classmethod
     def define_schema(cls):
         return common.schema(
+            "model",
+            "riflex, rope, long video, position embedding, extrapolation, FunRiflex",
             node_id="CogVideoXFunPositionInterpolation",
-            search_aliases=("riflex", "rope", "long video", "position embedding", "extrapolation", "FunRiflex"),
             display_name="Position Interpolation",
-            category=f"{common.CATEGORY}/model",
-            description="How the trained positions become those of another size or length. Without this node the "
-            "models run as they were trained.",
+            description="Change how token positions are computed. Without this node, models run as trained.",
             inputs=[
-                io.Model.Input("model", tooltip="A CogVideoX-Fun model."),
-                io.Combo.Input(
+                common.model_input(),
+                common.choice(
                     "mode",
-                    options=list(POSITION_MODES),
-                    default="fun",
-                    tooltip="fun: the trained positions spread over the video's size, as the models were trained. "
-                    "cut: a piece of the trained grid. generated: counted anew for the size. The last two are for "
-                    "comparison; V1.5 counts tokens in every mode.",
+                    POSITION_MODES,
+                    "fun: the trained positions, spread over the video as in training. cut: the middle of the trained "
+                    "grid. generated: token indices. V1.5 uses token indices in every mode.",
                 ),
-                io.Float.Input(
+                common.number(
                     "temporal_scale",
-                    default=1.0,
-                    min=0.1,
-                    max=10.0,
-                    step=0.01,
+                    (1.0, 0.1, 10.0, 0.01),
+                    "Divides the time of each frame: with 2, twice the frames move at half the speed.",
                     optional=True,
-                    tooltip="What the time of each frame is divided by. At 2, a clip of twice the trained length "
-                    "covers the trained time: slower, but whole.",
                 ),
-                io.Int.Input(
+                common.integer(
                     "riflex_k",
-                    default=0,
-                    min=0,
-                    max=8,
+                    (0, 0, 8),
+                    "RIFLEx for clips longer than trained (5B, V1.5); 0 = off, the paper uses 2.",
                     optional=True,
-                    tooltip="RIFLEx, for clips longer than trained (5B and V1.5): the frequency that is slowed so "
-                    "that the clip does not repeat. 0 = off; 2 is the paper's for CogVideoX.",
                 ),
             ],
-            outputs=[io.Model.Output(display_name="model", tooltip="For the sampler.")],
+            outputs=[common.model_output()],
         )
 
     @classmethod

@@ -1,9 +1,8 @@
-"""Width, height and length together."""
+"""Choose width, height and length together."""
 
 from math import gcd
 
 from comfy_api.latest import io
-from server import PromptServer
 
 from ..sampling.buckets import ASPECT_RATIOS_512, bucket_size, closest_bucket
 from ..sampling.geometry import length_of_tokens, token_count
@@ -15,8 +14,7 @@ from .latents import fit_length
 def label(bucket: tuple[int, int]) -> str:
     """A bucket, (height, width), as width:height in lowest terms."""
     height, width = bucket
-    divisor = gcd(height, width)
-    return f"{width // divisor}:{height // divisor}"
+    return f"{width // gcd(height, width)}:{height // gcd(height, width)}"
 
 
 BUCKETS = {label(bucket): bucket for bucket in ASPECT_RATIOS_512}
@@ -26,49 +24,32 @@ class Resolution(io.ComfyNode):
     @classmethod
     def define_schema(cls):
         return common.schema(
+            "latent",
+            "size, aspect ratio, bucket, width and height, video size, token length, base resolution, "
+            "CogVideoXFunResizeToClosestBucket",
             node_id="CogVideoXFunResolution",
-            search_aliases=(
-                "size",
-                "aspect ratio",
-                "bucket",
-                "width and height",
-                "video size",
-                "token length",
-                "base resolution",
-                "CogVideoXFunResizeToClosestBucket",
-            ),
             display_name="Resolution",
-            category=f"{common.CATEGORY}/latent",
-            description="Choose a size that the models were trained on, and the length that goes with it. What was "
-            "chosen is shown on the node.",
+            description="Choose a size that the models were trained on, and a length. The node shows the result.",
             inputs=[
-                io.Int.Input(
-                    "base_resolution",
-                    default=512,
-                    min=512,
-                    max=1280,
-                    step=64,
-                    tooltip="The side of the square with the same area, in pixels.",
+                common.integer(
+                    "base_resolution", (512, 512, 1280, 64), "Side in pixels of a square with the same area."
                 ),
-                io.Combo.Input(
+                common.choice(
                     "aspect_ratio",
-                    options=list(BUCKETS),
+                    BUCKETS,
+                    "Width to height, VideoX-Fun's 40 buckets. Not used with an image.",
                     default="7:4",
-                    tooltip="Width to height, of the authors' 40 buckets. Not used with an image.",
                 ),
-                io.Int.Input(
+                common.integer(
                     "token_length",
-                    default=0,
-                    min=0,
-                    max=200_000,
-                    tooltip="0 = off. Else the length whose latent frames x height / 16 x width / 16 come "
-                    "closest to this: the models were trained at 13312, 29952 and 53248.",
+                    (0, 0, 200_000),
+                    "Choose the length by this number of tokens; 0 = off. Training used 13312, 29952 and 53248.",
                 ),
                 common.length_input(),
                 io.Image.Input(
-                    "image", optional=True, tooltip="Its proportions choose the bucket instead of aspect_ratio."
+                    "image", optional=True, tooltip="Use the bucket closest to this image instead of aspect_ratio."
                 ),
-                common.optional_model_input(),
+                common.length_model_input(),
             ],
             outputs=[
                 io.Int.Output(display_name="width", tooltip="In pixels, a multiple of 16."),
@@ -91,8 +72,6 @@ class Resolution(io.ComfyNode):
         if token_length:
             length = length_of_tokens(token_length, width, height)
         length = fit_length(length, model)
-        if cls.hidden is not None and cls.hidden.unique_id:
-            tokens = token_count(width, height, length)
-            text = f"{width} x {height} ({label(bucket)}), {length} frames, {tokens} tokens"
-            PromptServer.instance.send_progress_text(text, cls.hidden.unique_id)
+        tokens = token_count(width, height, length)
+        common.show_text(cls, f"{width} x {height} ({label(bucket)}), {length} frames, {tokens} tokens")
         return io.NodeOutput(width, height, length)

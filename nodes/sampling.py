@@ -4,12 +4,10 @@ import comfy.sample
 import comfy.samplers
 import comfy.utils
 import latent_preview
-import torch
 from comfy_api.latest import io
 
 from ..model_loading.comfyui.model import model_of
 from ..model_loading.comfyui.samplers import (
-    NOT_FINITE,
     CogVideoXDDIM,
     DiffusersSampler,
     checked,
@@ -28,65 +26,34 @@ class Sampler(io.ComfyNode):
     @classmethod
     def define_schema(cls):
         return common.schema(
+            "sampling",
+            "ksampler, sample, denoise, generate, ddim, video to video, v2v, vid2vid, t2v, i2v, CogVideoSampler, "
+            "CogVideoXFunT2VSampler, CogVideoXFunInpaintSampler, CogVideoXFunV2VSampler",
             node_id="CogVideoXFunSampler",
-            search_aliases=(
-                "ksampler",
-                "sample",
-                "denoise",
-                "generate",
-                "ddim",
-                "video to video",
-                "v2v",
-                "vid2vid",
-                "t2v",
-                "i2v",
-                "CogVideoSampler",
-                "CogVideoXFunT2VSampler",
-                "CogVideoXFunInpaintSampler",
-                "CogVideoXFunV2VSampler",
-            ),
             display_name="Sampler",
-            category=f"{common.CATEGORY}/sampling",
-            description="Sample a video with the authors' DDIM, or with any sampler of the host over the model's own "
-            "schedule.",
+            description="Sample a video with VideoX-Fun's DDIM, or with another sampler, on the model's own schedule.",
             inputs=[
-                io.Model.Input("model", tooltip="A CogVideoX-Fun model."),
-                io.Conditioning.Input("positive", tooltip="What the video should show."),
-                io.Conditioning.Input("negative", tooltip="What the video should not show."),
-                io.Latent.Input("latent", tooltip="Empty for a new video; an encoded video for video to video."),
-                common.seed_input(
-                    "seed",
-                    "Seed of the noise. The same seed gives the same video on every device.",
-                    control_after_generate=True,
+                common.model_input(),
+                *common.prompt_inputs(),
+                io.Latent.Input("latent", tooltip="Empty for a new video, an encoded video for video to video."),
+                common.seed_input("seed", "Seed of the noise, which is the same on every device.", changes=True),
+                common.steps_input(),
+                common.number(
+                    "cfg", (6.0, 0.0, 100.0, 0.1), "Strength of the guidance; 1 = off and twice as fast.", round=0.01
                 ),
-                io.Int.Input("steps", default=50, min=1, max=1000, tooltip="Steps that are run."),
-                io.Float.Input(
-                    "cfg",
-                    default=6.0,
-                    min=0.0,
-                    max=100.0,
-                    step=0.1,
-                    round=0.01,
-                    tooltip="Strength of the guidance by the prompt. 1 turns it off and halves the time.",
-                ),
-                io.Combo.Input(
+                common.choice(
                     "sampler_name",
-                    options=SAMPLERS,
-                    default=DDIM,
-                    tooltip="cogvideox_ddim is the authors' sampler, to the digit. The other names with cogvideox_ "
-                    "are the schedulers of their recipes, from diffusers. Of all these only cogvideox_ddim knows the "
-                    "SNR shift of the 2B models, as in the authors' code. cogvideox_pndm needs 4 steps or more. The "
-                    "rest are the host's samplers, with the shift.",
+                    SAMPLERS,
+                    "cogvideox_ddim gives VideoX-Fun's results exactly. The other cogvideox_ names are diffusers' "
+                    "schedulers: they don't use the 2B models' SNR shift, and cogvideox_pndm needs 4 steps or more. "
+                    "The rest are ComfyUI's samplers.",
                 ),
-                io.Combo.Input(
-                    "spacing", options=common.SPACING_OPTIONS, default="auto", tooltip=common.SPACING_TOOLTIP
-                ),
-                io.Float.Input("denoise", default=1.0, min=0.0, max=1.0, step=0.01, tooltip=common.DENOISE_TOOLTIP),
+                *common.schedule_inputs(),
                 io.Boolean.Input(
                     "dynamic_cfg",
                     default=False,
                     optional=True,
-                    tooltip="Change the guidance from step to step as the authors' use_dynamic_cfg does.",
+                    tooltip="Change cfg from step to step, like VideoX-Fun's use_dynamic_cfg.",
                 ),
             ],
             outputs=[io.Latent.Output(display_name="latent", tooltip="For VAE Decode.")],
@@ -113,27 +80,24 @@ class Sampler(io.ComfyNode):
         common.one_of("sampler_name", sampler_name, SAMPLERS)
         common.one_of("spacing", spacing, common.SPACING_OPTIONS)
         latent_shape(latent)
+        samples, batch_index = latent["samples"], latent.get("batch_index")
         sigmas = run_sigmas(model, steps, spacing, denoise)
+        if len(sigmas) == 0:  # denoise 0 returns the input, as in KSampler
+            return io.NodeOutput(latent)
         run = model_of(model).schedule, steps, spacing, denoise
         if sampler_name == DDIM:
             sampler = CogVideoXDDIM(*run)
         elif sampler_name in DIFFUSERS_SAMPLERS:
-            # as the host draws them: those of a batch that come before the last one wanted are drawn, too
-            drawn = max(latent.get("batch_index") or [len(latent["samples"]) - 1]) + 1
+            # ComfyUI draws noise for all latents of a batch up to the last one wanted
+            drawn = max(batch_index or [len(samples) - 1]) + 1
             sampler = DiffusersSampler(sampler_name, seed, drawn, *run)
         else:
             sampler = comfy.samplers.sampler_object(sampler_name)
         if dynamic_cfg and cfg > 1:
             model = with_dynamic_guidance(model, steps)
-        samples = latent["samples"]
-        if not torch.isfinite(samples).all():
-            raise ValueError("the given latent holds NaN or infinity: check the node that made it")
-        if len(sigmas) == 0:  # denoise 0: as KSampler, nothing is done
-            return io.NodeOutput({**latent, "samples": samples})
-        noise = comfy.sample.prepare_noise(samples, seed, latent.get("batch_index"))
         samples = comfy.sample.sample_custom(
             model,
-            noise,
+            comfy.sample.prepare_noise(samples, seed, batch_index),
             cfg,
             sampler,
             sigmas,
@@ -145,8 +109,6 @@ class Sampler(io.ComfyNode):
             disable_pbar=not comfy.utils.PROGRESS_BAR_ENABLED,
             seed=seed,
         )
-        if not torch.isfinite(samples).all():
-            raise ValueError(NOT_FINITE)
         return io.NodeOutput({**latent, "samples": samples})
 
 
@@ -154,19 +116,12 @@ class Scheduler(io.ComfyNode):
     @classmethod
     def define_schema(cls):
         return common.schema(
+            "sampling",
+            "sigmas, noise schedule, steps, basic scheduler, trailing, BasicScheduler",
             node_id="CogVideoXFunScheduler",
-            search_aliases=("sigmas", "noise schedule", "steps", "basic scheduler", "trailing", "BasicScheduler"),
             display_name="Scheduler",
-            category=f"{common.CATEGORY}/sampling",
             description="The model's own noise schedule as SIGMAS, for SamplerCustom and SamplerCustomAdvanced.",
-            inputs=[
-                io.Model.Input("model", tooltip="A CogVideoX-Fun model."),
-                io.Int.Input("steps", default=50, min=1, max=1000, tooltip="Steps that are run."),
-                io.Combo.Input(
-                    "spacing", options=common.SPACING_OPTIONS, default="auto", tooltip=common.SPACING_TOOLTIP
-                ),
-                io.Float.Input("denoise", default=1.0, min=0.0, max=1.0, step=0.01, tooltip=common.DENOISE_TOOLTIP),
-            ],
+            inputs=[common.model_input(), common.steps_input(), *common.schedule_inputs()],
             outputs=[io.Sigmas.Output(display_name="SIGMAS", tooltip="Noise levels, descending, ending with 0.")],
         )
 

@@ -10,55 +10,34 @@ class ContextWindows(io.ComfyNode):
     @classmethod
     def define_schema(cls):
         return common.schema(
+            "model",
+            "context options, long video, sliding window, loop, CogVideoContextOptions",
             node_id="CogVideoXFunContextWindows",
-            search_aliases=("context options", "long video", "sliding window", "loop", "CogVideoContextOptions"),
             display_name="Context Windows",
-            category=f"{common.CATEGORY}/model",
-            description="Sample a clip that is longer than the model takes in overlapping windows, with the host's "
-            "own context windows. Start images, regions and control videos are cut to each window.",
+            description="Sample a clip that is longer than the model takes, in overlapping windows.",
             inputs=[
-                io.Model.Input("model", tooltip="A CogVideoX-Fun model."),
-                io.Int.Input(
-                    "context_length",
-                    default=49,
-                    min=1,
-                    max=1001,
-                    step=4,
-                    tooltip="Frames of a window: 4n + 1, at most 49 on V1.0 and V1.1, and 45, 53, ... on V1.5.",
+                common.model_input(),
+                common.integer(
+                    "context_length", (49, 1, 1001, 4), "Frames in a window: at most 49; on V1.5 45, 53, ... instead."
                 ),
-                io.Int.Input(
-                    "context_overlap",
-                    default=16,
-                    min=0,
-                    max=1000,
-                    step=4,
-                    tooltip="Frames that neighbouring windows share: more is smoother and takes longer.",
+                common.integer(
+                    "context_overlap", (16, 0, 1000, 4), "Frames that windows share. More is smoother and slower."
                 ),
-                io.Combo.Input(
+                common.choice(
                     "context_schedule",
-                    options=list(SCHEDULES),
-                    default=SCHEDULES[0],
-                    tooltip="Where the windows lie: always in the same places (static), or shifted from step to step "
-                    "(uniform; looped joins the end to the beginning).",
+                    SCHEDULES,
+                    "static: windows stay in place. uniform: they shift from step to step. looped: the clip can loop.",
                 ),
-                io.Combo.Input(
-                    "fuse_method",
-                    options=list(FUSE_METHODS),
-                    default=FUSE_METHODS[0],
-                    tooltip="How windows are weighed where they overlap: pyramid counts the middle of each most.",
+                common.choice(
+                    "fuse_method", FUSE_METHODS, "Weights in the overlap; pyramid favours the middle of each window."
                 ),
             ],
-            outputs=[io.Model.Output(display_name="model", tooltip="For the sampler.")],
+            outputs=[common.model_output()],
         )
 
     @classmethod
     def execute(
-        cls,
-        model,
-        context_length=49,
-        context_overlap=16,
-        context_schedule=SCHEDULES[0],
-        fuse_method=FUSE_METHODS[0],
+        cls, model, context_length=49, context_overlap=16, context_schedule=SCHEDULES[0], fuse_method=FUSE_METHODS[0]
     ) -> io.NodeOutput:
         common.one_of("context_schedule", context_schedule, SCHEDULES)
         common.one_of("fuse_method", fuse_method, FUSE_METHODS)

@@ -1,4 +1,4 @@
-"""Pure torch: geometry, masks, positions, noise schedules and the latents a CogVideoX-Fun model is conditioned on.
+"""Pure torch: geometry, masks, positions, noise schedules and samplers.
 
-Nothing here imports a host or a model. Latents are unscaled and laid out B C T h w unless a docstring says otherwise.
+Nothing here imports ComfyUI or a model. Latents are unscaled, B C T h w, unless a docstring says otherwise.
 """

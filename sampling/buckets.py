@@ -1,10 +1,11 @@
-"""The authors' aspect-ratio buckets, at any base resolution."""
+"""VideoX-Fun's aspect-ratio buckets at any base resolution."""
 
 from .geometry import SIZE_MULTIPLE
 
-BASE = 512  # the resolution that the table is written for
+BASE = 512  # the resolution of the table
 
-# Height, width in pixels: ASPECT_RATIO_512 of the authors' bucket sampler, keyed there by height / width.
+# Height and width in pixels: ASPECT_RATIO_512 of VideoX-Fun's bucket sampler. Its keys are height / width, rounded to
+# two decimals.
 ASPECT_RATIOS_512 = (
     (256, 1024), (256, 992), (256, 960), (256, 928), (288, 896), (288, 864), (288, 832), (320, 800),
     (320, 768), (352, 736), (352, 704), (352, 672), (384, 672), (384, 640), (416, 608), (416, 576),
@@ -14,14 +15,9 @@ ASPECT_RATIOS_512 = (
 )  # fmt: skip
 
 
-def ratio_key(height: int, width: int) -> float:
-    """A bucket's key in the authors' table: height / width to two decimals."""
-    return round(height / width, 2)
-
-
 def closest_bucket(width: int, height: int) -> tuple[int, int]:
-    """The bucket, (height, width) at 512, whose key is closest to a picture's height / width (the first of two)."""
-    return min(ASPECT_RATIOS_512, key=lambda bucket: abs(ratio_key(*bucket) - height / width))
+    """The bucket, (height, width) at 512, whose key in that table is closest to height / width. Of two, the first."""
+    return min(ASPECT_RATIOS_512, key=lambda bucket: abs(round(bucket[0] / bucket[1], 2) - height / width))
 
 
 def bucket_size(bucket: tuple[int, int], base_resolution: int) -> tuple[int, int]:

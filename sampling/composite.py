@@ -1,52 +1,40 @@
-"""A generated video and the one that it was made from: colours matched, and what was to be kept pasted back."""
+"""Match a generated video's colours to its source, and paste back what was to be kept."""
 
-import dataclasses
 import logging
 from collections.abc import Iterator
 
 import torch
+from torch import Tensor
 
-from .libraries import import_kornia
+from .libraries import import_library
 from .masks import as_frames, check_image, fit_mask
 
 log = logging.getLogger(__name__)
 
 FRAMES_AT_ONCE = 8
-LEAST_KEPT = 0.01  # of the pixels: of fewer, colours say nothing about the whole
-CONTRAST_LIMITS = (0.5, 2.0)  # a flat region says little of the contrast of the whole
-
-
-@dataclasses.dataclass(frozen=True)
-class Colors:
-    """Mean and standard deviation of L, a and b, [3] each, float64."""
-
-    mean: torch.Tensor
-    deviation: torch.Tensor
+LEAST_KEPT = 0.01  # share of the pixels: fewer don't show the colours of the whole
+CONTRAST_LIMITS = (0.5, 2.0)  # a flat region doesn't show the contrast of the whole
 
 
 def composite(
-    video: torch.Tensor,
-    source: torch.Tensor,
-    mask: torch.Tensor | None = None,
-    match_colors: float = 1.0,
-    paste_known: bool = True,
-) -> torch.Tensor:
-    """Give a generated video the colours of its source, and the source's own pixels where they were to be kept.
+    video: Tensor, source: Tensor, mask: Tensor | None = None, match_colors: float = 1.0, paste_known: bool = True
+) -> Tensor:
+    """Match a generated video's colours to its source, and paste the source's pixels where they were to be kept.
 
     Args:
         video: F H W 3, 0..1.
-        source: as many frames or more (the rest is left out), of the same size, 0..1.
-        mask: F H W, 1 = generated; values between blend. As long as the source it is cut as that is. None: nothing is
-            pasted, and colours are compared over all.
-        match_colors: 0 leaves them, 1 matches mean and contrast of L, a and b over the whole video (Reinhard et al.
-            2001), measured where the source was kept.
-        paste_known: take the source's pixels where the mask is 0, to the bit.
+        source: the same size, with as many frames or more; frames beyond the video's length are not used.
+        mask: F H W, 1 = generated; values in between blend. A mask as long as the source is cut like it. None: nothing
+            is pasted, and colours are measured over the whole video.
+        match_colors: 0 leaves the colours, 1 matches mean and contrast of L, a and b over the whole video (Reinhard et
+            al. 2001), measured where the source was kept.
+        paste_known: copy the source's exact pixels where the mask is 0.
 
     Returns:
         F H W 3, 0..1.
 
     Raises:
-        ValueError: fewer frames or another size, or a match_colors outside 0..1.
+        ValueError: the source has fewer frames or another size, or match_colors is outside 0..1.
     """
     if not 0 <= match_colors <= 1:
         raise ValueError(f"match_colors is {match_colors}, expected 0 (leave the colours) to 1 (match them)")
@@ -55,12 +43,12 @@ def composite(
     length, height, width = video.shape[:3]
     if source.shape[1:3] != (height, width):
         raise ValueError(
-            f"the source is {source.shape[2]} x {source.shape[1]}, but the video {width} x {height}: give the source "
-            "as it went into VAE Encode, at the video's size"
+            f"the source is {source.shape[2]} x {source.shape[1]}, but the video is {width} x {height}: connect the "
+            "source as it went into VAE Encode, at the video's size"
         )
     if len(source) < length:
         raise ValueError(
-            f"the source has {len(source)} frames, but the video {length}: give the one that the video was made from"
+            f"the source has {len(source)} frames, but the video has {length}: connect the source of this video"
         )
     if mask is not None:
         mask = as_frames(mask)
@@ -75,38 +63,39 @@ def composite(
 
 
 def parts(length: int) -> Iterator[slice]:
+    """Slices of a few frames each: whole videos in L, a and b would take several times their memory."""
     for start in range(0, length, FRAMES_AT_ONCE):
         yield slice(start, start + FRAMES_AT_ONCE)
 
 
-def recolored(video, source, mask, strength: float) -> torch.Tensor:
-    """``video`` with the colours of ``source``, in part where ``strength`` is below 1."""
-    lab_to_rgb = import_kornia().color.lab_to_rgb
+def recolored(video, source, mask, strength: float) -> Tensor:
+    """``video`` with the colours of ``source``; a ``strength`` below 1 does so in part."""
+    lab_to_rgb = import_library("kornia").color.lab_to_rgb
     kept = 1.0 if mask is None else sum(float((1 - frame).clamp(0, 1).mean()) for frame in mask) / len(mask)
     if not kept:
         mask = None
     elif kept < LEAST_KEPT:
-        log.warning("only %.1f %% of the source was kept: too little to match colours by, they stay", 100 * kept)
+        log.warning("only %.1f %% of the source was kept, too little to match colours: they stay", 100 * kept)
         return video.clone()
-    ours, theirs = measure(video, mask), measure(source, mask)
-    contrast = (theirs.deviation / ours.deviation.clamp(min=1e-6)).clamp(*CONTRAST_LIMITS)
-    contrast = torch.where(ours.deviation < 1e-3, 1.0, contrast)  # nothing to stretch
+    (ours, our_contrast), (theirs, their_contrast) = measure(video, mask), measure(source, mask)
+    contrast = (their_contrast / our_contrast.clamp(min=1e-6)).clamp(*CONTRAST_LIMITS)
+    contrast = torch.where(our_contrast < 1e-3, 1.0, contrast)  # nothing to stretch
     result = torch.empty_like(video)
     for part in parts(len(video)):
         lab = to_lab(video[part])
-        matched = (lab - ours.mean.to(lab)) * contrast.to(lab) + theirs.mean.to(lab)
-        rgb = lab_to_rgb(matched.movedim(-1, 1)).movedim(1, -1)  # B C H W, as kornia has it
+        matched = (lab - ours.to(lab)) * contrast.to(lab) + theirs.to(lab)
+        rgb = lab_to_rgb(matched.movedim(-1, 1)).movedim(1, -1)  # kornia wants B C H W
         result[part] = torch.lerp(video[part], rgb.to(video), strength)
     return result
 
 
-def to_lab(video: torch.Tensor) -> torch.Tensor:
+def to_lab(video: Tensor) -> Tensor:
     """F H W 3 of RGB, 0..1 -> F H W 3 of L (0..100), a and b, float32."""
-    return import_kornia().color.rgb_to_lab(video.float().clamp(0, 1).movedim(-1, 1)).movedim(1, -1)
+    return import_library("kornia").color.rgb_to_lab(video.float().clamp(0, 1).movedim(-1, 1)).movedim(1, -1)
 
 
-def measure(video: torch.Tensor, mask: torch.Tensor | None) -> Colors:
-    """The colours of a whole video, each pixel counted as far as an F H W ``mask`` keeps it."""
+def measure(video: Tensor, mask: Tensor | None) -> tuple[Tensor, Tensor]:
+    """Mean and standard deviation of L, a and b, [3] each, float64; pixels count by how far ``mask`` keeps them."""
     count, total, square = 0.0, torch.zeros(3, dtype=torch.float64), torch.zeros(3, dtype=torch.float64)
     for part in parts(len(video)):
         lab = to_lab(video[part]).cpu().double()
@@ -117,4 +106,4 @@ def measure(video: torch.Tensor, mask: torch.Tensor | None) -> Colors:
         total += (lab * share[..., None]).sum(dim=(0, 1, 2))
         square += (lab.square() * share[..., None]).sum(dim=(0, 1, 2))
     mean = total / count
-    return Colors(mean, (square / count - mean.square()).clamp(min=0).sqrt())
+    return mean, (square / count - mean.square()).clamp(min=0).sqrt()

@@ -1,7 +1,7 @@
-"""The schedulers that the authors' recipes name, as diffusers has them.
+"""The schedulers of diffusers that VideoX-Fun offers.
 
-Their configuration is the model's own, read as the authors read it: these classes know no SNR shift, so a 2B runs on
-the unshifted schedule here (only `sampling.schedule.cogvideox_ddim` honours it). diffusers is imported when one runs.
+Their configuration is the model's own. These classes know no SNR shift, so a 2B runs on the unshifted schedule, as in
+VideoX-Fun; only `sampling.schedule.cogvideox_ddim` uses the shift. diffusers is imported when one runs.
 """
 
 import inspect
@@ -9,7 +9,9 @@ import math
 from collections.abc import Callable, Sequence
 
 import torch
+from torch import Tensor
 
+from .libraries import import_library
 from .schedule import NoiseSchedule, starts_from_noise
 
 PNDM_STEPS = 4  # its first four steps are Runge-Kutta's
@@ -24,31 +26,17 @@ DIFFUSERS_SAMPLERS = {  # our name -> diffusers' class
 
 
 def make_scheduler(name: str, schedule: NoiseSchedule, spacing: str = "auto"):
-    """A scheduler of diffusers over a model's schedule.
-
-    Args:
-        name: a key of `DIFFUSERS_SAMPLERS`.
-
-    Raises:
-        RuntimeError: diffusers is not installed.
-    """
-    try:
-        import diffusers
-    except ImportError as error:
-        raise RuntimeError(
-            f"the sampler {name} is diffusers', which can't be imported ({error}): install it into ComfyUI's Python "
-            "with pip install diffusers, or choose cogvideox_ddim"
-        ) from error
+    """A scheduler of diffusers with a model's schedule; ``name`` is a key of `DIFFUSERS_SAMPLERS`."""
     config = schedule.to_config()
     if spacing != "auto":
         config["timestep_spacing"] = spacing
-    return getattr(diffusers, DIFFUSERS_SAMPLERS[name]).from_config(config)
+    return getattr(import_library("diffusers"), DIFFUSERS_SAMPLERS[name]).from_config(config)
 
 
 def generator_after(seed: int, shape: Sequence[int]) -> torch.Generator:
-    """The CPU generator that drew noise of a shape from a seed, in the state that the drawing left it in.
+    """The state of the CPU generator after it drew noise of a shape from a seed.
 
-    The authors' pipelines draw the start noise from a generator and hand the same one to every step.
+    VideoX-Fun draws the start noise from a generator and passes the same generator to every step.
     """
     generator = torch.Generator("cpu").manual_seed(seed)
     torch.randn(shape, generator=generator)
@@ -56,7 +44,7 @@ def generator_after(seed: int, shape: Sequence[int]) -> torch.Generator:
 
 
 def alpha_at(alphas_cumprod: Sequence[float], timestep: float) -> float:
-    """The signal power at a timestep. Between two whole ones it is that of the sigma in between, as in Euler."""
+    """The signal power at a timestep; between two integers it follows from the interpolated sigma, as in Euler."""
     low = math.floor(timestep)
     if low == timestep:
         return alphas_cumprod[low]
@@ -68,26 +56,26 @@ def run_sampler(
     # what to sample
     name: str,
     schedule: NoiseSchedule,
-    predict: Callable[[torch.Tensor, float], torch.Tensor],
+    predict: Callable[[Tensor, float], Tensor],
     # from what
-    noise: torch.Tensor,
-    latent: torch.Tensor,
+    noise: Tensor,
+    latent: Tensor,
     generator: torch.Generator,
     # how
     steps: int,
     spacing: str = "auto",
     denoise: float = 1.0,
-    callback: Callable[[int, int, torch.Tensor, torch.Tensor], None] | None = None,
-) -> torch.Tensor:
-    """Sample as the authors' pipelines do: the scheduler's start, its timesteps and its steps.
+    callback: Callable[[int, int, Tensor, Tensor], None] | None = None,
+) -> Tensor:
+    """Sample as VideoX-Fun's pipelines do: the scheduler's start, timesteps and steps.
 
     Args:
         name: a key of `DIFFUSERS_SAMPLERS`.
-        predict: (x, timestep) -> the guided v-prediction of a variance-preserving latent; the timestep is 0..999 and
-            can be a fraction (Euler, with linspace).
+        predict: (x, timestep) -> the guided v-prediction of a variance-preserving latent. The timestep is 0..999; with
+            Euler and linspace it can be a fraction.
         noise: unit noise.
         latent: what is noised where ``denoise`` is below 1.
-        generator: what Euler A draws its noise from: the one that drew ``noise``, see `generator_after`.
+        generator: Euler A draws its noise from it; see `generator_after`.
         steps, denoise: see `NoiseSchedule.run_timesteps`.
         callback: called after each step with (step, total, denoised, x).
 

@@ -1,14 +1,15 @@
-"""Contact sheets of masks: what of a video is known and what is to be generated, as one small picture."""
+"""Contact sheets of masks: a small picture of what is kept and what is generated."""
 
 import torch
 import torch.nn.functional as F
+from torch import Tensor
 
 from .masks import THRESHOLD
 
-CELLS = 16  # at most; of a longer video, evenly
+CELLS = 16  # frames at most, evenly spaced
 COLUMNS = 8
-CELL = 96  # pixels of a cell's longer side
-LABEL = 14  # pixels above a cell, for the frame's number
+CELL = 96  # pixels of a frame's longer side
+LABEL = 14  # pixels above a frame for its number
 GAP = 2
 STRIPE = 4
 
@@ -19,52 +20,41 @@ def chosen(length: int) -> list[int]:
     return sorted({round(i * (length - 1) / max(count - 1, 1)) for i in range(count)})
 
 
-def video_sheet(video: torch.Tensor, mask: torch.Tensor) -> torch.Tensor:
-    """What is known as it is, and what is to be generated striped, with the numbers of the frames.
+def small(frames: Tensor, mode: str) -> Tensor:
+    """F C H W frames at the size of a sheet's cells, on the CPU."""
+    scale = CELL / max(frames.shape[2:])
+    size = [max(1, round(side * scale)) for side in frames.shape[2:]]
+    return F.interpolate(frames.cpu().float(), size, mode=mode)
 
-    Args:
-        video: F H W 3, 0..1.
-        mask: F H W, 1 = generate.
 
-    Returns:
-        1 H W 3, 0..1.
-    """
+def video_sheet(video: Tensor, mask: Tensor) -> Tensor:
+    """A video (F H W 3, 0..1) with stripes where its mask (F H W, 1 = generate) generates: 1 H W 3, 0..1."""
     frames = chosen(len(video))
-    height, width = cell_size(*video.shape[1:3])
-    small = F.interpolate(video[frames].cpu().movedim(-1, 1).float(), (height, width), mode="area")
-    unknown = F.interpolate(mask[frames, None].cpu().float(), (height, width), mode="area") >= THRESHOLD
-    rows, columns = torch.arange(height)[:, None], torch.arange(width)[None]
-    stripes = ((rows + columns) // STRIPE % 2).float() * 0.25 + 0.35
-    small = torch.where(unknown, stripes, small)
-    return sheet(small, [frame + 1 for frame in frames])
+    pictures = small(video[frames].movedim(-1, 1), "area")
+    generated = small(mask[frames, None], "area") >= THRESHOLD
+    rows, columns = torch.arange(pictures.shape[2])[:, None], torch.arange(pictures.shape[3])
+    stripes = ((rows + columns) // STRIPE % 2) * 0.25 + 0.35
+    return sheet(torch.where(generated, stripes, pictures), frames)
 
 
-def mask_sheet(mask: torch.Tensor) -> torch.Tensor:
-    """The frames of a T h w mask, black = keep and white = generate, with their numbers: 1 H W 3, 0..1."""
+def mask_sheet(mask: Tensor) -> Tensor:
+    """The frames of a T h w mask, black = keep and white = generate: 1 H W 3, 0..1."""
     frames = chosen(len(mask))
-    small = F.interpolate(mask[frames, None].float(), cell_size(*mask.shape[1:]), mode="nearest")
-    return sheet(small.expand(-1, 3, -1, -1), [frame + 1 for frame in frames])
+    return sheet(small(mask[frames, None], "nearest").expand(-1, 3, -1, -1), frames)
 
 
-def cell_size(height: int, width: int) -> tuple[int, int]:
-    scale = CELL / max(height, width)
-    return max(1, round(height * scale)), max(1, round(width * scale))
-
-
-def sheet(cells: torch.Tensor, numbers: list[int]) -> torch.Tensor:
-    """N 3 h w cells in rows under their numbers, on grey: 1 H W 3, 0..1."""
+def sheet(pictures: Tensor, frames: list[int]) -> Tensor:
+    """N 3 h w pictures in rows on grey, each below the number of its frame, from 1: 1 H W 3, 0..1."""
     import numpy as np
     from PIL import Image, ImageDraw
 
-    height, width = cells.shape[2:]
-    columns = min(len(cells), COLUMNS)
-    rows = -(-len(cells) // columns)
-    step_y, step_x = height + LABEL + GAP, width + GAP
+    step_y, step_x = pictures.shape[2] + LABEL + GAP, pictures.shape[3] + GAP
+    columns, rows = min(len(frames), COLUMNS), -(-len(frames) // COLUMNS)
     canvas = Image.new("RGB", (columns * step_x + GAP, rows * step_y + GAP), (64, 64, 64))
     draw = ImageDraw.Draw(canvas)
-    pictures = (cells.clamp(0, 1) * 255).round().to(device="cpu", dtype=torch.uint8).movedim(1, -1).numpy()
-    for i, (picture, number) in enumerate(zip(pictures, numbers, strict=True)):
-        x, y = GAP + i % columns * step_x, GAP + i // columns * step_y
-        draw.text((x + 1, y + 1), str(number), fill=(230, 230, 230))
-        canvas.paste(Image.fromarray(picture), (x, y + LABEL))
+    arrays = (pictures.clamp(0, 1) * 255).round().byte().movedim(1, -1).numpy()
+    for i, (array, frame) in enumerate(zip(arrays, frames, strict=True)):
+        x, y = GAP + i % COLUMNS * step_x, GAP + i // COLUMNS * step_y
+        draw.text((x + 1, y + 1), str(frame + 1), fill=(230, 230, 230))
+        canvas.paste(Image.fromarray(array), (x, y + LABEL))
     return torch.from_numpy(np.array(canvas)).float()[None] / 255

@@ -81,8 +81,8 @@ BLUEPRINTS = (
         title="Image to Video (CogVideoX-Fun)",
         workflow="image_to_video",
         group="Image to video",
-        description="A video that begins with an image, from a CogVideoX-Fun InP model. Several start frames are "
-        "continued as a clip. Sizes are multiples of 16, lengths 4n + 1 frames at 8 frames a second.",
+        description="Make a video that begins with an image, with a CogVideoX-Fun InP model. Several start frames are "
+        "continued as a clip. Width and height are multiples of 16, the length is 4n + 1 frames at 8 frames a second.",
         aliases=("i2v", "cogvideo", "cogvideox", "animate image"),
         inputs=(
             Promoted("start_image", "IMAGE", ((6, "start_image"),)),
@@ -93,8 +93,8 @@ BLUEPRINTS = (
         title="Start and End Image to Video (CogVideoX-Fun)",
         workflow="start_end_image_to_video",
         group="FLF2V",
-        description="A video from one image to another, from a CogVideoX-Fun InP model. Sizes are multiples of 16, "
-        "lengths 4n + 1 frames at 8 frames a second.",
+        description="Make a video from a start image to an end image, with a CogVideoX-Fun InP model. Width and "
+        "height are multiples of 16, the length is 4n + 1 frames at 8 frames a second.",
         aliases=("flf2v", "first last frame", "cogvideo", "cogvideox", "keyframes"),
         inputs=(
             Promoted("start_image", "IMAGE", ((7, "start_image"),)),
@@ -106,9 +106,9 @@ BLUEPRINTS = (
         title="Region Inpaint (CogVideoX-Fun)",
         workflow="inpaint_region",
         group="Inpaint video",
-        description="A region of a video anew and the rest kept, from a CogVideoX-Fun InP model. Mask: 1 (white) = "
-        "generate, 0 (black) = keep; one frame holds for all. Video and mask are scaled and cropped to the size, the "
-        "video is cut to the length, and the result plays at the video's own rate.",
+        description="Regenerate a masked region of a video and keep the rest, with a CogVideoX-Fun InP model. Mask: 1 "
+        "(white) = generate, 0 (black) = keep; a mask of one frame applies to all frames. Video and mask are scaled "
+        "and cropped to the size, and the video is cut to the length. The result has the frame rate of the video.",
         aliases=("video inpaint", "cogvideo", "cogvideox", "mask video"),
         inputs=(
             Promoted("video", "VIDEO", ((6, "video"),)),

@@ -1,12 +1,13 @@
-"""Inputs that a user can type or link, but no node can use: an error that names the input, and a host that goes on."""
+"""Typed and linked inputs that no node can use: the error names the input."""
 
+import json
 import math
-import time
 
 import pytest
 import torch
 from graph import ENCODE, Failed
 from test_stress import LOADERS, load, sampled
+from websockets.sync.client import connect
 
 FORGED = "x\n[INFO] got prompt\x1b[31m\r\x9b31m\u2028[INFO] Prompt executed"
 PICTURES = torch.rand(5, 48, 80, 3, generator=torch.Generator().manual_seed(0))
@@ -17,7 +18,7 @@ PICTURES = torch.rand(5, 48, 80, 3, generator=torch.Generator().manual_seed(0))
 
 @pytest.mark.parametrize("node", ["EmptyLTXVLatentVideo", "EmptyLatentImage"])
 def test_a_latent_of_another_family(lab, node):
-    """Empty latents of the host's, which it would stretch to 16 channels at the wrong size."""
+    """ComfyUI's empty latents, which it would repeat to 16 channels at the wrong size."""
     graph, model, positive, negative, _ = lab.setting("tiny-5b")
     length = {"length": 9} if "Video" in node else {}
     latent = graph.node(node, width=96, height=64, batch_size=1, **length)
@@ -77,13 +78,10 @@ def test_a_file_of_such_a_name_forges_no_line_of_the_log(lab):
         link.unlink()
 
 
-def test_a_long_name_is_cut_in_the_message(lab):
-    for linked in (False, True):
-        with pytest.raises(Failed) as error:
-            load(lab, "ModelLoader", "x" * 1_000_000, linked)
-        message = str(error.value)
-        assert "is not among those found" in message
-        assert message.count("x") < 2000 or not linked  # typed, the host quotes the name again
+def test_a_long_linked_name_is_cut_in_the_message(lab):
+    with pytest.raises(Failed, match="is not among those found") as error:
+        load(lab, "ModelLoader", "x" * 1_000_000, linked=True)
+    assert len(str(error.value)) < 5000
 
 
 def test_a_prompt_of_a_megabyte_is_not_logged_whole(lab):
@@ -95,136 +93,106 @@ def test_a_prompt_of_a_megabyte_is_not_logged_whole(lab):
     assert "the model reads 226" in log and len(log) < 5000 and "moon\x1b" not in log
 
 
-CHOICES = {  # node -> input, and what else the node needs
-    "ModelLoader": ("weight_dtype", {"model": "tiny-5b"}),
-    "Sampler": ("sampler_name", {}),
-    "Sampler ": ("spacing", {}),
-    "Scheduler": ("spacing", {}),
-    "Resolution": ("aspect_ratio", {"base_resolution": 512, "token_length": 0, "length": 9}),
-    "StartEndImage": ("fit", {"width": 80, "height": 48, "length": 9}),
-    "PositionInterpolation": ("mode", {}),
-    "ContextWindows": ("context_schedule", {"context_length": 9, "context_overlap": 0}),
-    "ContextWindows ": ("fuse_method", {"context_length": 9, "context_overlap": 0}),
-}
+CHOICES = [
+    *[("ModelLoader", "weight_dtype"), ("Sampler", "sampler_name"), ("Sampler", "spacing"), ("Scheduler", "spacing")],
+    *[("Resolution", "aspect_ratio"), ("StartEndImage", "fit"), ("PositionInterpolation", "mode")],
+    *[("ContextWindows", "context_schedule"), ("ContextWindows", "fuse_method")],
+]
+NUMBERS = [
+    *[("Sampler", "cfg"), ("Sampler", "denoise"), ("Scheduler", "denoise"), ("LoraLoader", "strength")],
+    *[("MaskAdjust", "blur"), ("VAEEncode", "noise_augmentation"), ("PositionInterpolation", "temporal_scale")],
+    *[("ControlConditioning", name) for name in ("strength", "start_percent", "end_percent")],
+    ("CompositeSource", "match_colors"),
+]
 
 
-@pytest.mark.parametrize("node", CHOICES)
-def test_a_linked_choice_that_is_none(lab, node):
-    name, inputs = CHOICES[node]
-    node = node.strip()
-    graph, model, positive, negative, latent = lab.setting("tiny-5b")
-    choice = graph.node("ProbeText", text="moon\n" + "x" * 1000)
-    if node == "Sampler":
-        value = graph.sampler(model, positive, negative, latent, **{name: choice})
-    elif node == "Scheduler":
-        value = graph.fun("Scheduler", model=model, steps=1, denoise=1.0, spacing=choice)
-    elif node == "ContextWindows":
-        choices = {"context_schedule": "standard_static", "fuse_method": "pyramid", name: choice}
-        value = graph.fun(node, model=model, **inputs, **choices)
-    elif node == "PositionInterpolation":
-        value = graph.fun(node, model=model, mode=choice)
-    elif node == "Resolution":
-        size = graph.fun(node, aspect_ratio=choice, **inputs)
-        value = graph.fun("EmptyLatent", width=size[0], height=size[1], length=size[2], batch_size=1)
-    else:
-        value = graph.fun(node, **inputs, **{name: choice})
-    if node in ("ModelLoader", "ContextWindows", "PositionInterpolation"):
-        value = graph.fun("Scheduler", model=value, steps=1, denoise=1.0, spacing="auto")
-    with pytest.raises(Failed, match=rf"{name} is moon\\nx+ \.\.\. x+, expected one of ") as error:
-        graph.get(value)
-    assert len(str(error.value)) < 1500
-
-
-# numbers
-
-NUMBERS = {  # node -> its inputs of fractions, without which none may be added
-    "Sampler": ["cfg", "denoise"],
-    "Scheduler": ["denoise"],
-    "LoraLoader": ["strength"],
-    "MaskAdjust": ["blur"],
-    "VAEEncode": ["noise_augmentation"],
-    "ControlConditioning": ["strength", "start_percent", "end_percent"],
-    "PositionInterpolation": ["temporal_scale"],
-    "CompositeSource": ["match_colors"],
-}
-
-
-def test_every_fraction_is_tested(lab):
-    info = lab.server.get("/object_info")
-    found = {}
-    for node, about in info.items():
-        if node.startswith("CogVideoXFun"):
-            inputs = {**about["input"].get("required", {}), **about["input"].get("optional", {})}
-            names = [name for name, (kind, *_) in inputs.items() if kind == "FLOAT"]
-            found |= {node.removeprefix("CogVideoXFun"): names} if names else {}
-    assert found == NUMBERS
-
-
-def with_number(lab, node: str, name: str, value):
-    """A graph in which a node has a number, and the output to ask for."""
+def with_input(lab, node: str, name: str, value, probe: str | None = None):
+    """A graph in which an input of a node has a value, linked from a probe or typed, and the output to ask for."""
     graph, model, positive, negative, latent = lab.setting("tiny-5b")
     video, mask = graph.tensor("Image", PICTURES), graph.tensor("Mask", torch.ones(5, 48, 80))
-    value = graph.node("ProbeNumber", text=value) if isinstance(value, str) else value
+    given = {name: graph.node(probe, text=value) if probe else value}
     if node == "Sampler":
-        return graph, graph.sampler(model, positive, negative, latent, **{"steps": 1, name: value})
-    if node == "VAEEncode":
-        return graph, graph.fun(node, vae=model[2], video=video, **{**ENCODE, name: value})
+        return graph, graph.sampler(model, positive, negative, latent, **{"steps": 1, **given})
+    schedule = {"steps": 1, "spacing": "auto", "denoise": 1.0}
     inputs = {
-        "Scheduler": {"model": model, "steps": 1, "spacing": "auto"},
+        "ModelLoader": {"model": "tiny-5b"},
+        "Scheduler": {"model": model, **schedule},
         "LoraLoader": {"model": model, "lora_name": "ring.safetensors"},
         "MaskAdjust": {"mask": mask, "grow": 0, "blur": 0.0, "invert": False},
+        "VAEEncode": {"vae": model[2], "video": video, **ENCODE},
+        "PositionInterpolation": {"model": model, "mode": "fun"},
         "ControlConditioning": {
             **{"positive": positive, "negative": negative, "control_latent": latent},
             **{"strength": 1.0, "start_percent": 0.0, "end_percent": 1.0},
         },
-        "PositionInterpolation": {"model": model, "mode": "fun"},
         "CompositeSource": {"video": video, "source": video, "paste_known": False},
-    }[node]
-    output = graph.fun(node, **{**inputs, name: value})
-    if node in ("LoraLoader", "PositionInterpolation"):
-        output = graph.fun("Scheduler", model=output, steps=1, denoise=1.0, spacing="auto")
+        "Resolution": {"base_resolution": 512, "token_length": 0, "length": 9},
+        "StartEndImage": {"width": 80, "height": 48, "length": 9},
+        "ContextWindows": {
+            **{"model": model, "context_length": 9, "context_overlap": 0},
+            **{"context_schedule": "standard_static", "fuse_method": "pyramid"},
+        },
+    }
+    output = graph.fun(node, **{**inputs[node], **given})
+    if node in ("ModelLoader", "LoraLoader", "PositionInterpolation", "ContextWindows"):
+        output = graph.fun("Scheduler", model=output, **schedule)
+    if node == "Resolution":
+        output = graph.fun("EmptyLatent", width=output[0], height=output[1], length=9, batch_size=1)
     return graph, output
 
 
-@pytest.mark.parametrize("value", [math.nan, "nan", "inf", "-inf"], ids=["NaN", "nan", "inf", "-inf"])
-@pytest.mark.parametrize("node, name", [(node, name) for node, names in NUMBERS.items() for name in names])
-def test_nan_is_no_number(lab, node, name, value):
-    """Typed, where it comes through the host's ranges, and linked, where those don't count."""
-    graph, output = with_number(lab, node, name, value)
-    with pytest.raises(Failed, match=f"CogVideoXFun{node}: {name} is (nan|inf|-inf), expected "):
+@pytest.mark.parametrize("node, name", CHOICES)
+def test_a_linked_choice_that_is_none(lab, node, name):
+    graph, output = with_input(lab, node, name, "moon\n" + "x" * 1000, "ProbeText")
+    with pytest.raises(Failed, match=rf"{name} is moon\\nx+ \.\.\. x+, expected one of ") as error:
+        graph.get(output)
+    assert len(str(error.value)) < 1500
+
+
+@pytest.mark.parametrize("value, probe", [(math.nan, None), ("-inf", "ProbeNumber")], ids=["typed", "linked"])
+@pytest.mark.parametrize("node, name", NUMBERS)
+def test_nan_is_no_number(lab, node, name, value, probe):
+    """Typed NaN passes ComfyUI's check of ranges, and linked values are not checked."""
+    graph, output = with_input(lab, node, name, value, probe)
+    with pytest.raises(Failed, match=f"CogVideoXFun{node}: {name} is (nan|-inf), expected "):
         graph.get(output)
 
 
-@pytest.mark.parametrize("value", [str(2**64), str(-(2**64)), "513"])
-def test_a_linked_grow_out_of_range(lab, value):
-    graph, output = with_number(lab, "MaskAdjust", "grow", value)
-    start = time.monotonic()
+def test_a_linked_grow_out_of_range(lab):
+    graph, output = with_input(lab, "MaskAdjust", "grow", str(2**64), "ProbeNumber")
     with pytest.raises(Failed, match="grow is .*, expected -512 to 512 pixels"):
         graph.get(output)
-    assert time.monotonic() - start < 20
 
 
 def test_adjust_mask_can_be_interrupted(lab):
-    """Two hundred frames at the largest blur take about a minute; the host stops within a frame of it."""
+    """Interrupted at its first frame of a thousand, it reports far from all of them."""
     graph = lab.graph()
-    mask = torch.rand(200, 480, 720, generator=torch.Generator().manual_seed(0))
+    mask = torch.rand(1000, 256, 256, generator=torch.Generator().manual_seed(0))
     adjusted = graph.fun("MaskAdjust", mask=graph.tensor("Mask", mask), grow=512, blur=128.0, invert=False)
     graph.node("ProbeSave", value=adjusted, path=lab.path())
-    prompt = lab.server.queue(graph.workflow)
-    time.sleep(8)
-    lab.server.post("/interrupt", {})
-    start = time.monotonic()
-    history = lab.server.wait(prompt, 30)
+    done = []
+    with connect(f"{lab.server.url.replace('http', 'ws')}/ws?clientId=interrupting", max_size=None) as socket:
+        body = {"prompt": graph.workflow, "client_id": "interrupting"}
+        prompt = lab.server.post("/prompt", body)["prompt_id"]
+        for message in socket:
+            message = json.loads(message) if isinstance(message, str) else {"type": "preview"}
+            if message["type"] == "progress" and message["data"]["node"] == adjusted.key:
+                if not done:
+                    lab.server.post("/interrupt", {})
+                done.append(message["data"]["value"])
+            if message["type"] in ("execution_interrupted", "execution_success", "execution_error"):
+                break
+    history = lab.server.wait(prompt)
     assert "execution_interrupted" in [kind for kind, _ in history["status"]["messages"]]
-    assert time.monotonic() - start < 10
+    assert done[-1] < 500
 
 
 # patched models that come and go
 
 
-def test_the_host_sees_no_leak_after_dynamic_guidance(lab):
+def test_comfyui_sees_no_leak_after_dynamic_guidance(lab):
     """It warns of a model whose last patched copy was found in a reference cycle along with the copy before it. A run
-    that fails leaves such a cycle with every model, the host's own as well, so it first lets go of all."""
+    that fails leaves such a cycle with every model, so all models are unloaded first."""
     lab.server.post("/free", {"unload_models": True, "free_memory": True})
     sampled(lab, "nano")
     size = lab.log_size

@@ -73,6 +73,12 @@ def test_control(lab, pipelines, options, active):
         assert closest(expected, without) > 0.05, "the control changes the video"
 
 
+def test_control_percents_the_wrong_way_round_are_an_error(lab):
+    graph, sampled = controlled(lab, start_percent=0.6, end_percent=0.5)
+    with pytest.raises(Failed, match="start_percent is 0.6, expected at most end_percent .0.5."):
+        graph.get(sampled)
+
+
 def test_a_control_video_of_another_length_is_an_error(lab):
     graph = lab.graph()
     model = graph.loader("tiny-2b-control")

@@ -12,7 +12,7 @@ from PIL import Image
 
 
 def shown(lab, history: dict, node) -> torch.Tensor:
-    """The picture that the host tells its page to show under a node."""
+    """The picture that ComfyUI shows under a node."""
     (entry,) = history["outputs"][node.key]["images"]
     assert entry["type"] == "temp"
     picture = Image.open(lab.base / "temp" / entry["subfolder"] / entry["filename"])

@@ -1,4 +1,4 @@
-"""The schedule and the authors' DDIM against their numbers and against diffusers' own scheduler."""
+"""The schedule and VideoX-Fun's DDIM against its numbers and against diffusers' own scheduler."""
 
 import math
 

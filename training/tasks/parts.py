@@ -12,10 +12,11 @@ from ...model_loading.files.safetensors_files import open_weights, read_json
 from ...model_loading.networks.blocks import sdpa
 from ...model_loading.networks.transformer import CogVideoXTransformer
 from ...model_loading.standalone import TextEncoder, load_transformer, load_vae, open_whole
-from ...sampling.preview import BIAS, FACTORS, fit_preview
+from ...sampling.preview import BIAS, FACTORS
 from ..loop.config import Phase
 from .hub import FILES, PARTS, save_weights, write_json, write_text_encoder
 from .lora import add_lora, lora_state
+from .preview import fit_preview
 from .transformer import TransformerTask
 from .vae import VAETask
 

@@ -10,10 +10,11 @@ from cogvideox_fun.model_loading.files.checkpoint import open_checkpoint
 from cogvideox_fun.model_loading.files.safetensors_files import read_json
 from cogvideox_fun.model_loading.networks.config import CheckpointError
 from cogvideox_fun.model_loading.standalone import Pipeline
-from cogvideox_fun.sampling.preview import FACTORS, PUBLISHED, PreviewFactors, fit_preview, latent_pixels
+from cogvideox_fun.sampling.preview import FACTORS, PUBLISHED, PreviewFactors
 from cogvideox_fun.training.data import shapes
 from cogvideox_fun.training.nano import make as nano
 from cogvideox_fun.training.tasks.hub import write_json
+from cogvideox_fun.training.tasks.preview import fit_preview, latent_pixels
 
 NANO = pack.ROOT / "models" / "nano"
 
@@ -28,7 +29,7 @@ def pipeline():
 
 
 def preview(latent: torch.Tensor, factors: PreviewFactors) -> torch.Tensor:
-    """The pictures of a scaled latent, as the host makes them. C T h w -> T h w 3 of 0..1."""
+    """The pictures of a scaled latent, as ComfyUI makes them. C T h w -> T h w 3 of 0..1."""
     rgb = F.linear(latent.movedim(0, -1), torch.tensor(factors.factors).T, torch.tensor(factors.bias))
     return ((rgb + 1) / 2).clamp(0, 1)
 
@@ -47,22 +48,6 @@ def test_a_linear_map_is_found_again():
     assert psnr(preview(latent, fit_preview([latent], [video])), (rgb + 1) / 2) > 70
 
 
-def test_the_nano_models_factors_show_clips_that_they_were_not_fitted_to(pipeline):
-    """Better than the published ones, which are for another latent space, and than the clips' mean colour."""
-    seen, wanted = [], []
-    for video in clips(shapes.HELD_OUT + 99, 4):
-        latent = pipeline.encode(video)[0]
-        seen.append(latent)
-        wanted.append((latent_pixels(video, *latent.shape[2:]) + 1) / 2)
-    wanted = torch.stack(wanted)
-    shown, published = (
-        torch.stack([preview(latent, factors) for latent in seen])
-        for factors in (pipeline.checkpoint.preview, PUBLISHED)
-    )
-    grey = wanted.mean(dim=(0, 1, 2, 3)).expand_as(wanted)
-    assert psnr(shown, wanted) > psnr(grey, wanted) + 3 and psnr(shown, wanted) > psnr(published, wanted) + 5
-
-
 def test_the_nano_models_factors_are_those_of_its_vae(pipeline):
     videos = clips(nano.PREVIEW_SEED, nano.PREVIEW_CLIPS)
     again = fit_preview([pipeline.encode(video)[0] for video in videos], videos)
@@ -76,10 +61,10 @@ def test_other_models_take_the_published_ones(tiny_model):
     assert open_checkpoint(NANO).preview == PreviewFactors.from_config(read_json(NANO / "vae" / "config.json"))
 
 
-@pytest.mark.parametrize("broken", [5, [[1.0, 2.0]], [["red", 0, 0]] * 16, [[1, 2, 3]] * 4, None])
+@pytest.mark.parametrize("broken", [[[1.0, 2.0]], [[1, 2, 3]] * 4])
 def test_broken_factors_are_an_error(tiny_model, tmp_path, broken):
     model = shutil.copytree(tiny_model, tmp_path / "model")
     path = model / "vae" / "config.json"
     write_json(path, {**read_json(path), FACTORS: broken})
-    with pytest.raises(CheckpointError, match="latent_rgb_factors or .* can't be read"):
+    with pytest.raises(CheckpointError, match="latent_rgb_factors or .* another shape than 16 x 3"):
         open_checkpoint(model)

@@ -1,0 +1,143 @@
+"""The model files that the loaders list."""
+
+import dataclasses
+import os
+import weakref
+from collections.abc import Callable
+from pathlib import Path
+
+import folder_paths
+from comfy_api.latest import io
+
+from ..model_loading.errors import listed, shown
+from ..model_loading.files import checkpoint
+from ..model_loading.files.t5 import is_t5_file
+
+FIRST = object()  # the default of a loader's name: the first in the list
+NO_MODEL = "(no model found)"
+OWN_MODELS = Path(__file__).resolve().parent.parent / "models"  # the nano model, which comes with the pack
+
+
+@dataclasses.dataclass(frozen=True)
+class Listing:
+    """The files that a loader lists.
+
+    Args:
+        what: their name in messages.
+        kind: ComfyUI's folder of single files.
+        find: gives name -> path.
+    """
+
+    what: str
+    kind: str
+    find: Callable[[], dict[str, Path]]
+
+    def input(self, name: str, tooltip: str):
+        return io.Combo.Input(name, options=list(self.find()) or [NO_MODEL], tooltip=tooltip)
+
+    def missing(self, name, found: dict[str, Path]) -> str:
+        """The message for a name that is not found."""
+        name, folders = "" if name == NO_MODEL else name, folder_paths.get_folder_paths(self.kind)
+        return checkpoint.no_model_message(name, self.what, found, hub_roots(), folders)
+
+    def check(self, name: str | None) -> bool | str:
+        """For ``validate_inputs``. ComfyUI passes None for a linked name, which `choose` checks."""
+        found = self.find()
+        return True if name is None or name in found else self.missing(name, found)
+
+    def choose(self, name) -> tuple[str, Path]:
+        """A name and its path. Raises a ValueError that names the searched folders if there is no such name."""
+        found = self.find()
+        if name is FIRST:
+            name = next(iter(found), "")
+        if not isinstance(name, str) or name not in found:
+            raise ValueError(self.missing(name, found))
+        return name, found[name]
+
+    def fingerprint(self, name: str | None) -> str:
+        """For ``fingerprint_inputs``: changes when the file is replaced; with a linked name, when any is."""
+        found = self.find()
+        return fingerprint(*(found.values() if name is None else [found.get(name)]))
+
+
+class LoraListing(Listing):
+    def missing(self, name, found: dict[str, Path]) -> str:
+        problem = f"the LoRA {shown(name)} is not among" if name else "no LoRA is chosen, expected one of"
+        problem = f"{problem} those found ({listed(found)})" if found else "no LoRA found"
+        folders = ", ".join(folder_paths.get_folder_paths(self.kind))
+        return f"{problem}: put a safetensors file into {folders}, then refresh"
+
+
+def fingerprint(*paths: Path | None) -> str:
+    """Changes when files or folders on disk are replaced, so that ComfyUI loads them again."""
+    files = []
+    for path in filter(None, paths):
+        files += sorted(path.glob("**/*")) if path.is_dir() else [path]
+    return ";".join(f"{f}:{f.stat().st_mtime_ns}:{f.stat().st_size}" for f in files if f.is_file())
+
+
+def hub_roots() -> list[Path]:
+    """Folders of model repositories; those of ``extra_model_paths.yaml`` come first."""
+    roots = []
+    for name in checkpoint.MODEL_FOLDERS:
+        if name in folder_paths.folder_names_and_paths:
+            roots += folder_paths.get_folder_paths(name)
+        roots.append(os.path.join(folder_paths.models_dir, name))
+    roots += folder_paths.get_folder_paths("diffusers") if "diffusers" in folder_paths.folder_names_and_paths else []
+    return [Path(root) for root in dict.fromkeys(roots)]
+
+
+def single_files(kind: str) -> dict[str, Path]:
+    """ComfyUI's files of a kind (diffusion_models, vae, text_encoders, loras), name -> path."""
+    paths = {name: folder_paths.get_full_path(kind, name) for name in folder_paths.get_filename_list(kind)}
+    return {name: Path(path) for name, path in paths.items() if path is not None}
+
+
+def with_own(found: dict[str, Path], own: dict[str, Path]) -> dict[str, Path]:
+    """The user's files, then the pack's own where the user has none of that name."""
+    return found | {name: path for name, path in own.items() if name not in found}
+
+
+def find_models() -> dict[str, Path]:
+    """Model folders, single files, and last the pack's own model: name -> path."""
+    files = single_files("diffusion_models")
+    if "unet_gguf" in folder_paths.folder_names_and_paths:  # ComfyUI-GGUF is installed
+        files |= single_files("unet_gguf")
+    return with_own(checkpoint.find_models(hub_roots(), files), checkpoint.find_models([OWN_MODELS], {}))
+
+
+def find_parts(part: str, kind: str, is_one: Callable[[Path], bool]) -> dict[str, Path]:
+    """``<name>/<part>`` of model folders, single files, and last the pack's own: name -> path."""
+
+    def parts(roots: list[Path]) -> dict[str, Path]:
+        folders = checkpoint.find_models(roots, {})
+        return {f"{name}/{part}": f / part for name, f in folders.items() if (f / part / "config.json").is_file()}
+
+    files = {name: path for name, path in single_files(kind).items() if is_one(path)}
+    return with_own(parts(hub_roots()) | files, parts([OWN_MODELS]))
+
+
+MODELS = Listing("model", "diffusion_models", find_models)
+TEXT_ENCODERS = Listing(
+    "text encoder", "text_encoders", lambda: find_parts("text_encoder", "text_encoders", is_t5_file)
+)
+VAES = Listing("VAE", "vae", lambda: find_parts("vae", "vae", checkpoint.is_vae_file))
+LORAS = LoraListing("LoRA", "loras", lambda: single_files("loras"))
+
+# What the loaders made of files, for as long as anything holds it, so that another weight_dtype does not load T5 and
+# the VAE again. On ComfyUI 0.3.64 and 0.8.0 the nodes that the model loader adds to the graph are enough for that. But
+# 0.33.0 drops their results after a run that took the model loader's result from its cache; then only that holds them.
+LOADED: weakref.WeakValueDictionary = weakref.WeakValueDictionary()
+
+
+def loaded(load: Callable, *paths: Path | None):
+    """What ``load`` made of these files before, or None."""
+    return LOADED.get((load, fingerprint(*paths)))
+
+
+def load_once(load: Callable, *paths: Path | None):
+    """What ``load`` makes of these files, or made of them before."""
+    found = loaded(load, *paths)
+    if found is None:
+        found = LOADED[load, fingerprint(*paths)] = load(*paths)
+    return found
