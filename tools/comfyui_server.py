@@ -68,7 +68,7 @@ class Server:
             return json.load(answer)
 
     def post(self, path: str, value):
-        """POST JSON; the host's refusal becomes a RuntimeError with its text."""
+        """POST JSON; a refusal becomes a RuntimeError with ComfyUI's text."""
         headers = {"Content-Type": "application/json"}
         request = urllib.request.Request(self.url + path, json.dumps(value).encode(), headers)
         try:
@@ -82,7 +82,7 @@ class Server:
         """Queue a workflow in API form; returns its prompt id.
 
         Raises:
-            RuntimeError: the host refused a part of it, which it would leave out without a word.
+            RuntimeError: ComfyUI refused a part of it. It would run the rest and say nothing.
         """
         answer = self.post("/prompt", {"prompt": workflow})
         if answer.get("node_errors"):
@@ -123,7 +123,10 @@ def free_port() -> int:
 
 @contextlib.contextmanager
 def serve(host: Host, base: Path, *arguments: str) -> Iterator[Server]:
-    """Run the host on the CPU with ``base`` as its base directory and the pack linked in; stopped afterwards."""
+    """Run ComfyUI on the CPU with ``base`` as its base directory and the pack linked in; stopped afterwards.
+
+    COMFYUI_FRONT_END, if set, is the folder of another front end: comfyui_frontend_package/static of its package.
+    """
     for folder in ("custom_nodes", "input", "output", "user", "temp", "models"):
         (base / folder).mkdir(parents=True, exist_ok=True)
     link = base / "custom_nodes" / "cogvideox-fun"
@@ -132,6 +135,8 @@ def serve(host: Host, base: Path, *arguments: str) -> Iterator[Server]:
     port, log = free_port(), base / "server.log"
     command = [str(host.python), "main.py", "--cpu", "--base-directory", str(base), "--port", str(port)]
     command += ["--disable-auto-launch", "--database-url", f"sqlite:///{base}/user/comfyui.db", *arguments]
+    if front_end := os.environ.get("COMFYUI_FRONT_END"):
+        command += ["--front-end-root", front_end]
     with log.open("w") as file:
         process = subprocess.Popen(command, cwd=host.path, stdout=file, stderr=subprocess.STDOUT)
     server = Server(port, log, process)
@@ -175,7 +180,7 @@ def output_files(server: Server, history: dict, base: Path) -> list[Path]:
 
 
 def fill_in(workflow: dict, base: Path, wanted: Request, args) -> None:
-    """Set a request in the start-and-end-image workflow; its pictures go to the host's input folder."""
+    """Set a request in the start-and-end-image workflow; its pictures go to ComfyUI's input folder."""
     names = ("start.png", "end.png")
     (base / "input").mkdir(parents=True, exist_ok=True)
     for name, image in zip(names, (wanted.start, wanted.end), strict=True):
