@@ -25,7 +25,8 @@ WHERE = {
     "card": "//*[@data-testid = 'template-workflow-{}']",
     # 1.27 the first half of a split button, 1.49 a button
     "run": "//*[@data-testid = 'queue-button'][self::button] | //*[@data-testid = 'queue-button']//button[1]",
-    "library": "//button[contains(@class, 'node-library-tab-button')]",
+    # 1.58 has a test id in place of the class
+    "library": "//button[contains(@class, 'node-library-tab-button') or @data-testid = 'node-library-tab-button']",
     # 1.49 has tabs and opens the one with essential nodes; 1.27 has neither
     "library_tab": "//*[@role = 'tab'][normalize-space() = 'All' or normalize-space() = 'All nodes']",
     "library_search": "//*[contains(@class, 'side-bar-panel')]//input[@type = 'text' or @role = 'combobox']",
@@ -63,11 +64,12 @@ const api = window.comfyAPI.api.api;
 if (!window.watched) {
     const on = (name, note) => api.addEventListener(name, event => note(event.detail));
     on('progress', detail => window.watched.progress.push([detail.value, detail.max]));
+    on('progress_text', detail => window.watched.texts.push(detail.text));
     on('b_preview', blob => window.watched.previews.push(blob.type));
     on('execution_success', () => window.watched.end = 'success');
     on('execution_error', detail => window.watched.end = detail.exception_message);
 }
-window.watched = {progress: [], previews: [], end: null};
+window.watched = {progress: [], texts: [], previews: [], end: null};
 """
 
 STILL = """

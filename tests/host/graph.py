@@ -83,7 +83,7 @@ class Graph:
         """A tensor as a LATENT, IMAGE, MASK, NOISE or CONDITIONING, named after its probe."""
         path = self.lab.path()
         save_file({"value": value.contiguous()}, path)
-        return self.node(f"Probe{kind}", path=path, key="value")
+        return self.node(f"Probe{kind}", path=path)
 
     def get(self, *values) -> list[torch.Tensor]:
         """Run the graph and read back what these outputs hold."""
