@@ -1,13 +1,12 @@
-"""Make the blueprints of subgraphs/ from the shipped workflows: ``python tests/browser/make_blueprints.py``.
+"""Make the blueprints of subgraphs/ from the shipped workflows: ``python tools/make_blueprints.py``.
 
-A blueprint is a workflow folded into one node: what a person chooses becomes the node's inputs, the files to open and
-the file to save stay outside. Hosts with blueprints list them in the node library, under Subgraph Blueprints.
+A blueprint is a workflow folded into one node. What a person chooses becomes the node's inputs; the files to open and
+the file to save stay outside. ComfyUI lists blueprints in the node library, under Subgraph Blueprints.
 """
 
 import copy
 import dataclasses
 import json
-import sys
 import uuid
 
 from pack import ROOT
@@ -16,7 +15,7 @@ WORKFLOWS = ROOT / "workflows"
 SUBGRAPHS = ROOT / "subgraphs"
 
 NAMESPACE = uuid.UUID("217afcf9-d5e1-5787-8d8d-833e718026ec")
-CATEGORY = "Video generation and editing"  # where the host's own blueprints for video are
+CATEGORY = "Video generation and editing"  # where ComfyUI's own blueprints for video are
 OUTSIDE = {"LoadImage", "LoadVideo", "SaveVideo", "MarkdownNote"}
 INPUT_NODE, OUTPUT_NODE = -10, -20  # the ids that the front end gives to a subgraph's two ends
 MARGIN = 160  # between those ends and the nodes
@@ -106,9 +105,9 @@ BLUEPRINTS = (
         title="Region Inpaint (CogVideoX-Fun)",
         workflow="inpaint_region",
         group="Inpaint video",
-        description="A region of a video anew and the rest kept, from a CogVideoX-Fun InP model. Mask: 1 (white) = "
-        "generate, 0 (black) = keep; one frame holds for all. Video and mask are scaled and cropped to the size, the "
-        "video is cut to the length, and the result plays at the video's own rate.",
+        description="Regenerate a masked region of a video and keep the rest, with a CogVideoX-Fun InP model. Mask: 1 "
+        "(white) = generate, 0 (black) = keep; one frame holds for all. Video and mask are scaled and cropped to the "
+        "size, the video is cut to the length, and the result plays at the video's own frame rate.",
         aliases=("video inpaint", "cogvideo", "cogvideox", "mask video"),
         inputs=(
             Promoted("video", "VIDEO", ((6, "video"),)),
@@ -306,7 +305,7 @@ def main() -> None:
             path.unlink()
     for name, text in files.items():
         (SUBGRAPHS / name).write_text(text, encoding="utf-8")
-    sys.stdout.write(f"{len(files)} blueprints written to {SUBGRAPHS}\n")
+    print(f"{len(files)} blueprints written to {SUBGRAPHS}")
 
 
 if __name__ == "__main__":

@@ -338,15 +338,13 @@ def random_graph(lab, choose: random.Random):
     size = {"width": 80, "height": 48, "length": choose.choice([9, 13, 17])}
     latent = graph.fun("EmptyLatent", batch_size=choose.choice([1, 1, 2]), **size)
     if choose.random() < 0.3:
-        model = graph.fun("PositionInterpolation", model=model, mode=choose.choice(["fun", "riflex"]))
-    if choose.random() < 0.3:
         options = {"context_overlap": 4, "context_schedule": "standard_static", "fuse_method": "pyramid"}
         model = graph.fun("ContextWindows", model=model, context_length=9, **options)
-    if choose.random() < 0.3:
+    if name == "nano":
         model = graph.fun("LoraLoader", model=model, lora_name="ring.safetensors", strength=choose.uniform(-1, 1))
     if choose.random() < 0.3:
-        name = choose.choice(["EasyCache", "LazyCache"])
-        model = graph.node(name, model=model, reuse_threshold=3.0, start_percent=0.1, end_percent=0.9, verbose=False)
+        cache = choose.choice(["EasyCache", "LazyCache"])
+        model = graph.node(cache, model=model, reuse_threshold=3.0, start_percent=0.1, end_percent=0.9, verbose=False)
     if choose.random() < 0.2:
         step = choose.choice([1, 2])
         model = graph.node("ProbeFail", model=model, step=step, value="nan", path=lab.path(".txt"))
@@ -354,7 +352,8 @@ def random_graph(lab, choose: random.Random):
     if choose.random() < 0.2:
         vae = graph.node("ProbeOutOfMemory", vae=vae, times=choose.choice([1, 2, 3]), path=lab.path(".txt"))
     if choose.random() < 0.7:
-        built = graph.fun("StartEndImage", fit="crop", start_image=graph.node("LoadImage", image="start.png"), **size)
+        picture = graph.tensor("Image", torch.full((1, 48, 80, 3), 0.5))
+        built = graph.fun("StartEndImage", fit="crop", start_image=picture, **size)
         found = graph.inpaint(model, vae, built[0], built[1], *prompts)
         prompts, latent = (found[0], found[1]), choose.choice([latent, found[2]])
     options = {
@@ -376,7 +375,7 @@ def test_random_graphs_never_spoil_a_later_run(tidy):
     choose = random.Random(0)
     succeeded = held = 0
     expected = results(tidy, *models)
-    for index in range(40):
+    for index in range(25):
         graph, value = random_graph(tidy, choose)
         with contextlib.suppress(Failed):
             graph.get(value)
@@ -385,5 +384,5 @@ def test_random_graphs_never_spoil_a_later_run(tidy):
             found = results(tidy, *models)
             assert all(torch.equal(a, b) for a, b in zip(found, expected, strict=True)), index
             held = held or held_tensors(tidy)
-    assert 10 < succeeded < 35, "some fail, some succeed"
+    assert 5 < succeeded < 20, "some fail, some succeed"
     assert held_tensors(tidy) - held <= LEFT

@@ -20,10 +20,10 @@ import comfy.samplers
 import torch
 from safetensors.torch import load_file, save_file
 
-from .memory import ProbeLoading, ProbePartialLoad
+from . import memory
 
 PAUSE_SECONDS = 60
-NODE_CLASS_MAPPINGS = {"ProbeLoading": ProbeLoading, "ProbePartialLoad": ProbePartialLoad}
+NODE_CLASS_MAPPINGS = {name: value for name, value in vars(memory).items() if name.startswith("Probe")}
 
 
 class AnyType(str):
