@@ -54,19 +54,17 @@ def test_it_is_the_template_folded_up(listed, front, blueprint):
     """Dragged in beside the template's own loaders and connected in place of the rest, it queues the same graph."""
     front.open_template(blueprint.workflow)
     node = front.drag_from_library(blueprint.title)
-    for promoted in blueprint.inputs:
-        if promoted.name in SOURCES:
-            title, output = SOURCES[promoted.name]
-            front.connect(front.node(title), output, node, promoted.name)
+    for name in blueprint.inputs.keys() & SOURCES:
+        title, output = SOURCES[name]
+        front.connect(front.node(title), output, node, name)
     front.connect(node, "VIDEO", front.node("SaveVideo"), "video")
     wanted = json.loads((API / f"{blueprint.workflow}.json").read_text(encoding="utf-8"))
     for source, _, target, name in blueprint.links:  # GetVideoComponents gives images, audio and fps
         wanted[str(target)]["inputs"][name] = [str(source), 2]
     assert saved(queued(front)) == saved(wanted)
 
-    for promoted in blueprint.inputs:
-        if promoted.name in CHANGED:
-            front.set_widget(node, promoted.name, CHANGED[promoted.name])
-            for target, name in promoted.targets:
-                wanted[str(target)]["inputs"][name] = CHANGED[promoted.name]
+    for name, value in CHANGED.items():
+        front.set_widget(node, name, value)
+        for target, widget in blueprint.inputs[name]:
+            wanted[str(target)]["inputs"][widget] = value
     assert saved(queued(front)) == saved(wanted)
