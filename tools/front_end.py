@@ -256,8 +256,17 @@ class FrontEnd:
             self.click("templates")
         self.app("for (const node of app.graph.nodes) node.old = true")
         self.click("category", PACK)
-        self.click("card", name)
-        self.wait_for(f"{APP}.graph.nodes.length && !{APP}.graph.nodes.some(node => node.old)", seconds=20)
+
+        def choose() -> bool:  # a click is lost while the list is still being drawn
+            if self.find("card", name).is_visible():
+                self.click("card", name)
+            with contextlib.suppress(Error):
+                self.wait_for(f"{APP}.graph.nodes.length && !{APP}.graph.nodes.some(node => node.old)", seconds=10)
+                return True
+            return False
+
+        self.find("card", name).wait_for()
+        self.wait_until(choose, 30, f"the template {name} is not open")
         self.app(STILL)  # the view is fitted, and a dialog about what is missing comes, after the nodes
 
     def drag_from_library(self, title: str) -> int:

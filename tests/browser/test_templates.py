@@ -32,7 +32,7 @@ def test_first_video_takes_three_clicks(new_user, base):
     """The front end opens its template browser for a new user: our category, the template, Run."""
     front = new_user
     (message,) = front.wait_until(front.messages, 15, "the template browser did not open")
-    assert "Templates" in message
+    assert "Template" in message
     front.open_template(NANO, browse=False)
     assert front.messages() == []
     front.run()

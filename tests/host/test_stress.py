@@ -270,15 +270,15 @@ def held_tensors(lab) -> int:
 
 
 def whole_run(lab, models=("tiny-5b",), stage: str | None = None, path: str = ""):
-    """Video to video of 33 frames from VAE to VAE with each of the models, paused in a stage: (graph, values)."""
+    """Video to video of 29 frames from VAE to VAE with each of the models, paused in a stage: (graph, values)."""
     graph = lab.graph()
-    pixels = graph.tensor("Image", torch.rand(33, 64, 64, 3, generator=torch.Generator().manual_seed(0)))
+    pixels = graph.tensor("Image", torch.rand(29, 64, 64, 3, generator=torch.Generator().manual_seed(0)))
     values = []
     for name in models:
         loaded = graph.loader(name)
         parts = {"model": loaded[0], "clip": loaded[1], "vae": loaded[2]}
         if stage:
-            part, module, call, _ = STAGES[stage]
+            part, module, call = STAGES[stage]
             parts[part] = graph.node("ProbePause", value=parts[part], module=module, call=call, path=path)[0]
         latent = graph.fun("VAEEncode", vae=parts["vae"], video=pixels, **ENCODE)
         prompts = graph.prompts(parts["clip"])
@@ -292,11 +292,11 @@ def results(lab, *models: str) -> list[torch.Tensor]:
     return graph.get(*values)
 
 
-STAGES = {  # stage -> what is paused, one of its modules, at which call, and in how many calls that stage ends
-    "text encoding": ("clip", "cond_stage_model.t5xxl.transformer.encoder.block.0", 1, 2),
-    "encoding": ("vae", "first_stage_model.encoder.conv_in", 2, 4),
-    "sampling": ("model", "model.diffusion_model.transformer_blocks.0", 3, 4),
-    "decoding": ("vae", "first_stage_model.decoder.conv_in", 2, 5),
+STAGES = {  # stage -> what is paused, one of its modules, and at which of its calls; more would follow
+    "text encoding": ("clip", "cond_stage_model.t5xxl.transformer.encoder.block.0", 1),
+    "encoding": ("vae", "first_stage_model.encoder.conv_in", 2),
+    "sampling": ("model", "model.diffusion_model.transformer_blocks.0", 3),
+    "decoding": ("vae", "first_stage_model.decoder.conv_in", 2),
 }
 
 
@@ -310,7 +310,7 @@ def test_an_interrupt_stops_the_stage_and_leaves_nothing(tidy, stage):
     saved = tidy.path()
     graph.node("ProbeSave", value=value, path=saved)
     prompt = tidy.server.queue(graph.workflow)
-    _, _, call, of = STAGES[stage]
+    _, _, call = STAGES[stage]
     deadline = time.monotonic() + 60
     while not calls.is_file() or len(calls.read_text().splitlines()) < call:
         assert time.monotonic() < deadline, tidy.server.tail()
@@ -318,7 +318,7 @@ def test_an_interrupt_stops_the_stage_and_leaves_nothing(tidy, stage):
     tidy.server.post("/interrupt", {})
     history = tidy.server.wait(prompt, 60)
     assert "execution_interrupted" in [kind for kind, _ in history["status"]["messages"]]
-    assert len(calls.read_text().splitlines()) == call < of and not Path(saved).exists()
+    assert len(calls.read_text().splitlines()) == call and not Path(saved).exists()
     assert held_tensors(tidy) - held <= LEFT
     assert torch.equal(results(tidy, "tiny-5b")[0], before)
 
@@ -329,11 +329,10 @@ def test_two_models_in_one_graph(tidy):
     assert all(torch.equal(a, b) for a, b in zip(together, alone, strict=True))
 
 
-def random_graph(lab, choose: random.Random):
-    """A graph that runs on one of the models in one of many ways, or fails: (graph, value)."""
-    name = choose.choice(["tiny-2b", "tiny-5b", "tiny-v1.5", "tiny-2b-control", "nano"])
+def random_graph(lab, name: str, choose: random.Random):
+    """A graph that runs a model in one of many ways, or fails: (graph, value)."""
     graph = lab.graph()
-    loaded = graph.loader(name, choose.choice(["default", "bf16", "fp8_e4m3fn"]))
+    loaded = graph.loader(name, choose.choice(["default", "default", "fp8_e4m3fn"]))
     model, prompts = loaded[0], graph.prompts(loaded[1], choose.choice(["a dog", "(a cat:1.3)", ""]))
     size = {"width": 80, "height": 48, "length": choose.choice([9, 13, 17])}
     latent = graph.fun("EmptyLatent", batch_size=choose.choice([1, 1, 2]), **size)
@@ -370,19 +369,18 @@ def random_graph(lab, choose: random.Random):
 
 
 def test_random_graphs_never_spoil_a_later_run(tidy):
-    """Whether they succeed or fail: plain runs give what they gave before, and no tensors are left."""
-    models = "tiny-2b", "tiny-5b"
+    """Whether they succeed or fail: a plain run of their model gives what it gave before, and no tensors are left."""
     choose = random.Random(0)
-    succeeded = held = 0
-    expected = results(tidy, *models)
-    for index in range(25):
-        graph, value = random_graph(tidy, choose)
-        with contextlib.suppress(Failed):
-            graph.get(value)
-            succeeded += 1
-        if index % 5 == 4:
-            found = results(tidy, *models)
-            assert all(torch.equal(a, b) for a, b in zip(found, expected, strict=True)), index
-            held = held or held_tensors(tidy)
-    assert 5 < succeeded < 20, "some fail, some succeed"
+    models = ["tiny-2b", "tiny-5b", "tiny-v1.5", "nano"]
+    expected = {name: results(tidy, name) for name in models}
+    held = held_tensors(tidy)
+    succeeded = 0
+    for _ in range(6):
+        for name in models:
+            graph, value = random_graph(tidy, name, choose)
+            with contextlib.suppress(Failed):
+                graph.get(value)
+                succeeded += 1
+            assert torch.equal(results(tidy, name)[0], expected[name][0]), graph.workflow
+    assert 6 < succeeded < 20, "some fail, some succeed"
     assert held_tensors(tidy) - held <= LEFT
