@@ -136,7 +136,7 @@ class FrontEnd:
         self.clicks = 0
         self.errors: list[str] = []
         self.page = browser.new_context(viewport={"width": width, "height": height}).new_page()
-        self.page.set_default_timeout(20_000)
+        self.page.set_default_timeout(60_000)
         self.page.on("console", self.hear)
         self.page.on("pageerror", lambda error: self.errors.append(error.stack or error.message))
 
@@ -180,7 +180,7 @@ class FrontEnd:
     def is_shown(self, name: str) -> bool:
         return self.find(name).count() > 0
 
-    def click(self, name: str, value: str = "", seconds: float = 20) -> None:
+    def click(self, name: str, value: str = "", seconds: float = 60) -> None:
         """Click an element as soon as it is shown and nothing lies over it."""
         self.find(name, value).click(timeout=seconds * 1000)
         self.clicks += 1
