@@ -2,9 +2,9 @@
 
 import contextlib
 import dataclasses
+import itertools
 import json
 import os
-import shutil
 import socket
 import subprocess
 import time
@@ -68,7 +68,7 @@ class Server:
             return json.load(answer)
 
     def post(self, path: str, value):
-        """POST JSON; the host's refusal becomes a RuntimeError with its text."""
+        """POST JSON; a refusal becomes a RuntimeError with ComfyUI's text."""
         headers = {"Content-Type": "application/json"}
         request = urllib.request.Request(self.url + path, json.dumps(value).encode(), headers)
         try:
@@ -82,7 +82,7 @@ class Server:
         """Queue a workflow in API form; returns its prompt id.
 
         Raises:
-            RuntimeError: the host refused a part of it, which it would leave out without a word.
+            RuntimeError: ComfyUI refused a part of it. It would run the rest and say nothing.
         """
         answer = self.post("/prompt", {"prompt": workflow})
         if answer.get("node_errors"):
@@ -123,7 +123,10 @@ def free_port() -> int:
 
 @contextlib.contextmanager
 def serve(host: Host, base: Path, *arguments: str) -> Iterator[Server]:
-    """Run the host on the CPU with ``base`` as its base directory and the pack linked in; stopped afterwards."""
+    """Run ComfyUI on the CPU with ``base`` as its base directory and the pack linked in; stopped afterwards.
+
+    COMFYUI_FRONT_END, if set, is the folder of another front end: comfyui_frontend_package/static of its package.
+    """
     for folder in ("custom_nodes", "input", "output", "user", "temp", "models"):
         (base / folder).mkdir(parents=True, exist_ok=True)
     link = base / "custom_nodes" / "cogvideox-fun"
@@ -132,6 +135,8 @@ def serve(host: Host, base: Path, *arguments: str) -> Iterator[Server]:
     port, log = free_port(), base / "server.log"
     command = [str(host.python), "main.py", "--cpu", "--base-directory", str(base), "--port", str(port)]
     command += ["--disable-auto-launch", "--database-url", f"sqlite:///{base}/user/comfyui.db", *arguments]
+    if front_end := os.environ.get("COMFYUI_FRONT_END"):
+        command += ["--front-end-root", front_end]
     with log.open("w") as file:
         process = subprocess.Popen(command, cwd=host.path, stdout=file, stderr=subprocess.STDOUT)
     server = Server(port, log, process)
@@ -166,32 +171,24 @@ def output_files(server: Server, history: dict, base: Path) -> list[Path]:
     """The files that a prompt saved."""
     found = []
     for outputs in history["outputs"].values():
-        for entries in outputs.values():
-            if isinstance(entries, list):
-                for entry in entries:
-                    if isinstance(entry, dict) and entry.get("type") == "output":
-                        found.append(base / "output" / entry.get("subfolder", "") / entry["filename"])
+        for entry in itertools.chain.from_iterable(outputs.values()):
+            if isinstance(entry, dict) and entry.get("type") == "output":
+                found.append(base / "output" / entry.get("subfolder", "") / entry["filename"])
     return found
 
 
 def fill_in(workflow: dict, base: Path, wanted: Request, args) -> None:
-    """Set a request in the start-and-end-image workflow; its pictures go to the host's input folder."""
-    names = ("start.png", "end.png")
+    """Set a request in the start-and-end-image workflow; its pictures go to ComfyUI's input folder."""
     (base / "input").mkdir(parents=True, exist_ok=True)
-    for name, image in zip(names, (wanted.start, wanted.end), strict=True):
-        Image.fromarray(media.to_uint8(image[0])).save(base / "input" / name)
-    size = {"width": args.width, "height": args.height, "length": args.length}
     set_inputs(workflow, "CogVideoXFunModelLoader", model=wanted.model.name)
-    set_inputs(workflow, "CogVideoXFunStartEndImage", **size)
+    set_inputs(workflow, "CogVideoXFunStartEndImage", width=args.width, height=args.height, length=args.length)
     set_inputs(workflow, "CogVideoXFunSampler", steps=args.steps, seed=args.seed, cfg=wanted.cfg)
-    for node in list(workflow.values()):
-        inputs = node["inputs"]
-        if node["class_type"] == "CogVideoXFunStartEndImage":
-            for slot, name in zip(("start_image", "end_image"), names, strict=True):
-                workflow[inputs[slot][0]]["inputs"]["image"] = name
-        if node["class_type"] == "CogVideoXFunInpaintConditioning":
-            for slot, text in (("positive", wanted.prompt), ("negative", wanted.negative)):
-                workflow[inputs[slot][0]]["inputs"]["text"] = text
+    classes = {node["class_type"]: node["inputs"] for node in workflow.values()}
+    for slot, image in (("start_image", wanted.start), ("end_image", wanted.end)):
+        Image.fromarray(media.to_uint8(image[0])).save(base / "input" / f"{slot}.png")
+        workflow[classes["CogVideoXFunStartEndImage"][slot][0]]["inputs"]["image"] = f"{slot}.png"
+    for slot, text in (("positive", wanted.prompt), ("negative", wanted.negative)):
+        workflow[classes["CogVideoXFunInpaintConditioning"][slot][0]]["inputs"]["text"] = text
 
 
 def run(host: Host, base: Path, wanted: Request, args) -> torch.Tensor:
@@ -200,12 +197,7 @@ def run(host: Host, base: Path, wanted: Request, args) -> torch.Tensor:
     fill_in(workflow, base, wanted, args)
     with serve(host, base) as server, tqdm(bar_format="ComfyUI is working: {elapsed}", disable=None) as bar:
         history = server.wait(server.queue(workflow), on_tick=bar.update)
-        message = error_of(history)
-        if message:
+        if message := error_of(history):
             raise RuntimeError(f"the workflow failed: {message}")
-        saved = output_files(server, history, base)
-        if not saved:
-            raise RuntimeError(f"the workflow saved nothing:\n{server.tail()}")
-        destination = base / f"saved{saved[0].suffix}"
-        shutil.copy(saved[0], destination)
-    return media.read_video(destination)
+        (saved,) = output_files(server, history, base)
+        return media.read_video(saved)

@@ -1,15 +1,17 @@
-"""The host's front end in a browser, used as a person uses it: templates, library, widgets, Run, errors and help.
+"""ComfyUI's front end in headless Chromium, used as a person uses it: templates, library, widgets, Run, errors, help.
 
-Where the front ends of the supported hosts differ (1.27 of ComfyUI 0.3.64, 1.49 of 0.33.0), one XPath of WHERE finds
-both; the comments there say which part is whose.
+The browser is the system's own, driven by Playwright. Where the front ends differ (1.27 of ComfyUI 0.3.64, 1.49 of
+0.33.0, 1.58), one selector of WHERE finds all; the comments there say which part belongs to which.
 """
 
 import contextlib
+import os
 import re
+import shutil
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Iterator, Sequence
 
-from webdriver import KEYS, Page
+from playwright.sync_api import Browser, Error, Locator, sync_playwright
 
 PACK = "cogvideox-fun"  # the folder in custom_nodes, which is the name of the templates' category
 APP = "window.comfyAPI?.app?.app"
@@ -23,7 +25,8 @@ WHERE = {
     "card": "//*[@data-testid = 'template-workflow-{}']",
     # 1.27 the first half of a split button, 1.49 a button
     "run": "//*[@data-testid = 'queue-button'][self::button] | //*[@data-testid = 'queue-button']//button[1]",
-    "library": "//button[contains(@class, 'node-library-tab-button')]",
+    # 1.58 has a test id in place of the class
+    "library": "//button[contains(@class, 'node-library-tab-button') or @data-testid = 'node-library-tab-button']",
     # 1.49 has tabs and opens the one with essential nodes; 1.27 has neither
     "library_tab": "//*[@role = 'tab'][normalize-space() = 'All' or normalize-space() = 'All nodes']",
     "library_search": "//*[contains(@class, 'side-bar-panel')]//input[@type = 'text' or @role = 'combobox']",
@@ -33,7 +36,6 @@ WHERE = {
     "search_result": "//*[@role = 'option'][contains(normalize-space(), '{}')]",
     "prompt": "//*[contains(@class, 'graphdialog')]//input",
     "menu_entry": "//*[contains(@class, 'litecontextmenu')]//*[contains(@class, 'litemenu-entry')][. = '{}']",
-    "fit_view": "//button[starts-with(@aria-label, 'Fit View')]",
     "help_button": "//*[@data-testid = 'info-button']",
     "help": "//*[contains(@class, 'node-help-content')]//*[contains(@class, 'markdown-content')]",
     # 1.27 shows errors in a dialog; 1.49 in a note over the canvas that leads to a panel with more behind an icon
@@ -46,12 +48,11 @@ WHERE = {
 # Dialogs, notices in a corner, and 1.49's note over the canvas, as a CSS selector.
 MESSAGES = "[role=dialog], [role=alertdialog], .p-dialog, .p-toast-message, [data-testid=error-overlay]"
 
-# What the host itself writes to the console as an error, and why it is none of ours.
-HOST_NOISE = {
+# Errors that ComfyUI itself writes to the console, and what causes them.
+COMFYUI_NOISE = {
     r"/user\.css|/favicon\.ico": "files that a user or a theme may add, and that are asked for on every load",
     r"/api/userdata": "settings, workflows and blueprints that a new user has not saved yet",
-    r"//api\.comfy\.org/|//registry\.comfy\.org/": "the host's own service, which a test does not reach",
-    r"^https://huggingface\.co/Comfy-Org/": "1.49 asks for the sizes of the models in the graph that it opens with",
+    r"^https://": "ComfyUI's own services and model sizes, which a test does not reach",
     r"accessed before initialization": "1.49 asks its own graph too early",
     r"/docs/\w+/en\.md": "help in a folder per language, asked for first; ours is one page in English",
     r"_ctx\.\$t is not a function": "1.27 draws the picture of a node that is dragged without its translations",
@@ -59,24 +60,20 @@ HOST_NOISE = {
 }
 
 WATCH = """
-const app = window.comfyAPI.app.app, api = window.comfyAPI.api.api;
+const api = window.comfyAPI.api.api;
 if (!window.watched) {
     const on = (name, note) => api.addEventListener(name, event => note(event.detail));
     on('progress', detail => window.watched.progress.push([detail.value, detail.max]));
-    on('b_preview', blob => window.watched.previews.push([blob.type, blob.size]));
+    on('progress_text', detail => window.watched.texts.push(detail.text));
+    on('b_preview', blob => window.watched.previews.push(blob.type));
     on('execution_success', () => window.watched.end = 'success');
     on('execution_error', detail => window.watched.end = detail.exception_message);
-    new MutationObserver(() => window.watched.titles.push(document.title))
-        .observe(document.querySelector('title'), {childList: true, characterData: true, subtree: true});
-    setInterval(() => {
-        for (const [id, urls] of Object.entries(app.nodePreviewImages)) if (urls?.length) window.watched.shown[id] = 1;
-    }, 50);
 }
-window.watched = {progress: [], previews: [], shown: {}, titles: [], end: null};
+window.watched = {progress: [], texts: [], previews: [], end: null};
 """
 
 STILL = """
-const ds = window.comfyAPI.app.app.canvas.ds, view = () => [ds.scale, ...ds.offset].join();
+const ds = app.canvas.ds, view = () => [ds.scale, ...ds.offset].join();
 for (let before = view(), same = 0; same < 6; before = view()) {
     await new Promise(done => setTimeout(done, 100));
     same = view() == before ? same + 1 : 0;
@@ -84,10 +81,10 @@ for (let before = view(), same = 0; same < 6; before = view()) {
 """
 
 GEOMETRY = """
-const [id, part, name] = arguments;
-const app = window.comfyAPI.app.app, canvas = app.canvas, node = app.graph.getNodeById(id);
+const [id, part, name, moves] = arguments;
+const canvas = app.canvas, node = app.graph.getNodeById(id);
 const view = () => [canvas.ds.scale, ...canvas.ds.offset].join();
-for (let tries = 0; tries < 20; tries++) {  // the front end may still be moving its view
+for (let tries = 0; moves && tries < 20; tries++) {  // the front end may still be moving its view
     canvas.ds.scale = 1;
     canvas.centerOnNode(node);
     canvas.draw(true, true);
@@ -112,22 +109,97 @@ return [box.x + x, box.y + y];
 """
 
 
-class FrontEnd:
-    """The front end of one host in one window."""
+def find_browser() -> str | None:
+    """Chromium, from CHROMIUM or the path; None if there is none."""
+    names = ("chromium", "chromium-browser", "google-chrome", "chrome")
+    return os.environ.get("CHROMIUM") or next(filter(None, map(shutil.which, names)), None)
 
-    def __init__(self, page: Page, url: str):
-        self.page = page
+
+@contextlib.contextmanager
+def start_browser() -> Iterator[Browser]:
+    """Headless Chromium that reaches nothing but this computer. Only one may run at a time."""
+    switches = ["--no-sandbox", "--hide-scrollbars", "--host-resolver-rules=MAP * ~NOTFOUND, EXCLUDE 127.0.0.1"]
+    with sync_playwright() as playwright:
+        browser = playwright.chromium.launch(executable_path=find_browser(), args=switches)
+        with contextlib.closing(browser):
+            yield browser
+
+
+class FrontEnd:
+    """The front end of one ComfyUI in a window of a new profile.
+
+    ``clicks`` counts what a person would have done with the mouse, a drag as one.
+    """
+
+    def __init__(self, browser: Browser, url: str, width: int = 1600, height: int = 900):
         self.url = url
+        self.clicks = 0
+        self.errors: list[str] = []
+        self.page = browser.new_context(viewport={"width": width, "height": height}).new_page()
+        self.page.set_default_timeout(60_000)
+        self.page.on("console", self.hear)
+        self.page.on("pageerror", lambda error: self.errors.append(error.stack or error.message))
+
+    def hear(self, message) -> None:
+        if message.type == "error":
+            self.errors.append(f"{message.location['url']} {message.text}")
 
     def open(self) -> None:
         """Load the page; dialogs that open by themselves stay open."""
-        self.page.open(self.url)
-        self.page.wait_for(READY, seconds=90)
-        self.page.run(WATCH)
+        self.page.goto(self.url, timeout=120_000)
+        self.wait_for(READY, seconds=90)
+        self.app(WATCH)
+
+    def close(self) -> None:
+        self.page.context.close()
+
+    # what Playwright is asked for
 
     def app(self, script: str, *arguments):
-        """Run the body of a function that sees the front end's ``app``."""
-        return self.page.run(f"const app = {APP}; {script}", *arguments)
+        """Run the body of an async function that sees the front end's ``app`` and ``arguments``."""
+        body = f"async args => (async function () {{ const app = {APP}; {script} }}).apply(null, args)"
+        return self.page.evaluate(body, arguments)
+
+    def wait_for(self, expression: str, seconds: float) -> None:
+        """Wait until a JavaScript expression is true."""
+        self.page.wait_for_function(f"Boolean({expression})", timeout=seconds * 1000)
+
+    def wait_until(self, ask: Callable, seconds: float, problem: str):
+        """Ask until the answer is not empty; the answer."""
+        deadline = time.monotonic() + seconds
+        while not (answer := ask()):
+            if time.monotonic() > deadline:
+                raise TimeoutError(f"after {seconds} seconds {problem}: {self.messages()}")
+            self.page.wait_for_timeout(200)
+        return answer
+
+    def find(self, name: str, value: str = "") -> Locator:
+        """The first element of WHERE that is shown."""
+        return self.page.locator("xpath=" + WHERE[name].format(value)).filter(visible=True).first
+
+    def is_shown(self, name: str) -> bool:
+        return self.find(name).count() > 0
+
+    def click(self, name: str, value: str = "", seconds: float = 60) -> None:
+        """Click an element as soon as it is shown and nothing lies over it."""
+        self.find(name, value).click(timeout=seconds * 1000)
+        self.clicks += 1
+
+    def mouse(self, *points: Sequence[float], times: int = 1) -> None:
+        """Press at the first point, move over the others, release at the last; ``times`` over."""
+        self.page.mouse.move(*points[0], steps=5)
+        for _ in range(times):
+            self.page.mouse.down()
+            for point in points[1:]:
+                self.page.mouse.move(*point, steps=5)
+            self.page.mouse.up()
+        self.clicks += times
+
+    def replace_text(self, text: str) -> None:
+        """Type over what the focused field holds."""
+        self.page.keyboard.press("Control+A")
+        self.page.keyboard.press("Backspace")
+        self.page.keyboard.type(text)
 
     # what is on the screen
 
@@ -140,104 +212,97 @@ class FrontEnd:
         )
         return {node["id"]: node for node in found}
 
-    def node(self, kind: str) -> int:
-        """The id of the only node of a type."""
-        (found,) = (key for key, node in self.nodes().items() if node["type"] == kind)
+    def node(self, name: str) -> int:
+        """The id of the only node of a type or title."""
+        (found,) = (key for key, node in self.nodes().items() if name in (node["type"], node["title"]))
         return found
 
     def messages(self) -> list[str]:
         """The text of every dialog, notice and error that is shown now, without repeated blanks."""
-        found = self.page.run(
-            "return [...document.querySelectorAll(arguments[0])].filter(one => one.checkVisibility())"
-            ".map(one => one.innerText)",
-            MESSAGES,
-        )
+        found = self.page.locator(MESSAGES).filter(visible=True).all_inner_texts()
         return [re.sub(r"\s+", " ", text).strip() for text in found]
-
-    def wait_for_messages(self, seconds: float = 15) -> list[str]:
-        """Wait until there is a message; all of them, or none if none came."""
-        deadline = time.monotonic() + seconds
-        while not (found := self.messages()) and time.monotonic() < deadline:
-            time.sleep(0.3)
-        return found
 
     def text(self) -> str:
         """Everything that can be read in the page, without repeated blanks."""
-        return re.sub(r"\s+", " ", self.page.run("return document.body.innerText"))
+        return re.sub(r"\s+", " ", self.page.inner_text("body"))
 
     def console_errors(self) -> list[str]:
-        """Errors written to the console since the last call, without the host's own of HOST_NOISE."""
-        errors = [entry["message"] for entry in self.page.log() if entry["level"] == "SEVERE"]
-        return [error for error in errors if not any(re.search(pattern, error) for pattern in HOST_NOISE)]
+        """Errors written to the console since the last call, without those of COMFYUI_NOISE."""
+        self.app("return 0")  # Playwright hands over what it has heard
+        errors, self.errors = self.errors, []
+        return [error for error in errors if not any(re.search(pattern, error) for pattern in COMFYUI_NOISE)]
 
     # what a person does
 
     def close_dialogs(self) -> None:
-        """Close every dialog and notice.
+        """Close every dialog and notice."""
 
-        Raises:
-            RuntimeError: one stays.
+        def close() -> bool:
+            if self.is_shown("error_dismiss"):
+                self.click("error_dismiss")
+            elif self.messages():
+                self.page.keyboard.press("Escape")
+            return not self.messages()
+
+        self.wait_until(close, 10, "a dialog is still open")
+
+    def open_template(self, name: str, *, browse: bool = True) -> None:
+        """Choose a template of ours in the template browser, and wait until its nodes are there.
+
+        Args:
+            browse: open the template browser first.
         """
-        for _ in range(10):
-            if not self.messages():
-                return
-            if self.page.find_all(WHERE["error_dismiss"]):
-                self.page.click(WHERE["error_dismiss"])
-            else:
-                self.page.type(KEYS["escape"])
-            time.sleep(0.5)
-        raise RuntimeError(f"can't be closed: {self.messages()}")
-
-    def open_templates(self) -> None:
-        self.page.click(WHERE["templates"])
-
-    def open_template(self, name: str) -> None:
-        """Choose a template of ours in the open template browser, and wait until its nodes are there."""
+        if browse:
+            self.click("templates")
         self.app("for (const node of app.graph.nodes) node.old = true")
-        self.page.click(WHERE["category"].format(PACK))
-        self.page.click(WHERE["card"].format(name))
-        self.page.wait_for(f"{APP}.graph.nodes.length && !{APP}.graph.nodes.some(node => node.old)", seconds=20)
-        self.page.run(STILL)  # the view is fitted, and a dialog about what is missing comes, after the nodes
+        self.click("category", PACK)
+
+        def choose() -> bool:  # a click is lost while the list is still being drawn
+            if self.find("card", name).is_visible():
+                self.click("card", name)
+            with contextlib.suppress(Error):
+                self.wait_for(f"{APP}.graph.nodes.length && !{APP}.graph.nodes.some(node => node.old)", seconds=10)
+                return True
+            return False
+
+        self.find("card", name).wait_for()
+        self.wait_until(choose, 30, f"the template {name} is not open")
+        self.app(STILL)  # the view is fitted, and a dialog about what is missing comes, after the nodes
 
     def drag_from_library(self, title: str) -> int:
         """Find a node in the node library, drag it into the middle of the canvas, and return its id."""
         before = set(self.nodes())
-        if not self.page.find_all(WHERE["library_search"]):
-            self.page.click(WHERE["library"])
-            self.page.find(WHERE["library_search"])
-            for _tab in self.page.find_all(WHERE["library_tab"]):
-                self.page.click(WHERE["library_tab"])
-        self.page.click(WHERE["library_search"])
-        self.page.type("a", held=KEYS["control"])
-        self.page.type(title)
-        leaf = self.page.centre(WHERE["library_leaf"].format(title))
+        self.click("library")
+        self.find("library_search").wait_for()
+        if self.is_shown("library_tab"):
+            self.click("library_tab")
+        self.click("library_search")
+        self.replace_text(title)
+        leaf = self.find("library_leaf", title)
+        leaf.wait_for()
+        box = leaf.bounding_box()
+        start = box["x"] + box["width"] / 2, box["y"] + box["height"] / 2
         target = self.canvas_point(0.6, 0.5)
-        self.page.mouse(leaf, (leaf[0] + 20, leaf[1] + 5), target, (target[0] + 5, target[1] + 5))
-        return self.new_node(before)
-
-    def close_library(self) -> None:
-        self.page.click(WHERE["library"])
+        self.mouse(start, (start[0] + 20, start[1] + 5), target, (target[0] + 5, target[1] + 5))
+        added = self.new_node(before)
+        self.click("library")
+        return added
 
     def search_and_add(self, words: str, title: str) -> int:
         """Double-click the canvas where it is empty, search, and place the node of that title there."""
         before = set(self.nodes())
         self.app("app.canvas.ds.scale = 1; app.canvas.ds.offset = [-9000, -9000]; app.canvas.draw(true, true)")
         place = self.canvas_point(0.5, 0.5)
-        self.page.mouse(place, times=2)
-        self.page.click(WHERE["search"])
-        self.page.type(words)
-        self.page.click(WHERE["search_result"].format(title))
+        self.mouse(place, times=2)
+        self.click("search")
+        self.page.keyboard.type(words)
+        self.click("search_result", title)
         if set(self.nodes()) == before or self.app("return Boolean(app.canvas.state?.ghostNodeId ?? false)"):
-            self.page.mouse(place)  # 1.49: the node follows the mouse until the next click
+            self.mouse(place)  # 1.49: the node follows the mouse until the next click
         return self.new_node(before)
 
-    def new_node(self, before: set[int], seconds: float = 10) -> int:
-        deadline = time.monotonic() + seconds
-        while not set(self.nodes()) - before:
-            if time.monotonic() > deadline:
-                raise TimeoutError("no node was added to the graph")
-            time.sleep(0.2)
-        (added,) = set(self.nodes()) - before
+    def new_node(self, before: set[int]) -> int:
+        (added,) = self.wait_until(lambda: set(self.nodes()) - before, 10, "no node was added to the graph")
         return added
 
     def canvas_point(self, x: float, y: float) -> tuple[float, float]:
@@ -247,28 +312,13 @@ class FrontEnd:
         )
         return left + x * width, top + y * height
 
-    def where(self, node: int, part: str, name: str = "") -> tuple[float, float]:
-        """Bring a node into the middle; the place of its title, or of an input, output or widget of that name."""
-        return tuple(self.page.run(GEOMETRY, node, part, name))
+    def where(self, node: int, part: str, name: str = "", *, moves: bool = True) -> tuple[float, float]:
+        """The place of a node's title, or of its input, output or widget of a name.
 
-    def label(self, node: int, name: str) -> str:
-        """What a widget is called in the language of the page."""
-        return self.app(
-            "const [id, name] = arguments;"
-            "const widget = app.graph.getNodeById(id).widgets.find(one => one.name == name);"
-            "return widget.label ?? widget.name",
-            node,
-            name,
-        )
-
-    def out_of_view(self, node: int) -> bool:
-        """Whether a part of a node's width lies outside of the canvas."""
-        return self.app(
-            "const [id] = arguments, canvas = app.canvas, node = app.graph.getNodeById(id);"
-            "const [left] = canvas.ds.convertOffsetToCanvas(node.pos);"
-            "return left < 0 || left + node.size[0] * canvas.ds.scale > canvas.canvas.getBoundingClientRect().width",
-            node,
-        )
+        Args:
+            moves: bring the node into the middle first.
+        """
+        return tuple(self.app(GEOMETRY, node, part, name, moves))
 
     def set_widget(self, node: int, name: str, value) -> None:
         """Set a widget by mouse and keyboard: a text, a number (both typed), or a choice (from its menu)."""
@@ -279,31 +329,25 @@ class FrontEnd:
             name,
         )
         if kind == "combo":
-            self.page.mouse(self.where(node, "widget", name))
-            self.page.click(WHERE["menu_entry"].format(value))
+            self.mouse(self.where(node, "widget", name))
+            self.click("menu_entry", value)
+        elif kind == "text":
+            self.mouse(self.where(node, "widget", name))
+            self.replace_text(value)
         else:
-            if kind == "text":
-                self.page.mouse(self.where(node, "widget", name))
-            else:
-                self.open_prompt(node, name)
-            self.page.type("a", held=KEYS["control"])
-            self.page.type(str(value) or "\ue003")  # backspace empties a selected text
-            if kind != "text":
-                self.page.type(KEYS["enter"])
+            # a page that is still moving the graph takes a click for a drag
+            self.wait_until(lambda: self.open_prompt(node, name), 20, f"no field to type {name} into is shown")
+            self.replace_text(str(value))
+            self.page.keyboard.press("Enter")
         shown = self.nodes()[node]["widgets"][name]
         if shown != value:
             raise RuntimeError(f"widget {name} shows {shown!r} after {value!r} was put in")
 
-    def open_prompt(self, node: int, name: str) -> None:
-        """Click a number until its prompt opens: a page that is still moving the graph takes the click for a drag."""
-        for last in (False, False, True):
-            self.page.mouse(self.where(node, "widget", name))
-            try:
-                self.page.find(WHERE["prompt"], 7)
-                return
-            except TimeoutError:
-                if last:
-                    raise
+    def open_prompt(self, node: int, name: str) -> bool:
+        self.mouse(self.where(node, "widget", name))
+        with contextlib.suppress(Error):
+            self.find("prompt").wait_for(timeout=5000)
+        return self.is_shown("prompt")
 
     def connect(self, source: int, output: str, target: int, name: str) -> None:
         """Put two nodes beside each other, away from the others, and drag a link from one to the other."""
@@ -315,15 +359,8 @@ class FrontEnd:
             target,
         )
         end = self.where(target, "input", name)
-        begin = self.app(
-            "const [id, name] = arguments, node = app.graph.getNodeById(id), canvas = app.canvas;"
-            "const at = node.getOutputPos(node.outputs.findIndex(slot => slot.name == name));"
-            "const [x, y] = canvas.ds.convertOffsetToCanvas(at), box = canvas.canvas.getBoundingClientRect();"
-            "return [box.x + x, box.y + y]",
-            source,
-            output,
-        )
-        self.page.mouse(tuple(begin), (begin[0] + 20, begin[1]), end)
+        begin = self.where(source, "output", output, moves=False)
+        self.mouse(begin, (begin[0] + 20, begin[1]), end)
 
     def queued(self) -> dict:
         """What Run would queue, in API form."""
@@ -331,60 +368,39 @@ class FrontEnd:
 
     def run(self) -> None:
         """Press Run; what arrives from then on is watched."""
-        self.page.run(WATCH)
-        self.page.click(WHERE["run"])
+        self.app(WATCH)
+        self.click("run")
 
     def wait_for_end(self, seconds: float) -> dict:
         """Wait until the run has ended; what arrived meanwhile."""
-        self.page.wait_for("window.watched.end !== null", seconds)
-        return self.page.run("return window.watched")
+        self.wait_for("window.watched.end !== null", seconds)
+        return self.page.evaluate("window.watched")
 
-    def fit_view(self) -> None:
-        """Bring the whole graph into view, by the button for it below the canvas."""
-        self.page.click(WHERE["fit_view"])
-
-    def shown_videos(self) -> list[dict]:
-        """The saved videos that are shown and can be played: width, height, seconds and file name."""
-        return self.page.run(
+    def wait_for_video(self, seconds: float = 20) -> dict:
+        """Wait until a saved video is shown and can be played: its width, height, seconds and file name."""
+        shown = (
             "const shown = [...document.querySelectorAll('video')]"
             ".filter(one => one.checkVisibility() && one.readyState >= 2 && one.currentSrc.includes('/view?'));"
             "return shown.map(one => ({width: one.videoWidth, height: one.videoHeight, seconds: one.duration, "
             "name: new URL(one.currentSrc).searchParams.get('filename')}));"
         )
-
-    def wait_for_video(self, seconds: float = 20, other_than: Sequence[dict] = ()) -> dict:
-        """Wait until a saved video is shown, one that was not shown before; see `shown_videos`.
-
-        Raises:
-            TimeoutError: there is none, or it is out of view.
-        """
-        names = {video["name"] for video in other_than}
-        deadline = time.monotonic() + seconds
-        while True:
-            for video in self.shown_videos():
-                if video["name"] not in names:
-                    return video
-            if time.monotonic() > deadline:
-                raise TimeoutError(f"after {seconds} seconds no new video is shown: {self.messages()}")
-            time.sleep(0.3)
+        return self.wait_until(lambda: self.app(shown), seconds, "no video is shown")[0]
 
     def read_error(self, words: str, seconds: float = 30) -> str:
         """Open the notice of an error and its details until words can be read; all that can be read then."""
-        self.page.find(WHERE["error"])
-        deadline = time.monotonic() + seconds
-        while words not in (text := self.text()):
-            if time.monotonic() > deadline:
-                raise TimeoutError(f"after {seconds} seconds {words!r} can't be read in the page: {self.messages()}")
+        self.find("error").wait_for()
+
+        def read() -> str:
             for further in ("error_panel", "error_more"):
-                if self.page.find_all(WHERE[further]):
-                    with contextlib.suppress(TimeoutError, RuntimeError):  # it may have gone in between
-                        self.page.click(WHERE[further], seconds=2)
-            time.sleep(0.3)
-        return text
+                if words not in self.text() and self.is_shown(further):
+                    with contextlib.suppress(Error):  # it may have gone in between
+                        self.click(further, seconds=2)
+            return text if words in (text := self.text()) else ""
+
+        return self.wait_until(read, seconds, f"{words!r} can't be read in the page")
 
     def open_help(self, node: int) -> str:
         """Select a node, press the info button above it, and return the text of the help page."""
-        self.page.mouse(self.where(node, "title"))
-        self.page.click(WHERE["help_button"])
-        self.page.find(WHERE["help"])
-        return self.page.run("return document.querySelector('.node-help-content .markdown-content').innerText")
+        self.mouse(self.where(node, "title"))
+        self.click("help_button")
+        return self.find("help").inner_text()

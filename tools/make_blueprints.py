@@ -1,13 +1,12 @@
-"""Make the blueprints of subgraphs/ from the shipped workflows: ``python tests/browser/make_blueprints.py``.
+"""Make the blueprints of subgraphs/ from the shipped workflows: ``python tools/make_blueprints.py``.
 
-A blueprint is a workflow folded into one node: what a person chooses becomes the node's inputs, the files to open and
-the file to save stay outside. Hosts with blueprints list them in the node library, under Subgraph Blueprints.
+A blueprint is a workflow folded into one node. What a person chooses becomes the node's inputs; the files to open and
+the file to save stay outside. ComfyUI lists blueprints in the node library, under Subgraph Blueprints.
 """
 
 import copy
 import dataclasses
 import json
-import sys
 import uuid
 
 from pack import ROOT
@@ -16,11 +15,11 @@ WORKFLOWS = ROOT / "workflows"
 SUBGRAPHS = ROOT / "subgraphs"
 
 NAMESPACE = uuid.UUID("217afcf9-d5e1-5787-8d8d-833e718026ec")
-CATEGORY = "Video generation and editing"  # where the host's own blueprints for video are
+CATEGORY = "Video generation and editing"  # where ComfyUI's own blueprints for video are
 OUTSIDE = {"LoadImage", "LoadVideo", "SaveVideo", "MarkdownNote"}
 INPUT_NODE, OUTPUT_NODE = -10, -20  # the ids that the front end gives to a subgraph's two ends
 MARGIN = 160  # between those ends and the nodes
-GROUP_PADDING = {"left": 20, "top": 74, "right": 20, "bottom": 20}  # as in the workflows
+PADDING = {"left": 20, "top": 74, "right": 20, "bottom": 20}  # of a group around its nodes, as in the workflows
 
 # The widgets of the nodes that a blueprint's inputs reach, with their types, in the order of the node's inputs: a
 # node's slots are first its sockets and then these.
@@ -35,14 +34,7 @@ WIDGETS = {
 }
 WIDGET_TYPES = {kind for widgets in WIDGETS.values() for kind in widgets.values()}
 
-
-@dataclasses.dataclass(frozen=True)
-class Promoted:
-    """An input of the blueprint: its name, its type, and where it goes, as (node id, input of that node)."""
-
-    name: str
-    kind: str
-    targets: tuple[tuple[int, str], ...]
+Targets = list[tuple[int, str]]  # (node id, input of that node)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -54,26 +46,24 @@ class Blueprint:
     group: str
     description: str
     aliases: tuple[str, ...]
-    inputs: tuple[Promoted, ...]
+    inputs: dict[str, Targets]
     # links that the workflow has not: (node id, output, node id, input)
     links: tuple[tuple[int, str, int, str], ...] = ()
 
 
-def common_inputs(sampler: int, *size: Promoted) -> tuple[Promoted, ...]:
+def settings(sampler: int, size: dict[str, Targets]) -> dict[str, Targets]:
     """Model, prompts, size and sampling, for workflows whose loader is node 1 and whose prompts are nodes 3 and 4."""
-    return (
-        Promoted("model", "COMBO", ((1, "model"),)),
-        Promoted("prompt", "STRING", ((3, "text"),)),
-        Promoted("negative_prompt", "STRING", ((4, "text"),)),
-        *size,
-        Promoted("steps", "INT", ((sampler, "steps"),)),
-        Promoted("cfg", "FLOAT", ((sampler, "cfg"),)),
-        Promoted("seed", "INT", ((sampler, "seed"),)),
-    )
+    prompts = {"prompt": [(3, "text")], "negative_prompt": [(4, "text")]}
+    return {
+        "model": [(1, "model")],
+        **prompts,
+        **size,
+        **{name: [(sampler, name)] for name in ("steps", "cfg", "seed")},
+    }
 
 
-def builder_size(builder: int) -> tuple[Promoted, ...]:
-    return tuple(Promoted(name, "INT", ((builder, name),)) for name in ("width", "height", "length"))
+def size_of(builder: int) -> dict[str, Targets]:
+    return {name: [(builder, name)] for name in ("width", "height", "length")}
 
 
 BLUEPRINTS = (
@@ -84,10 +74,7 @@ BLUEPRINTS = (
         description="Make a video that begins with an image, with a CogVideoX-Fun InP model. Several start frames are "
         "continued as a clip. Width and height are multiples of 16, the length is 4n + 1 frames at 8 frames a second.",
         aliases=("i2v", "cogvideo", "cogvideox", "animate image"),
-        inputs=(
-            Promoted("start_image", "IMAGE", ((6, "start_image"),)),
-            *common_inputs(10, *builder_size(6)),
-        ),
+        inputs={"start_image": [(6, "start_image")], **settings(10, size_of(6))},
     ),
     Blueprint(
         title="Start and End Image to Video (CogVideoX-Fun)",
@@ -96,11 +83,11 @@ BLUEPRINTS = (
         description="Make a video from a start image to an end image, with a CogVideoX-Fun InP model. Width and "
         "height are multiples of 16, the length is 4n + 1 frames at 8 frames a second.",
         aliases=("flf2v", "first last frame", "cogvideo", "cogvideox", "keyframes"),
-        inputs=(
-            Promoted("start_image", "IMAGE", ((7, "start_image"),)),
-            Promoted("end_image", "IMAGE", ((7, "end_image"),)),
-            *common_inputs(11, *builder_size(7)),
-        ),
+        inputs={
+            "start_image": [(7, "start_image")],
+            "end_image": [(7, "end_image")],
+            **settings(11, size_of(7)),
+        },
     ),
     Blueprint(
         title="Region Inpaint (CogVideoX-Fun)",
@@ -110,16 +97,18 @@ BLUEPRINTS = (
         "(white) = generate, 0 (black) = keep; a mask of one frame applies to all frames. Video and mask are scaled "
         "and cropped to the size, and the video is cut to the length. The result has the frame rate of the video.",
         aliases=("video inpaint", "cogvideo", "cogvideox", "mask video"),
-        inputs=(
-            Promoted("video", "VIDEO", ((6, "video"),)),
-            Promoted("mask", "MASK", ((10, "mask"),)),
-            *common_inputs(
+        inputs={
+            "video": [(6, "video")],
+            "mask": [(10, "mask")],
+            **settings(
                 16,
-                Promoted("width", "INT", ((8, "width"), (11, "width"))),
-                Promoted("height", "INT", ((8, "height"), (11, "height"))),
-                Promoted("length", "INT", ((7, "length"),)),
+                {
+                    "width": [(8, "width"), (11, "width")],
+                    "height": [(8, "height"), (11, "height")],
+                    "length": [(7, "length")],
+                },
             ),
-        ),
+        },
         links=((6, "fps", 18, "fps"),),
     ),
 )
@@ -129,8 +118,7 @@ class Wiring:
     """The nodes of a blueprint and the links between them, under construction."""
 
     def __init__(self, workflow: dict):
-        kept = [node for node in workflow["nodes"] if node["type"] not in OUTSIDE]
-        self.nodes = {node["id"]: copy.deepcopy(node) for node in kept}
+        self.nodes = {node["id"]: copy.deepcopy(node) for node in workflow["nodes"] if node["type"] not in OUTSIDE}
         self.links: list[dict] = []
         self.next_link = workflow["last_link_id"] + 1
         for node in self.nodes.values():
@@ -142,15 +130,14 @@ class Wiring:
     def input_slot(self, node_id: int, name: str) -> int:
         """The index of an input among the node's slots; a widget gets one, and so do the widgets before it."""
         node = self.nodes[node_id]
-        sockets = [slot["name"] for slot in node["inputs"] if "widget" not in slot]
-        if name in sockets:
-            return sockets.index(name)
-        widgets = list(WIDGETS[node["type"]].items())
-        index = [widget for widget, _kind in widgets].index(name)
-        present = len(node["inputs"]) - len(sockets)
-        for widget, kind in widgets[present : index + 1]:
-            node["inputs"].append({"name": widget, "type": kind, "widget": {"name": widget}, "link": None})
-        return len(sockets) + index
+        names = [slot["name"] for slot in node["inputs"]]
+        for widget, kind in WIDGETS.get(node["type"], {}).items():
+            if name in names:
+                break
+            if widget not in names:
+                node["inputs"].append({"name": widget, "type": kind, "widget": {"name": widget}, "link": None})
+                names.append(widget)
+        return names.index(name)
 
     def link(self, source: int, output: int, target: int, slot: int, kind: str, link_id: int | None = None) -> int:
         """Add a link from or to nodes, or from or to the subgraph's ends; returns its id."""
@@ -165,33 +152,32 @@ class Wiring:
         return link_id
 
 
-def slot_id(title: str, side: str, name: str) -> str:
-    return str(uuid.uuid5(NAMESPACE, f"{title}/{side}/{name}"))
+def end(title: str, side: str, name: str, kind: str, links: list[int]) -> dict:
+    """An input or output of the subgraph."""
+    slot_id = str(uuid.uuid5(NAMESPACE, f"{title}/{side}/{name}"))
+    return {"id": slot_id, "name": name, "type": kind, "linkIds": links}
 
 
 def wire(blueprint: Blueprint, workflow: dict) -> tuple[Wiring, list[dict], list[dict]]:
     """Nodes with their links, and the subgraph's inputs and outputs."""
-    wiring = Wiring(workflow)
-    outputs = []
+    wiring, inputs, outputs = Wiring(workflow), [], []
     for link_id, source, output, target, slot, kind in workflow["links"]:
         if source in wiring.nodes and target in wiring.nodes:
             wiring.link(source, output, target, slot, kind, link_id)
         elif source in wiring.nodes:  # to SaveVideo
             link = wiring.link(source, output, OUTPUT_NODE, len(outputs), kind, link_id)
-            entry = {"id": slot_id(blueprint.title, "out", kind), "name": kind, "type": kind}
-            outputs.append({**entry, "linkIds": [link]})
+            outputs.append(end(blueprint.title, "out", kind, kind, [link]))
     for source, name, target, slot in blueprint.links:
-        names = [output["name"] for output in wiring.nodes[source]["outputs"]]
-        kind = wiring.nodes[source]["outputs"][names.index(name)]["type"]
-        wiring.link(source, names.index(name), target, wiring.input_slot(target, slot), kind)
-    inputs = []
-    for index, promoted in enumerate(blueprint.inputs):
-        links = [
-            wiring.link(INPUT_NODE, index, target, wiring.input_slot(target, slot), promoted.kind)
-            for target, slot in promoted.targets
-        ]
-        entry = {"id": slot_id(blueprint.title, "in", promoted.name), "name": promoted.name, "type": promoted.kind}
-        inputs.append({**entry, "linkIds": links})
+        found = wiring.nodes[source]["outputs"]
+        output = [one["name"] for one in found].index(name)
+        wiring.link(source, output, target, wiring.input_slot(target, slot), found[output]["type"])
+    for name, targets in blueprint.inputs.items():
+        links = []
+        for target, slot_name in targets:
+            slot = wiring.input_slot(target, slot_name)
+            kind = wiring.nodes[target]["inputs"][slot]["type"]
+            links.append(wiring.link(INPUT_NODE, len(inputs), target, slot, kind))
+        inputs.append(end(blueprint.title, "in", name, kind, links))
     return wiring, inputs, outputs
 
 
@@ -205,34 +191,28 @@ def frame(nodes: list[dict]) -> tuple[int, int, int, int]:
 def groups_around(workflow: dict, nodes: list[dict]) -> list[dict]:
     """The workflow's groups, drawn anew around what is left in them."""
     groups = []
-    for group in copy.deepcopy(workflow["groups"]):
+    for group in workflow["groups"]:
         x, y, width, height = group["bounding"]
         inside = [n for n in nodes if x <= n["pos"][0] < x + width and y <= n["pos"][1] < y + height]
-        if not inside:
-            continue
-        left, top, right, bottom = frame(inside)
-        left, top = left - GROUP_PADDING["left"], top - GROUP_PADDING["top"]
-        right, bottom = right + GROUP_PADDING["right"], bottom + GROUP_PADDING["bottom"]
-        groups.append({**group, "bounding": [left, top, right - left, bottom - top]})
+        if inside:
+            left, top, right, bottom = frame(inside)
+            left, top = left - PADDING["left"], top - PADDING["top"]
+            size = right + PADDING["right"] - left, bottom + PADDING["bottom"] - top
+            groups.append({**group, "bounding": [left, top, *size]})
     return groups
 
 
-def ends(nodes: list[dict], inputs: int, outputs: int) -> tuple[dict, dict]:
-    """The subgraph's input and output node, left and right of its nodes."""
-    left, top, right, _bottom = frame(nodes)
-    boxes = []
-    for node_id, x, slots in ((INPUT_NODE, left - MARGIN - 120, inputs), (OUTPUT_NODE, right + MARGIN, outputs)):
-        boxes.append({"id": node_id, "bounding": [x, top, 120, 40 + 20 * slots]})
-    return boxes[0], boxes[1]
+def box(node_id: int, x: int, y: int, slots: list) -> dict:
+    """The subgraph's input or output node."""
+    return {"id": node_id, "bounding": [x, y, 120, 40 + 20 * len(slots)]}
 
 
 def instance(blueprint: Blueprint, subgraph: dict, node_id: int) -> dict:
     """The node that stands for the subgraph."""
     inputs = []
-    for promoted in blueprint.inputs:
-        socket = {"name": promoted.name, "type": promoted.kind, "link": None}
-        widget = {"widget": {"name": promoted.name}} if promoted.kind in WIDGET_TYPES else {}
-        inputs.append({**socket, **widget})
+    for slot in subgraph["inputs"]:
+        widget = {"widget": {"name": slot["name"]}} if slot["type"] in WIDGET_TYPES else {}
+        inputs.append({"name": slot["name"], "type": slot["type"], "link": None, **widget})
     outputs = [{"name": output["name"], "type": output["type"], "links": []} for output in subgraph["outputs"]]
     return {
         "id": node_id,
@@ -255,7 +235,7 @@ def make(blueprint: Blueprint) -> dict:
     workflow = json.loads((WORKFLOWS / f"{blueprint.workflow}.json").read_text(encoding="utf-8"))
     wiring, inputs, outputs = wire(blueprint, workflow)
     nodes = list(wiring.nodes.values())
-    input_node, output_node = ends(nodes, len(inputs), len(outputs))
+    left, top, right, _bottom = frame(nodes)
     groups = groups_around(workflow, nodes)
     node_id = workflow["last_node_id"] + 1
     state = {"lastGroupId": max(group["id"] for group in groups), "lastNodeId": node_id}
@@ -266,8 +246,8 @@ def make(blueprint: Blueprint) -> dict:
         "revision": 0,
         "config": {},
         "name": blueprint.title,
-        "inputNode": input_node,
-        "outputNode": output_node,
+        "inputNode": box(INPUT_NODE, left - MARGIN - 120, top, inputs),
+        "outputNode": box(OUTPUT_NODE, right + MARGIN, top, outputs),
         "inputs": inputs,
         "outputs": outputs,
         "widgets": [],
@@ -299,14 +279,13 @@ def made() -> dict[str, str]:
 
 
 def main() -> None:
-    SUBGRAPHS.mkdir(exist_ok=True)
     files = made()
     for path in SUBGRAPHS.glob("*.json"):
         if path.name not in files:
             path.unlink()
     for name, text in files.items():
         (SUBGRAPHS / name).write_text(text, encoding="utf-8")
-    sys.stdout.write(f"{len(files)} blueprints written to {SUBGRAPHS}\n")
+    print(f"{len(files)} blueprints written to {SUBGRAPHS}")
 
 
 if __name__ == "__main__":

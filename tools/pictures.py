@@ -1,8 +1,7 @@
-"""Picture the shipped workflows: ``python tests/browser/screenshots.py [workflow ...]``.
+"""Make the pictures of the shipped workflows: ``python tools/pictures.py [workflow ...]``.
 
-docs/pictures/<name>.jpg is the graph as the host's front end draws it, for the README. workflows/<name>.jpg, which the
-template browser shows in a small square, has that graph above eight pictures that are still legible there: what is
-given, in a frame, and what the nano model makes of it in this workflow.
+docs/pictures/<name>.jpg, for the README, is the graph as ComfyUI's front end draws it. workflows/<name>.jpg, for the
+template browser, has that graph above eight pictures: what is given, in a frame, and what the nano model makes of it.
 """
 
 import argparse
@@ -15,14 +14,12 @@ import tempfile
 from pathlib import Path
 
 import export_api  # loads the pack
-import numpy as np
 import torch
 from cogvideox_fun.tools import comfyui_server as comfy
 from cogvideox_fun.tools import media
 from cogvideox_fun.training.data import shapes
-from front_end import FrontEnd
-from PIL import Image, ImageDraw
-from webdriver import browse, find_browser
+from front_end import FrontEnd, start_browser
+from PIL import Image, ImageDraw, ImageOps
 
 WORKFLOWS = comfy.ROOT / "workflows"
 PICTURES = comfy.ROOT / "docs" / "pictures"
@@ -51,7 +48,7 @@ class Example:
 
     scene: shapes.Scene | None  # what the prompt says
     pictures: tuple[str, ...] = ()  # for its LoadImage nodes
-    denoise: float | None = None
+    denoise: float = 1.0
     above: str | None = None  # a row above the result: the "clip", or the clip with its "region" painted
     given: tuple[int, ...] = ()  # frames of the result that were given
 
@@ -103,8 +100,7 @@ def shown_workflow(name: str) -> dict:
 
 
 FRAME = """
-const [margin] = arguments;
-const app = window.comfyAPI.app.app, canvas = app.canvas;
+const [margin] = arguments, canvas = app.canvas;
 const away = '.comfyui-body-top, .side-tool-bar-container, .p-buttongroup, nav, .litegraph-minimap, '
     + '[data-testid=minimap-container], [data-testid=queue-notification-banner]';
 for (const one of document.querySelectorAll(away)) one.style.visibility = 'hidden';
@@ -125,17 +121,17 @@ return [150 + box.x - margin, 130 + box.y - margin,
 
 
 def graph_picture(front: FrontEnd, name: str) -> Image.Image:
-    """The graph as the front end draws it, cut to its groups; that of the nano model with what its run shows."""
+    """The graph as the front end draws it, cut to its groups. The one of the nano model shows a finished run."""
     front.app("await app.loadGraphData(arguments[0])", shown_workflow(name))
     front.close_dialogs()
     if name == NANO:
         front.run()
         if (end := front.wait_for_end(300)["end"]) != "success":
             raise RuntimeError(f"{name}: {end}")
-        front.page.run(FRAME, MARGIN)
+        front.app(FRAME, MARGIN)
         front.wait_for_video()
-        front.page.wait_for(f"!document.querySelector('{BANNER}')?.checkVisibility()", seconds=60)
-    box = front.page.run(FRAME, MARGIN)
+        front.wait_for(f"!document.querySelector('{BANNER}')?.checkVisibility()", seconds=60)
+    box = front.app(FRAME, MARGIN)
     return Image.open(io.BytesIO(front.page.screenshot())).convert("RGB").crop(tuple(map(round, box)))
 
 
@@ -145,91 +141,72 @@ def graph_picture(front: FrontEnd, name: str) -> Image.Image:
 def filled_in(name: str, example: Example) -> dict:
     """The workflow in API form, for the nano model."""
     workflow = json.loads((export_api.API / f"{name}.json").read_text(encoding="utf-8"))
+    if name == "control_with_canny":  # nano is no control model: the control video itself
+        comfy.set_inputs(workflow, "LoadVideo", file="video.mp4")
+        comfy.set_inputs(workflow, "ImageScale", width=SIZE, height=SIZE)
+        (edges,) = (key for key, node in workflow.items() if node["class_type"] == "Canny")
+        comfy.set_inputs(workflow, "CreateVideo", images=[edges, 0])
     if example.scene is None:
         return workflow
+    steps = round(STEPS * example.denoise)
     comfy.set_inputs(workflow, "CogVideoXFunModelLoader", model="nano")
-    comfy.set_inputs(workflow, "CogVideoXFunSampler", steps=STEPS, cfg=CFG, seed=0)
-    if example.denoise is not None:
-        comfy.set_inputs(
-            workflow, "CogVideoXFunSampler", steps=round(STEPS * example.denoise), denoise=example.denoise
-        )
+    comfy.set_inputs(workflow, "CogVideoXFunSampler", steps=steps, denoise=example.denoise, cfg=CFG, seed=0)
     for node in ("CogVideoXFunStartEndImage", "CogVideoXFunEmptyLatent"):
         comfy.set_inputs(workflow, node, width=SIZE, height=SIZE, length=LENGTH)
     comfy.set_inputs(workflow, "ImageScale", width=SIZE, height=SIZE)
     comfy.set_inputs(workflow, "LoadVideo", file="clip.mp4")
     pictures = iter(example.pictures)
     for node in workflow.values():
+        inputs = node["inputs"]
         if node["class_type"] == "LoadImage":
-            node["inputs"]["image"] = next(pictures)
-        if node["class_type"] == "ImageFromBatch" and node["inputs"]["batch_index"] == 40:  # the last 9 frames
-            node["inputs"]["batch_index"] = LENGTH - 9
-        if node["class_type"] == "ImageFromBatch" and node["inputs"]["length"] == 40:  # those before them
-            node["inputs"]["length"] = LENGTH - 9
-        if node["class_type"] == "CogVideoXFunInpaintConditioning" or (
-            node["class_type"] == "CogVideoXFunSampler"
-            and workflow[node["inputs"]["positive"][0]]["inputs"].get("text")
-        ):
-            workflow[node["inputs"]["positive"][0]]["inputs"]["text"] = example.scene.caption()
-            workflow[node["inputs"]["negative"][0]]["inputs"]["text"] = shapes.NEGATIVE
+            inputs["image"] = next(pictures)
+        if node["class_type"] == "ImageFromBatch":  # the last 9 frames, or those before them
+            inputs.update({key: LENGTH - 9 for key in ("batch_index", "length") if inputs[key] == 40})
+        if node["class_type"] in ("CogVideoXFunInpaintConditioning", "CogVideoXFunSampler"):
+            for key, text in (("positive", example.scene.caption()), ("negative", shapes.NEGATIVE)):
+                source = workflow[inputs[key][0]]
+                if source["class_type"] == "CLIPTextEncode":
+                    source["inputs"]["text"] = text
     return workflow
 
 
-def result_of(server: comfy.Server, base: Path, name: str, example: Example) -> torch.Tensor:
-    """The frames that the workflow makes, F H W 3; for control, whose model nano is not, the control video."""
-    workflow = filled_in(name, example)
-    if name == "control_with_canny":
-        comfy.set_inputs(workflow, "LoadVideo", file="video.mp4")
-        comfy.set_inputs(workflow, "ImageScale", width=SIZE, height=SIZE)
-        (create,) = (node for node in workflow.values() if node["class_type"] == "CreateVideo")
-        (edges,) = (key for key, node in workflow.items() if node["class_type"] == "Canny")
-        create["inputs"]["images"] = [edges, 0]
+def result_of(server: comfy.Server, base: Path, workflow: dict) -> torch.Tensor:
+    """The frames that a workflow makes, F H W 3."""
     history = server.wait(server.queue(workflow), 300)
     if message := comfy.error_of(history):
-        raise RuntimeError(f"{name}: {message}")
+        raise RuntimeError(message)
     (path,) = comfy.output_files(server, history, base)
     return media.read_video(path)
 
 
-def spread(video: torch.Tensor, count: int) -> list[int]:
-    """Indices of frames from the first to the last."""
-    return [round(i * (len(video) - 1) / (count - 1)) for i in range(count)]
+def spread(video: torch.Tensor, count: int) -> dict[int, Image.Image]:
+    """Frames from the first to the last as square pictures, by their indices."""
+    indices = [round(i * (len(video) - 1) / (count - 1)) for i in range(count)]
+    frames = media.to_uint8(video[indices])
+    pictures = [ImageOps.fit(Image.fromarray(frame), (CELL, CELL)) for frame in frames]
+    return dict(zip(indices, pictures, strict=True))
 
 
-def source_row(base: Path, name: str, above: str) -> torch.Tensor:
-    """The clip that was given, F H W 3 at the cells' size; its region painted over."""
-    file = "video.mp4" if name == "control_with_canny" else "clip.mp4"
-    video = media.read_video(base / "input" / file)[:49]
-    height, width = video.shape[1:3]
-    side = min(height, width)
-    top, left = (height - side) // 2, (width - side) // 2
-    video = video[:, top : top + side, left : left + side].movedim(-1, 1)  # FHWC -> FCHW
-    video = torch.nn.functional.interpolate(video, (CELL, CELL), mode="bilinear", antialias=True).movedim(1, -1)
-    if above == "region":
-        video[:, BAND[0] : BAND[1]] = video[:, BAND[0] : BAND[1]] * 0.4 + 0.6
-    return video
-
-
-def cells(base: Path, name: str, example: Example, video: torch.Tensor) -> list[tuple[np.ndarray, bool]]:
+def cells(base: Path, name: str, example: Example, video: torch.Tensor) -> list[tuple[Image.Image, bool]]:
     """The eight pictures of a thumbnail, each with whether it was given."""
     if example.above is None:
-        indices = spread(video, 2 * COLUMNS)
-        return [(media.to_uint8(video[index]), index in example.given) for index in indices]
-    source = source_row(base, name, example.above)
-    above = [(media.to_uint8(source[index]), True) for index in spread(source, COLUMNS)]
-    return above + [(media.to_uint8(video[index]), False) for index in spread(video, COLUMNS)]
+        return [(picture, index in example.given) for index, picture in spread(video, 2 * COLUMNS).items()]
+    file = "video.mp4" if name == "control_with_canny" else "clip.mp4"
+    above = spread(media.read_video(base / "input" / file)[:49], COLUMNS).values()
+    for picture in above if example.above == "region" else ():
+        picture.paste("white", (0, BAND[0], CELL, BAND[1]), Image.new("L", (CELL, BAND[1] - BAND[0]), 150))
+    return [(picture, True) for picture in above] + [(picture, False) for picture in spread(video, COLUMNS).values()]
 
 
-def thumbnail(graph: Image.Image, pictures: list[tuple[np.ndarray, bool]]) -> Image.Image:
+def thumbnail(graph: Image.Image, pictures: list[tuple[Image.Image, bool]]) -> Image.Image:
     """The graph above its pictures, those that were given in a frame."""
     canvas = Image.new("RGB", (THUMBNAIL, THUMBNAIL), BACKGROUND)
     room = THUMBNAIL - CELL * len(pictures) // COLUMNS
-    small = graph.copy()
-    small.thumbnail((THUMBNAIL, room), Image.Resampling.LANCZOS)
-    canvas.paste(small, ((THUMBNAIL - small.width) // 2, (room - small.height) // 2))
+    canvas.paste(ImageOps.pad(graph, (THUMBNAIL, room), Image.Resampling.LANCZOS, BACKGROUND))
     draw = ImageDraw.Draw(canvas)
     for i, (picture, given) in enumerate(pictures):
         x, y = i % COLUMNS * CELL, room + i // COLUMNS * CELL
-        canvas.paste(Image.fromarray(picture), (x, y))
+        canvas.paste(picture, (x, y))
         if given:
             draw.rectangle((x, y, x + CELL - 1, y + CELL - 1), outline=GIVEN, width=4)
     return canvas
@@ -250,28 +227,24 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("workflow", nargs="*", default=sorted(EXAMPLES), help="which ones; all if none is named")
     names = parser.parse_args().workflow
-    problem = export_api.what_is_missing()
-    if problem:
+    if problem := export_api.what_is_missing():
         sys.exit(problem)
     PICTURES.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(ignore_cleanup_errors=True) as folder:
         base = Path(folder)
         write_inputs(base / "input")
-        with (
-            comfy.serve(comfy.find_host(), base) as server,
-            browse(find_browser(), comfy.free_port(), *WINDOW) as page,
-        ):
-            front = FrontEnd(page, server.url)
+        with comfy.serve(comfy.find_host(), base) as server, start_browser() as browser:
+            front = FrontEnd(browser, server.url, *WINDOW)
             front.open()
             front.close_dialogs()
             graphs = {name: graph_picture(front, name) for name in names}  # before a run puts its notice over them
             for name, graph in graphs.items():
                 small = graph.resize((PICTURE_WIDTH, round(graph.height * PICTURE_WIDTH / graph.width)))
                 save(small, PICTURES / f"{name}.jpg", PICTURE_BYTES)
-                video = result_of(server, base, name, EXAMPLES[name])
+                video = result_of(server, base, filled_in(name, EXAMPLES[name]))
                 pictures = cells(base, name, EXAMPLES[name], video)
                 save(thumbnail(graph, pictures), WORKFLOWS / f"{name}.jpg", THUMBNAIL_BYTES)
-                sys.stdout.write(f"{name}\n")
+                print(name)
 
 
 if __name__ == "__main__":

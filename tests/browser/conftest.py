@@ -1,12 +1,11 @@
-"""A real ComfyUI with the pack, its own front end in headless Chromium, and nothing else: what a new user has."""
+"""A ComfyUI with the pack and nothing else, and its front end in headless Chromium: what a new user has."""
 
 import shutil
 
 import export_api
 import pytest
 from cogvideox_fun.tools import comfyui_server as comfy
-from front_end import FrontEnd
-from webdriver import browse, find_browser
+from front_end import FrontEnd, start_browser
 
 
 @pytest.fixture(scope="session")
@@ -31,13 +30,18 @@ def server(base):
 
 
 @pytest.fixture(scope="session")
-def window(server):
-    """One browser window, of a user who has been here before, for the tests that don't need a new one."""
+def browser(base):
+    with start_browser() as browser:
+        yield browser
+
+
+@pytest.fixture(scope="session")
+def window(server, browser):
+    """One window, of a user who has been here before, for the tests that don't need a new one."""
     server.post("/settings/Comfy.TutorialCompleted", True)
-    with browse(find_browser(), comfy.free_port()) as page:
-        front = FrontEnd(page, server.url)
-        front.open()
-        yield front
+    front = FrontEnd(browser, server.url)
+    front.open()
+    return front
 
 
 @pytest.fixture

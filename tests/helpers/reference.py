@@ -1,4 +1,4 @@
-"""The authors' numbers in tests/data (see the README there) and models made of them."""
+"""VideoX-Fun's numbers in tests/data (see the README there) and models made of them."""
 
 import ast
 import json
@@ -30,7 +30,7 @@ def metadata(name: str) -> dict:
 
 
 def channels_second(x: torch.Tensor) -> torch.Tensor:
-    """Between the authors' B F C h w and ours, B C T h w."""
+    """Between VideoX-Fun's B F C h w and ours, B C T h w."""
     return x.movedim(1, 2)
 
 
@@ -40,7 +40,7 @@ def image(x: torch.Tensor) -> torch.Tensor:
 
 
 def write_model(folder: Path, variant: str, scale_factor: float, text: Path | None = None) -> Path:
-    """The authors' tiny model of a variant as a folder in hub layout.
+    """VideoX-Fun's tiny model of a variant as a folder in hub layout.
 
     Args:
         text: a folder whose text_encoder and tokenizer are linked in.

@@ -1,6 +1,6 @@
 """Write a tiny CogVideoX-Fun model with random weights, in hub layout.
 
-It has every part that a real one has, so that loaders, samplers and hosts run as they would; its videos are noise.
+It has every part that a real one has, so that loaders, samplers and ComfyUI run as they would. Its videos are noise.
 """
 
 import io

@@ -28,7 +28,7 @@ def host():
 
 
 def write_models(base: Path) -> None:
-    """Tiny models of every variant, the authors' own ones, and models in all the places where people keep them."""
+    """Tiny models of every variant, those of VideoX-Fun, and models in all the places where people keep them."""
     models = base / "models" / "CogVideoX_Fun"
     for variant in VARIANTS:
         write_tiny_model(models / f"tiny-{variant}", variant)
@@ -127,7 +127,7 @@ def base(host, tmp_path_factory):
 
 @pytest.fixture(scope="session")
 def lab(host, base):
-    """The running host, with previews while it samples."""
+    """The running ComfyUI, with previews while it samples."""
     paths = "--extra-model-paths-config", str(base / "extra_model_paths.yaml")
     with comfy.serve(host, base, *paths, "--preview-method", "latent2rgb") as server:
         yield Lab(server, base)
@@ -135,5 +135,5 @@ def lab(host, base):
 
 @pytest.fixture(scope="session")
 def checkpoints(base):
-    """The authors' models, opened without the host."""
+    """VideoX-Fun's models, opened without ComfyUI."""
     return {variant: open_checkpoint(base / "models" / "CogVideoX_Fun" / f"authors-{variant}") for variant in SCALES}

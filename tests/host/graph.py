@@ -1,4 +1,4 @@
-"""Build graphs in API form and run them on a host."""
+"""Build graphs in API form and run them in ComfyUI."""
 
 import itertools
 import json
@@ -20,11 +20,11 @@ class Node:
 
 
 class Failed(Exception):
-    """A prompt that the host refused or that failed; its message is the host's."""
+    """A prompt that ComfyUI refused or that failed; its message is ComfyUI's."""
 
 
 class Lab:
-    """A host to try things on."""
+    """A running ComfyUI to try things in."""
 
     def __init__(self, server: comfy.Server, base: Path):
         self.server = server
@@ -83,7 +83,7 @@ class Graph:
         """A tensor as a LATENT, IMAGE, MASK, NOISE or CONDITIONING, named after its probe."""
         path = self.lab.path()
         save_file({"value": value.contiguous()}, path)
-        return self.node(f"Probe{kind}", path=path, key="value")
+        return self.node(f"Probe{kind}", path=path)
 
     def get(self, *values) -> list[torch.Tensor]:
         """Run the graph and read back what these outputs hold."""
