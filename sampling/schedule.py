@@ -62,6 +62,10 @@ class NoiseSchedule:
                 raise ValueError(f"scheduler_config.json has {key} = {config[key]!r}, expected {expected!r}")
         names = {field.name: CONFIG_NAMES.get(field.name, field.name) for field in dataclasses.fields(cls)}
         given = {ours: config[theirs] for ours, theirs in names.items() if theirs in config}
+        for name, value in given.items():
+            kind = type(getattr(default, name))
+            if not isinstance(value, int | float if kind is float else kind):
+                raise ValueError(f"scheduler_config.json has {names[name]} = {value!r}, expected a {kind.__name__}")
         return dataclasses.replace(default, **given)
 
     def to_config(self) -> dict:

@@ -1,0 +1,89 @@
+"""Break the pack in one line at a time, and see that a test fails: ``python tests/mutations.py [number ...]``.
+
+Signs, axes, numbers off by one, dtypes, devices, scales. Each breakage is made in a copy of the repository; the tests
+that should notice it are run there. The command ends with status 1 if a breakage went unnoticed.
+"""
+
+import argparse
+import logging
+import shutil
+import subprocess
+import sys
+import tempfile
+from pathlib import Path
+
+ROOT = Path(__file__).resolve().parent.parent
+NETWORKS, SAMPLING = "model_loading/networks", "sampling"
+log = logging.getLogger(__name__)
+
+# file, what stands there once, what is put in its place, the tests that should fail
+MUTATIONS = [
+    (f"{NETWORKS}/blocks.py", "[cos, -sin, sin, cos]", "[cos, sin, -sin, cos]", "tests/parity/test_transformer.py"),
+    (f"{NETWORKS}/blocks.py", "x[:, text_tokens:], 1 + scale)", "x[:, text_tokens:], scale)", "tests/parity/test_transformer.py"),
+    (f"{NETWORKS}/blocks.py", "target.addcmul_(*factors)", "target.addcmul_(*factors, value=-1)", "tests/parity/test_transformer.py"),
+    (f"{NETWORKS}/blocks.py", "-> b (t h w) (c pt ph pw)", "-> b (t h w) (c pt pw ph)", "tests/parity/test_transformer.py"),
+    (f"{NETWORKS}/transformer.py", "-> b c (t pt) (h ph) (w pw)", "-> b c (t pt) (w pw) (h ph)", "tests/parity/test_transformer.py"),
+    (f"{NETWORKS}/vae.py", "range(1, latent_t, DECODE_LATENTS)", "range(0, latent_t, DECODE_LATENTS)", "tests/parity/test_vae.py"),
+    (f"{NETWORKS}/vae.py", "length - ENCODE_FRAMES * i", "length - ENCODE_FRAMES * i + 1", "tests/parity/test_vae.py"),
+    (f"{NETWORKS}/vae.py", "else x[:, :, -2:].clone()", "else x[:, :, -1:].clone()", "tests/parity/test_vae.py"),
+    (f"{NETWORKS}/tiling.py", "weight[:overlap] = ramp", "weight[:overlap] = ramp.flip(0)", "tests/unit/networks"),
+    (f"{NETWORKS}/memory_estimate.py", "(6 * element + 4 * packs_inputs)", "(3 * element + 4 * packs_inputs)", "tests/unit/networks"),
+    (f"{NETWORKS}/config.py", "return 1.15258426", "return 0.7", "tests/unit/files tests/unit/networks tests/parity"),
+    (f"{SAMPLING}/schedule.py", "(self.snr_shift + (1 - self.snr_shift) * alphas)", "(1 + (1 - self.snr_shift) * alphas)", "tests/parity/test_schedule.py"),
+    (f"{SAMPLING}/schedule.py", "return [int(t) - 1 for t in", "return [int(t) - 2 for t in", "tests/parity/test_schedule.py"),
+    (f"{SAMPLING}/schedule.py", "b = math.sqrt(alpha_prev) - math.sqrt(alpha) * a", "b = math.sqrt(alpha_prev) + math.sqrt(alpha) * a", "tests/parity/test_schedule.py tests/parity/test_runs.py"),
+    (f"{SAMPLING}/schedule.py", "if t >= stride else final_alpha", "if t > stride else final_alpha", "tests/parity tests/unit/sampling"),
+    (f"{SAMPLING}/inpaint.py", "known = (1 - mask) * scale_factor", "known = (1 - mask)", "tests/parity/test_runs.py tests/parity/test_geometry.py"),
+    (f"{SAMPLING}/inpaint.py", "torch.where(video == BLACK,", "torch.where(video != BLACK,", "tests/parity tests/unit/sampling"),
+    (f"{SAMPLING}/masks.py", "first = resized(mask[:, :, :1], 1)", "first = resized(mask[:, :, :2], 1)", "tests/parity/test_geometry.py"),
+    (f"{SAMPLING}/masks.py", "slice(length - len(frames), length)", "slice(length - len(frames) - 1, length - 1)", "tests/parity/test_geometry.py tests/unit/sampling"),
+    (f"{SAMPLING}/masks.py", "return mask if soft else (mask >= THRESHOLD).float()", "return mask if soft else (mask > THRESHOLD).float()", "tests/unit/sampling"),
+    (f"{SAMPLING}/positions.py", "t[:, None, None], x[None, None], y[None, :, None]", "t[:, None, None], y[None, :, None], x[None, None]", "tests/parity/test_geometry.py"),
+    (f"{SAMPLING}/positions.py", "y * ((bottom - top) / grid_h)", "y * ((bottom - top) / (grid_h - 1))", "tests/parity/test_geometry.py"),
+    (f"{SAMPLING}/geometry.py", "return (latent_t - 1) * TEMPORAL_COMPRESSION + 1", "return (latent_t - 1) * TEMPORAL_COMPRESSION", "tests/unit/sampling"),
+    (f"{SAMPLING}/composite.py", "torch.lerp(source[part], result[part], share)", "torch.lerp(result[part], source[part], share)", "tests/unit/sampling"),
+    ("model_loading/files/t5.py", "tokens = [*tokens[: length - 1], end]", "tokens = tokens[:length]", "tests/parity/test_text.py tests/unit/files"),
+    # inside ComfyUI
+    ("model_loading/comfyui/samplers.py", "torch.sub(x, denoised, alpha=root)", "torch.sub(denoised, x, alpha=root)", "tests/host/test_parity.py"),
+    ("model_loading/comfyui/triton_kernels.py", "tl.float32", "tl.float16", "tests/host/test_kernels.py"),
+    ("model_loading/comfyui/model.py", 'text._copy_with(text.cond.to(kwargs["device"]))', "text", "tests/host/test_pretended_gpu.py"),
+]  # fmt: skip
+
+
+def noticed(root: Path, name: str, before: str, after: str, tests: str) -> bool:
+    """Whether a test fails in a copy of the repository where ``after`` stands in place of ``before``."""
+    file = root / name
+    source = file.read_text(encoding="utf-8")
+    if source.count(before) != 1:
+        raise ValueError(f"{name} has {before!r} {source.count(before)} times, expected once")
+    file.write_text(source.replace(before, after), encoding="utf-8")
+    command = [sys.executable, "-m", "pytest", "-x", "-q", *tests.split()]
+    answer = subprocess.run(command, cwd=root, capture_output=True, text=True)
+    file.write_text(source, encoding="utf-8")
+    if answer.returncode not in (0, 1):
+        raise RuntimeError(answer.stdout + answer.stderr)
+    return answer.returncode == 1
+
+
+def main() -> None:
+    logging.basicConfig(level=logging.INFO, format="%(message)s")
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("numbers", nargs="*", type=int, help="of the breakages; default: all")
+    numbers = parser.parse_args().numbers or range(1, len(MUTATIONS) + 1)
+    missed = []
+    with tempfile.TemporaryDirectory() as folder:
+        root = Path(folder) / "copy"
+        files = subprocess.run(["git", "ls-files"], cwd=ROOT, capture_output=True, text=True, check=True).stdout
+        for name in files.splitlines():
+            (root / name).parent.mkdir(parents=True, exist_ok=True)
+            shutil.copy(ROOT / name, root / name)
+        for number in numbers:
+            found = noticed(root, *MUTATIONS[number - 1])
+            name, before, after, _ = MUTATIONS[number - 1]
+            log.info("%d %s: %s: %s -> %s", number, "noticed" if found else "MISSED", name, before, after)
+            missed += [] if found else [number]
+    sys.exit(1 if missed else 0)
+
+
+if __name__ == "__main__":
+    main()
