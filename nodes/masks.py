@@ -1,6 +1,10 @@
 """Start and end images to a video and its mask; adjust masks and resize them to the latent."""
 
+import logging
+from collections.abc import Callable
+
 from comfy_api.latest import io, ui
+from torch import Tensor
 
 from ..model_loading.comfyui.model import progress_callback
 from ..sampling.mask_edit import MAX_BLUR, MAX_GROW, adjust_mask
@@ -8,6 +12,17 @@ from ..sampling.masks import FITS, build_start_end, mask_to_latent
 from ..sampling.sheets import mask_sheet, video_sheet
 from . import common
 from .latents import fit_length, latent_shape
+
+log = logging.getLogger(__name__)
+
+
+def preview(make_sheet: Callable[[], Tensor]) -> ui.PreviewImage | None:
+    """A picture under the node, or none where it can't be written, for example on a full disk."""
+    try:
+        return ui.PreviewImage(make_sheet())
+    except (OSError, RuntimeError) as error:
+        log.warning("no preview of the mask: %s", error)
+        return None
 
 
 class StartEndImage(io.ComfyNode):
@@ -46,7 +61,7 @@ class StartEndImage(io.ComfyNode):
         common.one_of("fit", fit, FITS)
         length = fit_length(length, model)
         video, mask = build_start_end(width, height, length, start_image, end_image, fit)
-        return io.NodeOutput(video, mask, ui=ui.PreviewImage(video_sheet(video, mask)))
+        return io.NodeOutput(video, mask, ui=preview(lambda: video_sheet(video, mask)))
 
 
 class MaskResize3D(io.ComfyNode):
@@ -74,7 +89,7 @@ class MaskResize3D(io.ComfyNode):
     @classmethod
     def execute(cls, mask, latent, soft=False) -> io.NodeOutput:
         resized = mask_to_latent(mask, *latent_shape(latent)[2:], soft=soft)
-        return io.NodeOutput(resized, ui=ui.PreviewImage(mask_sheet(resized)))
+        return io.NodeOutput(resized, ui=preview(lambda: mask_sheet(resized)))
 
 
 class MaskAdjust(io.ComfyNode):
@@ -108,4 +123,4 @@ class MaskAdjust(io.ComfyNode):
     def execute(cls, mask, grow=0, blur=0.0, invert=False) -> io.NodeOutput:
         common.check_numbers(grow=grow, blur=blur)
         adjusted = adjust_mask(mask, grow, blur, invert, progress_callback())
-        return io.NodeOutput(adjusted, ui=ui.PreviewImage(mask_sheet(adjusted)))
+        return io.NodeOutput(adjusted, ui=preview(lambda: mask_sheet(adjusted)))

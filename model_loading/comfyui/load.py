@@ -81,44 +81,55 @@ def read_state(checkpoint: Checkpoint) -> dict[str, torch.Tensor]:
     return {key: value for key, value in weights.load().items() if key in expected or is_quantization(key)}
 
 
-def new_patcher(checkpoint: Checkpoint, config: CogVideoXFunConfig, weight_dtype: str, device, disable_dynamic: bool):
-    """A patcher whose model has no weights yet; its parameters have the dtypes that they are stored in."""
+def new_patcher(
+    checkpoint: Checkpoint, config: CogVideoXFunConfig, weight_dtype: str, device, disable_dynamic: bool
+) -> tuple:
+    """A patcher whose model has no weights yet, and the dtype that each of its parameters is stored in."""
     stored, compute = choose_dtypes(checkpoint, config, weight_dtype)
     config.set_inference_dtype(stored, compute)
     load_device = comfy.model_management.get_torch_device()
     offload_device = comfy.model_management.unet_offload_device()
     model = CogVideoXFun(config, device=device)
     model.device = offload_device
+    dtypes = dict.fromkeys(checkpoint.weights.tensors, stored)
     if stored.itemsize == 1:
-        keep_out_of_fp8(model.diffusion_model, checkpoint, compute)
-    return patcher_class(load_device, disable_dynamic)(model, load_device=load_device, offload_device=offload_device)
+        kept = kept_dtypes(checkpoint, compute)
+        keep_dtypes(model.diffusion_model, kept)
+        dtypes |= kept
+    patcher = patcher_class(load_device, disable_dynamic)(
+        model, load_device=load_device, offload_device=offload_device
+    )
+    return patcher, dtypes
 
 
-def keep_out_of_fp8(model: torch.nn.Module, checkpoint: Checkpoint, compute: torch.dtype) -> None:
-    """Give the parameters that fp8 is not for the file's dtype, or that to compute in if the file's is not smaller.
+def kept_dtypes(checkpoint: Checkpoint, compute: torch.dtype) -> dict[str, torch.dtype]:
+    """The parameters that are not stored in fp8: in the file's dtype, or in that to compute in if it is smaller."""
+    kept = {}
+    for name, info in checkpoint.weights.tensors.items():
+        if not goes_to_fp8(name, info.shape, checkpoint.config) and not is_quantization(name):
+            kept[name] = info.dtype if 2 <= info.dtype.itemsize < compute.itemsize else compute
+    return kept
 
-    A dynamic patcher casts to the dtype that it finds noted.
-    """
-    for name, parameter in list(model.named_parameters()):
-        if goes_to_fp8(name, parameter.shape, checkpoint.config):
-            continue
-        on_disk = checkpoint.weights.tensors[name].dtype
-        dtype = on_disk if 2 <= on_disk.itemsize < compute.itemsize else compute
+
+def keep_dtypes(model: torch.nn.Module, dtypes: dict[str, torch.dtype]) -> None:
+    """Give parameters dtypes of their own, before they are loaded. A dynamic patcher casts to those it finds noted."""
+    for name, dtype in dtypes.items():
         path, _, attribute = name.rpartition(".")
         layer = model.get_submodule(path)
         setattr(layer, f"{attribute}_comfy_model_dtype", dtype)
-        setattr(layer, attribute, torch.nn.Parameter(parameter.to(dtype), requires_grad=False))
+        parameter = getattr(layer, attribute, None)
+        if parameter is not None:  # with dynamic VRAM, ComfyUI's linear layers make theirs when they are loaded
+            setattr(layer, attribute, torch.nn.Parameter(parameter.to(dtype), requires_grad=False))
 
 
 def load_plain(checkpoint: Checkpoint, weight_dtype: str, disable_dynamic: bool):
     """A patcher with the file's own tensors as parameters: what is not cast stays mapped and costs no memory."""
     state = read_state(checkpoint)
-    patcher = new_patcher(checkpoint, CogVideoXFunConfig(checkpoint), weight_dtype, "meta", disable_dynamic)
+    patcher, dtypes = new_patcher(checkpoint, CogVideoXFunConfig(checkpoint), weight_dtype, "meta", disable_dynamic)
     # A dynamic patcher casts when it loads a layer. To fp8 it is done here: half as much is uploaded then, and
     # ComfyUI's --fast fp8_matrix_mult looks at the weights as they are.
     if not is_dynamic(patcher) or patcher.model.get_dtype().itemsize == 1:
-        parameters = patcher.model.diffusion_model.state_dict()
-        state = {key: tensor.to(parameters[key].dtype) for key, tensor in state.items()}
+        state = {key: tensor.to(dtypes[key]) for key, tensor in state.items()}
     patcher.model.diffusion_model.load_state_dict(state, assign=True)
     return patcher
 
@@ -132,7 +143,7 @@ def load_quantized(checkpoint: Checkpoint, weight_dtype: str, disable_dynamic: b
     state.pop(SCALED_FP8, None)
     for name, value in {**found, "custom_operations": operations}.items():
         setattr(config, name, value)
-    patcher = new_patcher(checkpoint, config, weight_dtype, None, disable_dynamic)
+    patcher, _ = new_patcher(checkpoint, config, weight_dtype, None, disable_dynamic)
     load_weights(patcher, state)
     return patcher
 
@@ -143,7 +154,7 @@ def load_gguf(checkpoint: Checkpoint, weight_dtype: str, operations):
     state = gguf.as_ggml(read_state(checkpoint), checkpoint.weights, ops)
     config = CogVideoXFunConfig(checkpoint)
     config.custom_operations = operations or ops.GGMLOps()
-    patcher = new_patcher(checkpoint, config, weight_dtype, None, disable_dynamic=True)
+    patcher, _ = new_patcher(checkpoint, config, weight_dtype, None, disable_dynamic=True)
     load_weights(patcher, state)
     return pack.GGUFModelPatcher.clone(patcher)
 

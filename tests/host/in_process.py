@@ -150,6 +150,31 @@ def pinned(patcher) -> list:
     return found + [[mapped_from_a_file(weight), bool((weight == before).all())] for weight in seen]
 
 
+def made_when_loaded(folder: str) -> bool:
+    """Whether an fp8 model is the same where ComfyUI's layers make their parameters when they are loaded, as with
+    dynamic VRAM on a GPU."""
+    import comfy.memory_management
+    import comfy.utils
+    from cogvideox_fun.model_loading.comfyui.load import load_model
+    from safetensors.torch import load_file
+
+    def loaded() -> dict[str, torch.Tensor]:
+        return load_model(folder, "fp8_e4m3fn").model.diffusion_model.state_dict()
+
+    def load_safetensors(path: str):  # ComfyUI's own needs comfy-aimdo's driver then
+        return load_file(path), None
+
+    expected = loaded()
+    with (
+        replaced(comfy.memory_management, aimdo_enabled=True),
+        replaced(comfy.utils, load_safetensors=load_safetensors),
+    ):
+        found = loaded()
+    same = [found[name].dtype == value.dtype and torch.equal(found[name].float(), value.float())
+            for name, value in expected.items()]  # fmt: skip
+    return found.keys() == expected.keys() and all(same)
+
+
 def positions_kept(patcher) -> list[int]:
     """How many grids' positions are kept before and after the callbacks of unloading, which every patcher calls."""
     import comfy.patcher_extension
@@ -177,6 +202,7 @@ def vae_dtypes(folder: Path) -> list[str]:
 
 def main(comfyui: str, folder: str) -> None:
     start(comfyui)
+    from cogvideox_fun.model_loading.comfyui import compat
     from cogvideox_fun.model_loading.comfyui.load import load_model
 
     patcher = load_model(folder)
@@ -185,6 +211,7 @@ def main(comfyui: str, folder: str) -> None:
         "kitchen": kitchen(),
         "fetched": fetched(),
         "pinned": pinned(patcher),
+        "made when loaded": made_when_loaded(folder) if compat.model_prefetch else None,
         "positions": positions_kept(patcher),
         "vae": vae_dtypes(Path(folder) / "vae"),
     }

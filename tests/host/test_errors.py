@@ -146,8 +146,8 @@ REFUSED = {  # model, frames x height x width of the latent, what changes the co
     "too long": ("5b", (14, 6, 10), None, "length of 53.*length to 49 or less"),
     "odd on V1.5": ("v1.5", (13, 6, 10), None, "length of 49.*length to 45 or 53"),
     "sizes": ("5b", (3, 6, 12), inpaint, r"\[1, 16, 3, 6, 10\].*\[1, 16, 3, 6, 12\].*Empty Latent"),
-    "control": ("2b-control", (3, 6, 10), inpaint, "32 channels .control.*a mask and a latent.*Control Conditioning"),
-    "text": ("2b-text", (3, 6, 10), inpaint, "16 channels .text.*a mask and a latent.*InP"),
+    "control": ("2b-control", (3, 6, 10), inpaint, "32 channels .control.*a latent and a mask.*Control Conditioning"),
+    "text": ("2b-text", (3, 6, 10), inpaint, "16 channels .text.*a latent and a mask.*InP"),
     "inpaint": ("5b", (3, 6, 10), latent_alone, "33 channels .inpaint.*holds a latent.*Inpaint Conditioning"),
 }
 
