@@ -52,3 +52,5 @@ def naming(path: Path) -> Iterator[None]:
         if getattr(error, "path", None) is not None:
             raise
         raise CheckpointError(f"can't be loaded: {error}", path) from error
+    except (LookupError, TypeError) as error:  # something is missing, or of another kind
+        raise CheckpointError(f"can't be loaded ({error!r}): download it again", path) from error

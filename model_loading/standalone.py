@@ -14,10 +14,10 @@ from ..sampling.geometry import SPATIAL_COMPRESSION, check_size, frames_to_laten
 from ..sampling.inpaint import inpaint_latents, reference_pixels
 from ..sampling.masks import fit_mask, mask_to_latent
 from ..sampling.schedule import add_noise, cogvideox_ddim, starts_from_noise
-from .errors import CheckpointError
+from .errors import CheckpointError, naming
 from .files.checkpoint import Checkpoint, load_vae_config, open_checkpoint
 from .files.safetensors_files import open_weights, read_json
-from .files.t5 import FolderTokenizer, check_vocabulary, t5_weights, tokenize
+from .files.t5 import FolderTokenizer, check_t5, check_vocabulary, comfy_t5_config, t5_weights, tokenize
 from .networks.transformer import CogVideoXTransformer
 from .networks.vae import CogVideoXVAE, draw
 
@@ -46,7 +46,8 @@ def load_transformer(checkpoint: Checkpoint, dtype: torch.dtype = torch.float32,
 def load_vae(path: Path, dtype: torch.dtype = torch.float32) -> CogVideoXVAE:
     """A VAE folder or file."""
     weights = open_weights(path)
-    model = CogVideoXVAE(load_vae_config(path, weights), dtype=dtype, device="meta").eval().requires_grad_(False)
+    with naming(path):
+        model = CogVideoXVAE(load_vae_config(path, weights), dtype=dtype, device="meta").eval().requires_grad_(False)
     weights.assign_to(model, dtype)
     return model
 
@@ -60,6 +61,8 @@ class TextEncoder:
         folder = Path(folder)
         values, weights = read_json(folder / "config.json"), t5_weights(open_weights(folder))
         self.tokenizer = FolderTokenizer(tokenizer)
+        with naming(folder):
+            check_t5(comfy_t5_config(values), weights)
         config = transformers.T5Config.from_dict(values)
         check_vocabulary(tokenizer, self.tokenizer.get_vocab().values(), config.vocab_size, folder)
         self.model = transformers.T5EncoderModel(config).eval().to(dtype)

@@ -27,7 +27,7 @@ class PositionInterpolation(io.ComfyNode):
                 common.number(
                     "temporal_scale",
                     (1.0, 0.1, 10.0, 0.01),
-                    "Divides the time of each frame: with 2, twice the frames move at half the speed.",
+                    "Divides the time of each frame: 2 allows twice the frames, with motion at half the speed.",
                     optional=True,
                 ),
                 common.integer(

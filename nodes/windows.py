@@ -26,7 +26,8 @@ class ContextWindows(io.ComfyNode):
                 common.choice(
                     "context_schedule",
                     SCHEDULES,
-                    "static: windows stay in place. uniform: they shift from step to step. looped: the clip can loop.",
+                    "standard_static: windows stay in place. standard_uniform: they shift each step. "
+                    "looped_uniform: the clip can loop.",
                 ),
                 common.choice(
                     "fuse_method", FUSE_METHODS, "Weights in the overlap; pyramid favours the middle of each window."

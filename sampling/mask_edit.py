@@ -49,13 +49,20 @@ def adjust_mask(mask: Tensor, grow: int = 0, blur: float = 0.0, invert: bool = F
 def grown(frame: Tensor, pixels: int) -> Tensor:
     """A B 1 H W mask dilated by a square of 2 ``pixels`` + 1, or eroded where ``pixels`` is negative.
 
-    Max-pooling columns and then rows: kornia's dilation takes a kernel of the whole square, a million values at most.
+    The maximum over columns and then over rows, of a window that doubles: kornia's dilation takes a kernel of the
+    whole square, a million values at most.
     """
     if pixels < 0:
         return -grown(-frame, -pixels)
-    size = 2 * pixels + 1
-    columns = F.max_pool2d(frame, (size, 1), stride=1, padding=(pixels, 0))
-    return F.max_pool2d(columns, (1, size), stride=1, padding=(0, pixels))
+    frame = F.pad(frame, (pixels,) * 4, value=-math.inf)
+    for axis in (2, 3):
+        covered, size = 1, 2 * pixels + 1
+        while covered < size:
+            step = min(covered, size - covered)
+            length = frame.shape[axis] - step
+            frame = torch.maximum(frame.narrow(axis, 0, length), frame.narrow(axis, step, length))
+            covered += step
+    return frame
 
 
 def blurred(frame: Tensor, sigma: float) -> Tensor:

@@ -33,6 +33,8 @@ class PositionOptions:
     riflex_k: int = 0
 
     def __post_init__(self):
+        if self.mode not in POSITION_MODES:
+            raise ValueError(f"the position mode is {self.mode!r}, expected one of {', '.join(POSITION_MODES)}")
         if not self.temporal_scale > 0:
             raise ValueError(f"the temporal scale is {self.temporal_scale}, expected a number above 0")
 

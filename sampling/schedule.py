@@ -47,7 +47,8 @@ class NoiseSchedule:
     def __post_init__(self):
         if self.spacing not in SPACINGS:
             raise ValueError(f"timestep_spacing is {self.spacing!r}, expected one of {', '.join(SPACINGS)}")
-        if not (self.snr_shift > 0 and 0 < self.beta_start < self.beta_end < 1 and 1 < self.num_timesteps <= 10_000):
+        fine = 0 < self.snr_shift < math.inf and 0 < self.beta_start < self.beta_end < 1
+        if not (fine and 1 < self.num_timesteps <= 10_000 and 0 <= self.steps_offset < self.num_timesteps):
             raise ValueError(f"no noise schedule can be made of {self}")
 
     @classmethod
@@ -102,6 +103,8 @@ class NoiseSchedule:
         if not 1 <= steps <= self.num_timesteps:
             raise ValueError(f"steps is {steps}, expected 1 to {self.num_timesteps}")
         spacing = self.spacing if spacing == "auto" else spacing
+        if spacing not in SPACINGS:
+            raise ValueError(f"spacing is {spacing!r}, expected one of {', '.join(SPACINGS)}")
         total = self.num_timesteps
         if spacing == "trailing":  # a floating-point arange can give one value too many
             return [int(t) - 1 for t in np.round(np.arange(total, 0, -total / steps))[:steps]]

@@ -1,4 +1,4 @@
-"""Load the pack as a package under an alias: its folder ``nodes`` must not meet the host's ``nodes.py``."""
+"""Load the pack as a package under an alias: its folder ``nodes`` must not meet ComfyUI's ``nodes.py``."""
 
 import importlib.util
 import sys
@@ -9,7 +9,7 @@ ALIAS = "cogvideox_fun"
 
 
 def load_pack(alias: str = ALIAS):
-    """Import the repository's root as the package ``alias``, as a host does with a custom node."""
+    """Import the repository's root as the package ``alias``, as ComfyUI does with a custom node."""
     if alias not in sys.modules:
         spec = importlib.util.spec_from_file_location(
             alias, ROOT / "__init__.py", submodule_search_locations=[str(ROOT)]

@@ -13,12 +13,13 @@ import comfy.text_encoders.sd3_clip
 import comfy.text_encoders.t5
 import folder_paths
 
-from ..errors import CheckpointError, naming, shown
+from ..errors import naming, shown
 from ..files.safetensors_files import is_quantization, open_weights, read_json
 from ..files.t5 import (
     END,
     PAD,
     FolderTokenizer,
+    check_t5,
     check_vocabulary,
     comfy_t5_config,
     fit_tokens,
@@ -132,13 +133,7 @@ def load_clip(path: str | Path, tokenizer: str | Path | None = None, disable_dyn
     weights = t5_weights(open_weights(path, read_file))
     with naming(path):
         config = comfy_t5_config(read_json(path / "config.json")) if path.is_dir() else dict(T5_XXL)
-    embeddings = weights.tensors["shared.weight"].shape
-    if embeddings != (config["vocab_size"], config["d_model"]):
-        raise CheckpointError(
-            f"does not fit its configuration: shared.weight is {list(embeddings)}, expected "
-            f"{[config['vocab_size'], config['d_model']]}: other T5s than T5-XXL need their folder with config.json",
-            path,
-        )
+    check_t5(config, weights)
     state, found = read_quantization(weights.load(), weights.metadata)
     model_options = {OPTIONS[name]: value for name, value in found.items()}
     model_options["dtype"] = weights.tensors["encoder.final_layer_norm.weight"].dtype

@@ -11,7 +11,7 @@ import comfy.sd
 import torch
 
 from ...sampling.geometry import SPATIAL_COMPRESSION, TEMPORAL_COMPRESSION, legal_length
-from ..errors import shown
+from ..errors import naming, shown
 from ..files.checkpoint import load_vae_config
 from ..files.safetensors_files import open_weights
 from ..networks.config import VAEConfig
@@ -47,11 +47,11 @@ class ComfyVAE(comfy.sd.VAE):
         weights = open_weights(Path(path), read_file)
         config = load_vae_config(Path(path), weights)
         # ComfyUI's constructor sets what its nodes read of a VAE. Not every version can build a CogVideoX VAE, so it
-        # builds its smallest one here, and what is of CogVideoX is set after it.
+        # builds its smallest one here. The values of CogVideoX are set afterwards.
         super().__init__({"pixel_space_vae": torch.ones(())}, device=device, dtype=dtype)
         self._describe(config)
         self.vae_dtype = dtype or comfy.model_management.vae_dtype(self.device, self.working_dtypes)
-        with torch.device("meta"):
+        with naming(path), torch.device("meta"):
             self.first_stage_model = CogVideoXVAE(config, comfy.ops.disable_weight_init, dtype=self.vae_dtype)
         weights.assign_to(self.first_stage_model.eval().requires_grad_(False), self.vae_dtype)
         self.size = comfy.model_management.module_size(self.first_stage_model)
@@ -71,6 +71,7 @@ class ComfyVAE(comfy.sd.VAE):
         self.downscale_index_formula = self.upscale_index_formula = (time, space, space)
         self.working_dtypes = [torch.bfloat16, torch.float16, torch.float32]  # as ComfyUI's own CogVideoX VAE
         self.disable_offload = False
+        self.handles_tiling = True
         self.memory_used_encode = self._memory_encode
         self.memory_used_decode = self._memory_decode
 
@@ -147,6 +148,11 @@ class ComfyVAE(comfy.sd.VAE):
 
     def _encode(self, function, pixel_samples: torch.Tensor, tile_x: int | None, overlap: int | None) -> torch.Tensor:
         pixels = pixel_samples if pixel_samples.ndim == 5 else pixel_samples[None]
+        if pixels.ndim != 5 or pixels.shape[-1] < 3 or min(pixels.shape[2:4]) < SPATIAL_COMPRESSION:
+            raise ValueError(
+                f"the pixels have the shape {list(pixel_samples.shape)}, expected [frames, height, width, 3] with at "
+                "least 8 x 8 pixels"
+            )
         height, width = (n // SPATIAL_COMPRESSION * SPATIAL_COMPRESSION for n in pixels.shape[2:4])
         top, left = (pixels.shape[2] - height) // 2, (pixels.shape[3] - width) // 2
         length = legal_length(pixels.shape[1])

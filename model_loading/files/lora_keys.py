@@ -139,6 +139,6 @@ def metadata_alphas(metadata: Mapping[str, str], layers: list[str]) -> dict[str,
     for layer in layers:
         special = [alpha for pattern, alpha in patterns if layer == pattern or layer.endswith(f".{pattern}")]
         alpha = special[0] if special else general
-        if alpha is not None:
+        if isinstance(alpha, int | float):
             alphas[layer] = float(alpha)
     return alphas

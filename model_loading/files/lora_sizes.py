@@ -10,6 +10,12 @@ import torch
 Parts = Mapping[str, torch.Tensor]  # of one layer: what follows its name -> the tensor
 
 
+KINDS = (
+    *("lora_up.weight", "hada_w1_a", "lokr_w1", "lokr_w1_a", "a1.weight", "oft_blocks"),
+    *("diff", "w_norm", "set_weight"),
+)
+
+
 def factor(parts: Parts, name: str) -> torch.Tensor:
     """A factor of a LoHa or LoKr: stored whole, or as a product, which for convolutions may have a core."""
     if name in parts:
@@ -32,7 +38,7 @@ def change_of(parts: Parts, weight: torch.Tensor) -> torch.Tensor | None:
             down = torch.einsum("rs...,si->ri...", parts["lora_mid.weight"], down.flatten(1))
         return parts["lora_up.weight"].flatten(1) @ down.flatten(1)
     if "hada_w1_a" in parts:
-        return factor(parts, "hada_w1") * factor(parts, "hada_w2")
+        return torch.stack([factor(parts, "hada_w1"), factor(parts, "hada_w2")]).prod(dim=0)  # of one shape
     if names & {"lokr_w1", "lokr_w1_a", "lokr_w2", "lokr_w2_a"}:
         first, second = factor(parts, "lokr_w1"), factor(parts, "lokr_w2")
         return torch.kron(first[(...,) + (None,) * (second.ndim - 2)], second)
@@ -40,9 +46,11 @@ def change_of(parts: Parts, weight: torch.Tensor) -> torch.Tensor | None:
         a1, a2, b1, b2 = (parts[f"{name}.weight"].flatten(1) for name in ("a1", "a2", "b1", "b2"))
         if len(a1) != weight.shape[1]:  # the older layout has the factors the other way round
             return weight.flatten(1) @ a2 @ a1 + b2 @ b1
-        return weight @ a1 @ a2 + b1 @ b2
+        return torch.einsum("oi...,ij,jk->ok...", weight, a1, a2).flatten(1) + b1 @ b2
     if "oft_blocks" in parts:
         blocks = parts["oft_blocks"] @ parts["oft_blocks"]  # square
+        if blocks.ndim == 4 and "alpha" not in parts:  # BOFT
+            raise KeyError("alpha")
         return weight.new_empty(blocks.shape[-3] * blocks.shape[-1], *weight.shape[1:])
     return None
 
@@ -56,7 +64,12 @@ def changes(parts: Parts, weight: torch.Tensor, bias: torch.Tensor | None) -> bo
     Raises:
         ValueError: the parts do not fit; the message goes on from the layer's name.
     """
-    parts = {name: value.to("meta") for name, value in parts.items()}
+    parts = {name: torch.empty(value.shape, device="meta") for name, value in parts.items()}
+    kinds = [name for name in KINDS if name in parts]
+    if len(kinds) > 1:
+        raise ValueError(f"is changed in two ways, {kinds[0]} and {kinds[1]}: ComfyUI would use one, use another file")
+    if "alpha" in parts and parts["alpha"].numel() != 1:
+        raise ValueError(f"has an alpha of {parts['alpha'].numel()} numbers, expected one: download the file again")
     try:
         change = change_of(parts, weight)
         for name in parts.keys() & {"dora_scale", "rescale"}:
@@ -66,9 +79,10 @@ def changes(parts: Parts, weight: torch.Tensor, bias: torch.Tensor | None) -> bo
     except (RuntimeError, IndexError) as error:
         sizes = ", ".join(f"{name} {list(value.shape)}" for name, value in parts.items())
         raise ValueError(f"has parts that do not fit together ({sizes}): download the file again") from error
-    pairs = [] if change is None else [(change.flatten(1), torch.atleast_2d(weight).flatten(1))]
+    pairs = [] if change is None else [(change.flatten(1), weight.reshape(len(weight), -1))]
     pairs += [(parts[name], weight) for name in ("diff", "w_norm", "set_weight") if name in parts]
-    pairs += [(parts[name], bias) for name in ("diff_b", "b_norm") if name in parts]
+    pairs += [(parts["diff_b"], bias)] if "diff_b" in parts else []
+    pairs += [(parts["b_norm"], bias)] if parts.keys() >= {"w_norm", "b_norm"} else []  # alone it changes nothing
     for found, expected in pairs:
         if expected is None or found.shape != expected.shape:
             raise ValueError(f"is {sized(found)}, but the model's is {sized(expected)}: {belongs_to(found)}")

@@ -17,7 +17,7 @@ LFS_POINTER = b"version https://git-lfs"
 PICKLES = (".bin", ".ckpt", ".pkl", ".pt", ".pth")
 PICKLE_STARTS = (b"PK\x03\x04", b"\x80\x02", b"\x80\x03", b"\x80\x04", b"\x80\x05")  # as torch.save writes them
 NO_PICKLES = "pickles can run code and are not read"
-SEARCHED = 1 << 20  # bytes of a file's beginning in which a tensor's name is looked for
+SEARCHED = 5_000_000  # bytes of a file's beginning in which a tensor's name is looked for
 
 SCALED_FP8 = "scaled_fp8"  # a tensor whose dtype is that of every quantised weight in the file
 # What a quantised layer has beside its weight and bias.
@@ -116,7 +116,7 @@ def header_names(path: Path, key: str) -> bool:
     try:
         with path.open("rb") as file:
             length = SEARCHED if path.suffix == ".gguf" else int.from_bytes(file.read(8), "little")
-            return key.encode() in file.read(min(length, SEARCHED))
+            return length <= SEARCHED and key.encode() in file.read(length)
     except OSError:
         return False
 

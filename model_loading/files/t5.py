@@ -119,6 +119,35 @@ def comfy_t5_config(config: dict) -> dict:
     }
 
 
+def check_t5(config: dict, weights: Weights) -> None:
+    """Raise a CheckpointError unless a T5 of this configuration has the weights' sizes.
+
+    Args:
+        config: from `comfy_t5_config`.
+        weights: from `t5_weights`.
+    """
+    width, first = config["d_model"], "encoder.block.0.layer"
+    expected = {
+        "shared.weight": (config["vocab_size"], width),
+        f"{first}.0.SelfAttention.q.weight": (config["num_heads"] * config["d_kv"], width),
+        f"{first}.0.SelfAttention.relative_attention_bias.weight": (32, config["num_heads"]),
+        f"{first}.1.DenseReluDense.wo.weight": (width, config["d_ff"]),
+    }
+    for name, shape in expected.items():
+        found = weights.shapes.get(name, shape)
+        if found != shape:
+            raise CheckpointError(
+                f"does not fit its configuration: {name} is {list(found)}, expected {list(shape)}: other T5s than "
+                "T5-XXL need their folder with config.json",
+                weights.path,
+            )
+    blocks = {name.split(".")[2] for name in weights.tensors if name.startswith("encoder.block.")}
+    if len(blocks) != config["num_layers"]:
+        raise CheckpointError(
+            f"has {len(blocks)} blocks, expected {config['num_layers']}: download it again", weights.path
+        )
+
+
 def check_vocabulary(tokenizer: str | Path, vocabulary: Iterable[int], size: int, text_encoder: Path) -> None:
     """Raise a CheckpointError if a tokenizer gives ids that a T5 has no embedding for.
 

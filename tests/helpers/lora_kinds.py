@@ -54,9 +54,13 @@ def convolution_shapes(out: int, inputs: int, *kernel: int) -> dict[str, dict[st
             **{f"hada_w{n}_{end}": size for n in (1, 2) for end, size in factors.items()},
         },
         "lokr with a core": {
-            "lokr_w1": (1, 1),
+            "lokr_w1": (1, 1),  # with more, torch.kron fails in ComfyUI, as it does here
             "lokr_t2": core,
             **{f"lokr_w2_{end}": size for end, size in factors.items()},
+        },
+        "glora": {
+            **{"a1.weight": (inputs, RANK), "a2.weight": (RANK, inputs)},
+            **{"b1.weight": (out, RANK), "b2.weight": (RANK, inputs * math.prod(kernel))},
         },
     }
 

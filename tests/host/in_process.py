@@ -151,15 +151,17 @@ def pinned(patcher) -> list:
 
 
 def made_when_loaded(folder: str) -> bool:
-    """Whether an fp8 model is the same where ComfyUI's layers make their parameters when they are loaded, as with
-    dynamic VRAM on a GPU."""
+    """Whether models are the same where ComfyUI's layers make their parameters when they are loaded, as with dynamic
+    VRAM on a GPU."""
     import comfy.memory_management
     import comfy.utils
     from cogvideox_fun.model_loading.comfyui.load import load_model
     from safetensors.torch import load_file
 
     def loaded() -> dict[str, torch.Tensor]:
-        return load_model(folder, "fp8_e4m3fn").model.diffusion_model.state_dict()
+        dtypes = "fp8_e4m3fn", "bf16"
+        states = {dtype: load_model(folder, dtype).model.diffusion_model.state_dict() for dtype in dtypes}
+        return {f"{dtype} {name}": value for dtype, state in states.items() for name, value in state.items()}
 
     def load_safetensors(path: str):  # ComfyUI's own needs comfy-aimdo's driver then
         return load_file(path), None

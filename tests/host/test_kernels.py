@@ -88,7 +88,7 @@ def test_weights_that_stay_in_ram_can_be_pinned(found):
     assert found["pinned"] in ([True], [True, [False, True]])
 
 
-def test_fp8_where_layers_make_their_parameters_when_they_are_loaded(found):
+def test_models_whose_layers_make_their_parameters_when_they_are_loaded(found):
     if found["made when loaded"] is None:
         pytest.skip("this ComfyUI has no dynamic VRAM")
     assert found["made when loaded"]

@@ -5,7 +5,7 @@ import shutil
 import pytest
 import torch
 from cogvideox_fun.model_loading.files import checkpoint
-from graph import ENCODE
+from graph import ENCODE, Failed
 from safetensors.torch import load_file, save_file
 
 TILES = {"temporal_size": 8, "temporal_overlap": 4}
@@ -131,3 +131,10 @@ def test_the_types_of_a_5b(lab, weight_dtype, stored, computed):
     probe = graph.node("ProbeModel", model=graph.loader("tiny-5b", weight_dtype), path=lab.path())
     described = lab.run(graph.workflow)["outputs"][probe.key]
     assert stored in described["dtypes"] and described["compute"][0] in computed
+
+
+def test_pixels_that_are_too_small_are_an_error(lab):
+    graph = lab.graph()
+    pixels = graph.tensor("Image", torch.zeros(1, 4, 16, 3))
+    with pytest.raises(Failed, match=r"VAEEncode: the pixels .* \[1, 4, 16, 3\], .* at least 8 x 8 pixels"):
+        graph.get(graph.node("VAEEncode", pixels=pixels, vae=graph.loader("tiny-2b")[2]))

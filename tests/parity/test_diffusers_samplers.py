@@ -44,7 +44,7 @@ PUBLISHED = {
 
 @pytest.fixture(scope="module")
 def pipeline(tmp_path_factory):
-    return Pipeline.from_folder(write_tiny_model(tmp_path_factory.mktemp("recipes") / "model", "5b"))
+    return Pipeline.from_folder(write_tiny_model(tmp_path_factory.mktemp("samplers") / "model", "5b"))
 
 
 @torch.no_grad()

@@ -97,8 +97,15 @@ CORRUPTED = [  # the file or folder, what happens to it, the file that is named,
     (
         "text_encoder/config.json",
         change(vocab_size=50),
-        "tokenizer",
-        "ids up to .* embeddings for 50: put the model's",
+        "text_encoder",
+        r"shared.weight is \[128, 32\], expected \[50, 32\]",
+    ),
+    ("text_encoder/config.json", change(num_layers=1), "text_encoder", "has 2 blocks, expected 1: download it again"),
+    (
+        "text_encoder/config.json",
+        change(d_ff=50),
+        "text_encoder",
+        r"DenseReluDense.wo.weight is \[32, 64\], expected \[32, 50\]",
     ),
 ]
 

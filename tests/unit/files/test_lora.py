@@ -108,6 +108,8 @@ def test_every_part_of_a_wrong_size_is_an_error(parameters, tmp_path, layer, kin
 
 def test_a_change_of_a_norm(parameters, tmp_path):
     read_parts(parameters, tmp_path, "norm_final", {"diff": torch.ones(128), "diff_b": torch.ones(128)})
+    pair = {"lora_up.weight": torch.ones(128, RANK), "lora_down.weight": torch.ones(RANK, 1)}
+    assert read_parts(parameters, tmp_path, "norm_final", pair).layers == ["norm_final"]
     with pytest.raises(LoraError, match="norm_final is 127, but the model's is 128: choose a LoRA"):
         read_parts(parameters, tmp_path, "norm_final", {"diff": torch.ones(127)})
 
@@ -117,6 +119,18 @@ def test_a_missing_part_is_an_error(parameters, tmp_path):
         rest = {name: value for name, value in LINEAR[kind].items() if name != part}
         with pytest.raises(LoraError, match=f"{LAYERS[0]} has no {part.removesuffix('.weight')}.*download it again"):
             read_parts(parameters, tmp_path, LAYERS[0], rest)
+
+
+@pytest.mark.parametrize(
+    "more, message",
+    [
+        ({"diff": torch.zeros(128, 128)}, "is changed in two ways, lora_up.weight and diff"),
+        ({"alpha": torch.ones(2)}, "has an alpha of 2 numbers, expected one"),
+    ],
+)
+def test_what_comfyui_would_read_in_another_way_is_an_error(parameters, tmp_path, more, message):
+    with pytest.raises(LoraError, match=message):
+        read_parts(parameters, tmp_path, LAYERS[0], {**LINEAR["lora"], **more})
 
 
 def test_parts_that_change_nothing_are_unmatched(parameters, tmp_path):
