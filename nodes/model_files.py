@@ -14,6 +14,7 @@ from ..model_loading.files import checkpoint
 from ..model_loading.files.t5 import is_t5_file
 
 FIRST = object()  # the default of a loader's name: the first in the list
+HUB_EXAMPLE = "alibaba-pai/CogVideoX-Fun-V1.1-2b-InP"
 NO_MODEL = "(no model found)"
 OWN_MODELS = Path(__file__).resolve().parent.parent / "models"  # the nano model, which comes with the pack
 
@@ -26,19 +27,30 @@ class Listing:
         what: their name in messages.
         kind: ComfyUI's folder of single files.
         find: gives name -> path.
+        in_repositories: repositories hold such files, too.
     """
 
     what: str
     kind: str
     find: Callable[[], dict[str, Path]]
+    in_repositories: bool = True
 
     def input(self, name: str, tooltip: str):
         return io.Combo.Input(name, options=list(self.find()) or [NO_MODEL], tooltip=tooltip)
 
     def missing(self, name, found: dict[str, Path]) -> str:
-        """The message for a name that is not found."""
-        name, folders = "" if name == NO_MODEL else name, folder_paths.get_folder_paths(self.kind)
-        return checkpoint.no_model_message(name, self.what, found, hub_roots(), folders)
+        """The message for a name that is not found: what there is, every folder looked in, and what to put there."""
+        if not found:
+            problem = f"no CogVideoX-Fun {self.what} found"
+        elif not name or name == NO_MODEL:
+            problem = f"no {self.what} is chosen, expected one of those found ({listed(found)})"
+        else:
+            problem = f"the {self.what} {shown(name)} is not among those found ({listed(found)})"
+        remedy = f"put a safetensors file into {', '.join(folder_paths.get_folder_paths(self.kind))}"
+        if self.in_repositories:
+            remedy += f", or a whole repository of Hugging Face, for example {HUB_EXAMPLE}, into "
+            remedy += ", ".join(map(str, hub_roots()))
+        return f"{problem}: {remedy}; then refresh"
 
     def check(self, name: str | None) -> bool | str:
         """For ``validate_inputs``. ComfyUI passes None for a linked name, which `choose` checks."""
@@ -58,14 +70,6 @@ class Listing:
         """For ``fingerprint_inputs``: changes when the file is replaced; with a linked name, when any is."""
         found = self.find()
         return fingerprint(*(found.values() if name is None else [found.get(name)]))
-
-
-class LoraListing(Listing):
-    def missing(self, name, found: dict[str, Path]) -> str:
-        problem = f"the LoRA {shown(name)} is not among" if name else "no LoRA is chosen, expected one of"
-        problem = f"{problem} those found ({listed(found)})" if found else "no LoRA found"
-        folders = ", ".join(folder_paths.get_folder_paths(self.kind))
-        return f"{problem}: put a safetensors file into {folders}, then refresh"
 
 
 def fingerprint(*paths: Path | None) -> str:
@@ -122,7 +126,7 @@ TEXT_ENCODERS = Listing(
     "text encoder", "text_encoders", lambda: find_parts("text_encoder", "text_encoders", is_t5_file)
 )
 VAES = Listing("VAE", "vae", lambda: find_parts("vae", "vae", checkpoint.is_vae_file))
-LORAS = LoraListing("LoRA", "loras", lambda: single_files("loras"))
+LORAS = Listing("LoRA", "loras", lambda: single_files("loras"), in_repositories=False)
 
 # What the loaders made of files, for as long as anything holds it, so that another weight_dtype does not load T5 and
 # the VAE again. On ComfyUI 0.3.64 and 0.8.0 the nodes that the model loader adds to the graph are enough for that. But

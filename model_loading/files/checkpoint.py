@@ -15,13 +15,12 @@ import torch
 
 from ...sampling.preview import PUBLISHED, PreviewFactors
 from ...sampling.schedule import NoiseSchedule
-from ..errors import CheckpointError, listed, naming, shown
+from ..errors import CheckpointError, naming
 from ..networks.config import TransformerConfig, VAEConfig
 from .detect import detect, hub_name
 from .safetensors_files import Reader, Weights, header_names, open_weights, read_file, read_json
 
 MODEL_FOLDERS = ("CogVideoX_Fun", "Fun_Models", "VideoX_Fun", "CogVideo")
-HUB_EXAMPLE = "alibaba-pai/CogVideoX-Fun-V1.1-2b-InP"
 SAVED_CONFIG = "cogvideox_fun_config"  # a uint8 tensor of JSON that ModelSave carries
 SAVED_PREFIX = "model.diffusion_model."  # of ComfyUI's ModelSave
 MAX_DEPTH = 3  # folders below a models folder in which a model is looked for
@@ -192,28 +191,3 @@ def load_vae_config(path: Path, weights: Weights) -> VAEConfig:
         raise CheckpointError(f"is no CogVideoX VAE, {error} is missing: choose another file", path) from error
     layers = {name.split(".")[4] for name in shapes if name.startswith("encoder.down_blocks.0.resnets.")}
     return VAEConfig(block_out_channels=widths, latent_channels=latent_channels, layers_per_block=len(layers))
-
-
-def no_model_message(
-    name: str, what: str, found: Iterable[str], folders: Iterable[Path], file_folders: Iterable[Path]
-) -> str:
-    """What to say when a model can't be found: what there is, every folder looked in, and what to put there.
-
-    Args:
-        name: what was asked for; "" or None for nothing.
-        what: "model", "text encoder" or "VAE".
-        folders: where repositories are looked for.
-        file_folders: where single files are looked for.
-    """
-    names = listed(found)
-    if not names:
-        problem = f"no CogVideoX-Fun {what} found"
-    elif not name:
-        problem = f"no {what} is chosen, expected one of those found ({names})"
-    else:
-        problem = f"the {what} {shown(name)} is not among those found ({names})"
-    return (
-        f"{problem}. Download a whole repository, for example {HUB_EXAMPLE} of Hugging Face, into one of the folders "
-        f"{', '.join(dict.fromkeys(map(str, folders)))}, or a single safetensors file into one of "
-        f"{', '.join(dict.fromkeys(map(str, file_folders)))}; then refresh"
-    )
