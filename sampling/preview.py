@@ -3,7 +3,6 @@
 from collections.abc import Mapping
 from typing import NamedTuple
 
-CHANNELS = 16  # of every CogVideoX latent
 FACTORS, BIAS = "latent_rgb_factors", "latent_rgb_factors_bias"  # what a VAE's configuration may hold
 
 
@@ -14,18 +13,9 @@ class PreviewFactors(NamedTuple):
     bias: list[float]
 
     @classmethod
-    def from_config(cls, values: Mapping) -> "PreviewFactors | None":
-        """Those of a VAE's configuration, or None if it has none.
-
-        Raises:
-            ValueError: they have another shape.
-        """
-        if FACTORS not in values:
-            return None
-        factors, bias = values[FACTORS], values.get(BIAS, [0.0, 0.0, 0.0])
-        if [len(row) for row in (*factors, bias)] != [3] * (CHANNELS + 1):
-            raise ValueError(f"{FACTORS} or {BIAS} has another shape than {CHANNELS} x 3 and 3: remove both")
-        return cls(factors, bias)
+    def from_config(cls, values: Mapping) -> "PreviewFactors":
+        """Those of a VAE's configuration, or the published ones if it has none."""
+        return cls(values[FACTORS], values[BIAS]) if FACTORS in values else PUBLISHED
 
     def to_config(self) -> dict:
         return {FACTORS: self.factors, BIAS: self.bias}

@@ -105,7 +105,7 @@ def decode_config(tensor: torch.Tensor) -> dict:
     try:
         config = json.loads(bytes(tensor.to(torch.uint8).tolist()))  # GGUF holds it as floats
         schedule = NoiseSchedule(**config["scheduler"])
-        preview = PreviewFactors.from_config(config) or PUBLISHED
+        preview = PreviewFactors.from_config(config)
         return {"image_scale": config["scale_factor"], **config, "schedule": schedule, "preview": preview}
     except (ValueError, KeyError, TypeError) as error:
         raise ValueError(f"the saved configuration can't be read ({error!r}): save the model again") from error
@@ -130,7 +130,7 @@ def _open_folder(folder: Path, reader: Reader) -> Checkpoint:
         with naming(vae):
             values = read_json(vae)
             scales = VAEConfig.from_dict(values)
-            found["preview"] = PreviewFactors.from_config(values) or PUBLISHED
+            found["preview"] = PreviewFactors.from_config(values)
         found |= {"vae": vae.parent, "scale_factor": scales.scaling_factor, "image_scale": scales.image_scale}
     if (folder / "text_encoder" / "config.json").is_file():
         found["text_encoder"] = folder / "text_encoder"
