@@ -1,9 +1,10 @@
 """What the nodes share: the schema, inputs with their ranges and tooltips, and checks of linked values."""
 
+import math
+
 from comfy_api.latest import io, ui
 
 from ..model_loading.errors import listed, shown
-from ..model_loading.networks.config import is_finite
 from ..sampling.schedule import SPACINGS
 
 SPACING_OPTIONS = ["auto", *SPACINGS]
@@ -132,5 +133,5 @@ def one_of(name: str, value, options) -> None:
 def check_numbers(**values) -> None:
     """Raise a ValueError unless every value is a finite number. NaN passes ComfyUI's check of ranges."""
     for name, value in values.items():
-        if not isinstance(value, int | float) or not is_finite(value):
+        if not isinstance(value, int | float) or not math.isfinite(value):
             raise ValueError(f"{name} is {shown(value)}, expected a number: check where it comes from")

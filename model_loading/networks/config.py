@@ -14,14 +14,6 @@ from ..errors import CheckpointError
 TEXT_TOKENS = 226
 
 
-def is_finite(value: float) -> bool:
-    """Whether a number is one that a float can hold: JSON's may have hundreds of digits, or be Infinity."""
-    try:
-        return math.isfinite(value)
-    except OverflowError:
-        return False
-
-
 def read_fields(cls, values: Mapping, what: str) -> dict:
     """The values of a dataclass's fields that a configuration has. All numbers in it count or scale something.
 
@@ -36,13 +28,10 @@ def read_fields(cls, values: Mapping, what: str) -> dict:
         allowed = typing.get_args(field.type) or (field.type,)
         if float in allowed:
             allowed = (*allowed, int)
-        if type(value) not in allowed:
+        if type(value) not in allowed or (type(value) in (int, float) and not 0 < value < math.inf):
             raise CheckpointError(
-                f"{field.name} is {reprlib.repr(value)} in the {what}'s configuration, expected {field.type}"
-            )
-        if type(value) in (int, float) and not (value > 0 and is_finite(value)):
-            raise CheckpointError(
-                f"{field.name} is {reprlib.repr(value)} in the {what}'s configuration, expected a number above 0"
+                f"{field.name} is {reprlib.repr(value)} in the {what}'s configuration, expected {field.type}, and "
+                "numbers above 0"
             )
         known[field.name] = value
     return known
