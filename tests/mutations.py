@@ -51,7 +51,7 @@ MUTATIONS = [
     ),
     (f"{NETWORKS}/vae.py", "length - ENCODE_FRAMES * i", "length - ENCODE_FRAMES * i + 1", "tests/parity/test_vae.py"),
     (f"{NETWORKS}/vae.py", "else x[:, :, -2:].clone()", "else x[:, :, -1:].clone()", "tests/parity/test_vae.py"),
-    (f"{NETWORKS}/tiling.py", "weight[:overlap] = ramp", "weight[:overlap] = ramp.flip(0)", "tests/unit/networks"),
+    (f"{NETWORKS}/tiling.py", "at_start else ramp", "at_start else ramp.flip(0)", "tests/unit/networks"),
     (
         f"{NETWORKS}/memory_estimate.py",
         "(6 * element + 4 * packs_inputs)",

@@ -25,59 +25,25 @@ def tile_spans(size: int, tile: int, overlap: int, unit: int = 1) -> list[slice]
 
 def tile_weight(size: int, overlap: int, at_start: bool, at_end: bool, device=None) -> torch.Tensor:
     """A linear ramp over ``overlap`` at each side that borders on another tile, [size]."""
-    weight = torch.ones(size, device=device)
-    ramp = (torch.arange(overlap, device=device) + 1) / (overlap + 1)
-    if not at_start and overlap:
-        weight[:overlap] = ramp
-    if not at_end and overlap:
-        weight[size - overlap :] = torch.minimum(weight[size - overlap :], ramp.flip(0))
-    return weight
+    ramp = ((torch.arange(size, device=device) + 1) / (overlap + 1)).clamp(max=1)
+    weight = torch.ones_like(ramp) if at_start else ramp
+    return weight if at_end else torch.minimum(weight, ramp.flip(0))
 
 
-class Canvas:
-    """Where finished chunks are put, and where overlapping tiles are blended.
+def tile_axis(size: int, factor: float, tile: int, overlap: int, device) -> list[tuple[slice, slice, torch.Tensor]]:
+    """The tiles of one axis: where each is in the source and in the output, and the weights of its output's pixels.
 
     Args:
-        shape: of the whole output, B C T H W.
-        source_size: height and width of the input, in whose units tiles are given.
-        overlap: of the tiles, in the input's units.
-        plain: there is one tile only, so chunks are copied as they are.
+        factor: the output's size over the source's.
+        tile, overlap: in the source's units; tile 0 is the whole axis.
     """
-
-    def __init__(self, shape: tuple[int, ...], source_size: tuple[int, int], overlap: int, plain: bool, device, dtype):
-        self.output = torch.zeros(shape, device=device, dtype=dtype)
-        self.source_h, self.source_w = source_size
-        self.factor = shape[3] / self.source_h
-        self.ramp = int(overlap * self.factor)
-        self.coverage = None if plain else torch.zeros(shape[3:], device=device, dtype=dtype)
-
-    def scaled(self, span: slice) -> slice:
-        return slice(int(span.start * self.factor), int(span.stop * self.factor))
-
-    def weight(self, row: slice, column: slice) -> torch.Tensor:
-        """The weight of a tile's pixels, [H, W]: 1 inside, falling towards neighbours."""
-        ys, xs = self.scaled(row), self.scaled(column)
-        device = self.output.device
-        down = tile_weight(ys.stop - ys.start, self.ramp, row.start == 0, row.stop == self.source_h, device)
-        across = tile_weight(xs.stop - xs.start, self.ramp, column.start == 0, column.stop == self.source_w, device)
-        return (down[:, None] * across[None]).to(self.output)
-
-    def put(self, chunk: torch.Tensor, index: int, start: int, row: slice, column: slice) -> None:
-        """Add the frames from ``start`` on of one tile of one video."""
-        ys, xs = self.scaled(row), self.scaled(column)
-        target = self.output[index : index + 1, :, start : start + chunk.shape[2], ys, xs]
-        if self.coverage is None:
-            target.copy_(chunk)
-            return
-        weight = self.weight(row, column)
-        if index == start == 0:
-            self.coverage[ys, xs] += weight
-        target.add_(chunk * weight)
-
-    def finish(self) -> torch.Tensor:
-        if self.coverage is not None:
-            self.output /= self.coverage
-        return self.output
+    found = []
+    for span in tile_spans(size, tile or size, overlap, max(int(1 / factor), 1)):
+        target = slice(int(span.start * factor), int(span.stop * factor))
+        ends = span.start == 0, span.stop == size
+        weight = tile_weight(target.stop - target.start, int(overlap * factor), *ends, device)
+        found.append((span, target, weight))
+    return found
 
 
 def copies_aside(device: torch.device) -> bool:
@@ -149,28 +115,37 @@ def stream(
         tile, overlap: spatial tile size and overlap in the source's units, 0 = whole frames.
         on_progress: called with (done, total) after each chunk.
     """
-    in_h, in_w = source.shape[3:]
-    unit = max(in_h // shape[3], 1)
-    rows, columns = ([slice(0, n)] if not tile else tile_spans(n, tile, overlap, unit) for n in (in_h, in_w))
-    tiles = [(row, column) for row in rows for column in columns]
-    device, dtype, where = torch.device(device or source.device), dtype or source.dtype, output_device or source.device
-    canvas = Canvas(shape, (in_h, in_w), overlap, len(tiles) == 1, where, output_dtype or torch.float32)
+    device, dtype = torch.device(device or source.device), dtype or source.dtype
+    output = torch.zeros(shape, device=output_device or source.device, dtype=output_dtype or torch.float32)
+    factor = shape[3] / source.shape[3]
+    rows, columns = (tile_axis(size, factor, tile, overlap, output.device) for size in source.shape[3:])
+    tiles = [
+        (row, column, ys, xs, (down[:, None] * across).to(output))
+        for row, ys, down in rows
+        for column, xs, across in columns
+    ]
+    coverage = torch.zeros_like(output[0, 0, 0])
+    for _, _, ys, xs, weight in tiles:
+        coverage[ys, xs] += weight
 
     def made() -> Iterator[tuple]:
         for index in range(shape[0]):  # one video at a time: batches gain nothing and would raise the peak
-            for row, column in tiles:
+            for row, column, ys, xs, weight in tiles:
                 start = 0
                 for chunk in run(source[index : index + 1, :, :, row, column], lambda x: upload(x, device, dtype)):
-                    frames = chunk.shape[2]
-                    chunk = (chunk if finish is None else finish(chunk.float())).to(canvas.output.dtype)
-                    yield download(chunk, canvas.output.device), index, start, row, column
-                    start += frames
+                    target = output[index : index + 1, :, start : start + chunk.shape[2], ys, xs]
+                    start += chunk.shape[2]
+                    chunk = (chunk if finish is None else finish(chunk.float())).to(output.dtype)
+                    yield download(chunk, output.device), target, weight
                     del chunk  # or it would stay on the device while the next one is computed
 
     total = shape[0] * len(tiles) * chunks
     finished = one_ahead(made()) if copies_aside(device) else made()
-    for done, (downloaded, *place) in enumerate(finished, 1):
-        canvas.put(downloaded(), *place)
+    for done, (downloaded, target, weight) in enumerate(finished, 1):
+        if len(tiles) == 1:
+            target.copy_(downloaded())
+        else:
+            target.add_(downloaded() * weight)
         if on_progress is not None:
             on_progress(done, total)
-    return canvas.finish()
+    return output if len(tiles) == 1 else output.div_(coverage)
