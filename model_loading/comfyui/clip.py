@@ -55,9 +55,11 @@ class OneChunk:
 
     def tokenize_with_weights(self, text, return_word_ids=False, **kwargs):
         (tokens,) = super().tokenize_with_weights(text, return_word_ids, **kwargs)
-        tokens = tokens[: next((i for i, token in enumerate(tokens) if is_id(token, END)), len(tokens)) + 1]
+        end = next(i for i, token in enumerate(tokens) if isinstance(token[0], int) and token[0] == END)
         rest = (1.0, 0) if return_word_ids else (1.0,)
-        return [fit_tokens(tokens, self._decode_tokens, end=(END, *rest), pad=(PAD, *rest), length=self.length)]
+        return [
+            fit_tokens(tokens[: end + 1], self._decode_tokens, end=(END, *rest), pad=(PAD, *rest), length=self.length)
+        ]
 
     def _decode_tokens(self, tokens) -> str:
         return self.tokenizer.decode([int(token[0]) for token in tokens if isinstance(token[0], int)])
@@ -89,10 +91,6 @@ class FolderT5Tokenizer(OneChunk, comfy.sd1_clip.SDTokenizer):
             tokenizer_data=tokenizer_data or {},
         )
         self.length = self.tokenizer.length
-
-
-def is_id(token: tuple, value: int) -> bool:
-    return isinstance(token[0], int) and token[0] == value
 
 
 def clip_target(config: dict, folder: Path | None) -> comfy.supported_models_base.ClipTarget:
@@ -145,19 +143,14 @@ def load_clip(path: str | Path, tokenizer: str | Path | None = None, disable_dyn
         parameters=sum(math.prod(info.shape) for info in weights.tensors.values()),
         model_options=model_options,
     )
-    weights.check(encoder_state(clip))
+    expected = clip.cond_stage_model.t5xxl.transformer.state_dict()
+    weights.check({key: value for key, value in expected.items() if not is_quantization(key)})
     check_vocabulary(tokenizer or "ComfyUI's T5 tokenizer", clip.tokenizer.t5xxl.inv_vocab, config["vocab_size"], path)
     clip.patcher.cached_patcher_init = (reload_clip_patcher, (str(path), str(tokenizer) if tokenizer else None))
     if tokenizer is None and path.is_dir():
         log.warning("%s has no tokenizer beside it: using ComfyUI's T5 tokenizer", shown(path))
     log.info("%s: T5, tokenizer %s", shown(path), shown(tokenizer or "of ComfyUI"))
     return clip
-
-
-def encoder_state(clip) -> dict:
-    """The parameters that ComfyUI's T5 expects from a file, but for quantised ones, which have other names."""
-    parameters = clip.cond_stage_model.t5xxl.transformer.state_dict()
-    return {key: value for key, value in parameters.items() if not is_quantization(key)}
 
 
 def reload_clip_patcher(path: str, tokenizer: str | None, disable_dynamic: bool = False):
