@@ -41,7 +41,7 @@ class FolderTokenizer:
                 raise CheckpointError("is no sentencepiece model: download it again", spiece) from error
             self._encode, self.decode = processor.encode, processor.decode
             self._vocab = {processor.id_to_piece(i): i for i in range(processor.get_piece_size())}
-        elif fast.is_file():
+        else:
             import tokenizers
 
             try:
@@ -53,8 +53,6 @@ class FolderTokenizer:
             self._encode = lambda text: tokenizer.encode(text, add_special_tokens=False).ids
             self.decode = tokenizer.decode
             self._vocab = tokenizer.get_vocab()
-        else:
-            raise CheckpointError("holds neither spiece.model nor tokenizer.json: download the folder again", folder)
 
     def __call__(self, text: str) -> dict[str, list[int]]:
         return {"input_ids": [*self._encode(text), END]}

@@ -58,11 +58,10 @@ def test_tokenizer_json(tiny_model, tmp_path):
 
 
 def test_folders_without_a_whole_tokenizer(tmp_path):
-    with pytest.raises(CheckpointError, match="neither spiece.model nor tokenizer.json"):
-        t5.FolderTokenizer(tmp_path)
-    (tmp_path / "tokenizer.json").write_bytes(b"broken")
-    with pytest.raises(CheckpointError, match="tokenizer.json is no tokenizer"):
-        t5.FolderTokenizer(tmp_path)
+    for reason in ("No such file", "expected"):
+        with pytest.raises(CheckpointError, match=f"tokenizer.json is no tokenizer .*{reason}"):
+            t5.FolderTokenizer(tmp_path)
+        (tmp_path / "tokenizer.json").write_bytes(b"broken")
 
 
 @pytest.fixture
