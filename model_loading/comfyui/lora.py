@@ -22,7 +22,7 @@ def add_lora(model, path: Path, strength: float):
         strength: 0 gives the MODEL back.
 
     Raises:
-        LoraError: the file fits no layer, or belongs to another model.
+        CheckpointError: the file fits no layer, or belongs to another model.
     """
     with torch.device("meta"):
         whole = CogVideoXTransformer(model_of(model).config)

@@ -46,10 +46,6 @@ SUFFIXES = (  # pattern of what follows the layer -> ComfyUI's name
 PEFT_METADATA = "lora_adapter_metadata"  # JSON that diffusers writes, with the alpha that its tensors lack
 
 
-class LoraError(CheckpointError):
-    """A LoRA that does not fit; the message says to which model it belongs, where that can be told."""
-
-
 @dataclasses.dataclass(frozen=True)
 class Lora:
     """A LoRA for one model. A tensor is named by the layer's name on the hub and ComfyUI's suffix."""
@@ -91,8 +87,7 @@ def read_lora(path: Path, parameters: Mapping[str, tuple[int, ...]], reader: Rea
         reader: how tensors are read, see `open_weights`.
 
     Raises:
-        LoraError: no key belongs to the model, or a layer has another size.
-        CheckpointError: the file can't be read.
+        CheckpointError: the file can't be read, no key belongs to the model, or a layer has another size.
     """
     names = layer_names(parameters)
     layers: dict[str, dict[str, torch.Tensor]] = {}  # layer -> ComfyUI's name of a part -> the part
@@ -112,11 +107,11 @@ def read_lora(path: Path, parameters: Mapping[str, tuple[int, ...]], reader: Rea
         try:
             changed = lora_sizes.changes(parts, weight, shapes.get(f"{layer}.bias"))
         except ValueError as error:
-            raise LoraError(f"can't be loaded: {layer} {error}", path) from error
+            raise CheckpointError(f"can't be loaded: {layer} {error}", path) from error
         if not changed:
             unmatched += [f"{layer}.{suffix}" for suffix in layers.pop(layer)]
     if not layers:
-        raise LoraError(
+        raise CheckpointError(
             f"can't be loaded: none of its {len(unmatched)} keys belongs to a CogVideoX transformer (the first is "
             f"{min(unmatched, default='missing')}): choose a LoRA that was trained for CogVideoX-Fun",
             path,

@@ -4,7 +4,8 @@ import json
 
 import pytest
 import torch
-from cogvideox_fun.model_loading.files.lora_keys import LoraError, read_lora
+from cogvideox_fun.model_loading.errors import CheckpointError
+from cogvideox_fun.model_loading.files.lora_keys import read_lora
 from cogvideox_fun.model_loading.networks.config import TransformerConfig
 from cogvideox_fun.model_loading.networks.transformer import CogVideoXTransformer
 from lora_kinds import CONVOLUTION, LINEAR
@@ -101,7 +102,7 @@ def test_every_part_of_a_wrong_size_is_an_error(parameters, tmp_path, layer, kin
         for axis in range(min(value.ndim, 2)):
             longer = torch.cat([value, value.narrow(axis, 0, 1)], axis)
             with pytest.raises(
-                LoraError, match=f"lora.safetensors can't be loaded: {layer} (has|is) .*: .*(choose|down)"
+                CheckpointError, match=f"lora.safetensors can't be loaded: {layer} (has|is) .*: .*(choose|down)"
             ):
                 read_parts(parameters, tmp_path, layer, {**parts, part: longer})
 
@@ -110,14 +111,16 @@ def test_a_change_of_a_norm(parameters, tmp_path):
     read_parts(parameters, tmp_path, "norm_final", {"diff": torch.ones(128), "diff_b": torch.ones(128)})
     pair = {"lora_up.weight": torch.ones(128, RANK), "lora_down.weight": torch.ones(RANK, 1)}
     assert read_parts(parameters, tmp_path, "norm_final", pair).layers == ["norm_final"]
-    with pytest.raises(LoraError, match="norm_final is 127, but the model's is 128: choose a LoRA"):
+    with pytest.raises(CheckpointError, match="norm_final is 127, but the model's is 128: choose a LoRA"):
         read_parts(parameters, tmp_path, "norm_final", {"diff": torch.ones(127)})
 
 
 def test_a_missing_part_is_an_error(parameters, tmp_path):
     for kind, part in (("lora", "lora_up.weight"), ("hada", "hada_w2_b"), ("lokr", "lokr_w2"), ("glora", "b1.weight")):
         rest = {name: value for name, value in LINEAR[kind].items() if name != part}
-        with pytest.raises(LoraError, match=f"{LAYERS[0]} has no {part.removesuffix('.weight')}.*download it again"):
+        with pytest.raises(
+            CheckpointError, match=f"{LAYERS[0]} has no {part.removesuffix('.weight')}.*download it again"
+        ):
             read_parts(parameters, tmp_path, LAYERS[0], rest)
 
 
@@ -129,7 +132,7 @@ def test_a_missing_part_is_an_error(parameters, tmp_path):
     ],
 )
 def test_what_comfyui_would_read_in_another_way_is_an_error(parameters, tmp_path, more, message):
-    with pytest.raises(LoraError, match=message):
+    with pytest.raises(CheckpointError, match=message):
         read_parts(parameters, tmp_path, LAYERS[0], {**LINEAR["lora"], **more})
 
 
@@ -160,7 +163,7 @@ def test_alpha_comes_from_peft_metadata_where_no_tensor_has_it(parameters, tmp_p
 
 def test_a_lora_of_something_else_is_an_error(parameters, tmp_path):
     save_file({"lora_unet_double_blocks_0.lora_up.weight": torch.zeros(1)}, tmp_path / "lora.safetensors")
-    with pytest.raises(LoraError, match="none of its 1 keys .* lora_unet_double_blocks_0.lora_up.weight"):
+    with pytest.raises(CheckpointError, match="none of its 1 keys .* lora_unet_double_blocks_0.lora_up.weight"):
         read_lora(tmp_path / "lora.safetensors", parameters)
 
 
@@ -171,6 +174,6 @@ def test_a_lora_of_another_size_names_its_model(parameters, tmp_path, width, fam
     save_file(state, tmp_path / "lora.safetensors")
     belongs = f"this LoRA belongs to a {family} model, " if family else ""
     with pytest.raises(
-        LoraError, match=f"{layer} is {width} x {width}, but the model's is 128 x 128: {belongs}choose"
+        CheckpointError, match=f"{layer} is {width} x {width}, but the model's is 128 x 128: {belongs}choose"
     ):
         read_lora(tmp_path / "lora.safetensors", parameters)
