@@ -144,10 +144,8 @@ class VAEEncode(io.ComfyNode):
         tile, overlap = common.fit_tiles(tile_size, overlap)
         if sample_posterior:
             samples = vae.encode_draw(pixels, noise_seed, tile, overlap)
-        elif tile:
-            samples = vae.encode_tiled(pixels, tile_x=tile, tile_y=tile, overlap=overlap)
         else:
-            samples = vae.encode(pixels)
+            samples = vae.encode_tiled(pixels, tile_x=tile, overlap=overlap)
         return io.NodeOutput({"samples": samples}, ui=shown)
 
 
@@ -173,8 +171,7 @@ class VAEDecode(io.ComfyNode):
         check_vae(vae)
         latent_shape(latent, TO_DECODE)
         tile, overlap = (n // SPATIAL_COMPRESSION for n in common.fit_tiles(tile_size, overlap))
-        samples = latent["samples"]
-        video = vae.decode_tiled(samples, tile_x=tile, tile_y=tile, overlap=overlap) if tile else vae.decode(samples)
+        video = vae.decode_tiled(latent["samples"], tile_x=tile, overlap=overlap)
         return io.NodeOutput(video.reshape(-1, *video.shape[-3:]))  # BTHWC -> (BT)HWC, as ComfyUI's node does
 
 
