@@ -1,6 +1,8 @@
 """The channels that a model takes beside the noise, from a conditioning's latent and mask."""
 
 import logging
+from collections.abc import Callable
+from typing import NamedTuple
 
 import comfy.utils
 import torch
@@ -12,24 +14,58 @@ from ...sampling.masks import THRESHOLD, mask_to_latent
 
 log = logging.getLogger(__name__)
 
-# What a model takes, see `TransformerConfig.conditioning` -> the remedy for a conditioning of another kind.
-REMEDIES = {
-    "text": "remove it, or load an InP (33 channels) or Control (32) model",
-    "inpaint": "use Inpaint Conditioning with VAE Encode and Mask Resize 3D, or load a Control (32 channels) model",
-    "control": "use Control Conditioning, or load an InP (33 channels) model",
-    "image": "use Image Conditioning, or load an InP (33 channels) model",
-    "void": "use ComfyUI's VOIDInpaintConditioning, or load an InP (33 channels) model",
+
+class Scales(NamedTuple):
+    """What a VAE's latent is multiplied by: as a video, and as the first frame of an image-to-video model."""
+
+    latent: float
+    image: float
+
+
+def as_given(latent: torch.Tensor, mask: None, noise: torch.Tensor, scales: Scales) -> torch.Tensor:
+    return latent * scales.latent
+
+
+def first_frames(latent: torch.Tensor, mask: None, noise: torch.Tensor, scales: Scales) -> torch.Tensor:
+    """The latents of the first frames, zeros for the others."""
+    return F.pad(latent * scales.image, (0, 0, 0, 0, 0, noise.shape[2] - latent.shape[2]))
+
+
+def masked_video(latent: torch.Tensor, mask: torch.Tensor, noise: torch.Tensor, scales: Scales) -> torch.Tensor | None:
+    mask = latent_mask(mask, noise)
+    if mask is None:
+        return None
+    mask = comfy.utils.repeat_to_batch_size(mask.to(latent.device), latent.shape[0])
+    return inpaint_latents(mask, latent * scales.latent, scales.latent)
+
+
+class Kind(NamedTuple):
+    """What a kind of model takes, see `TransformerConfig.conditioning`."""
+
+    remedy: str  # for a conditioning of another kind
+    channels: int = 16  # of the conditioning's latent
+    make: Callable | None = as_given  # (latent, mask, noise, scales) -> the channels
+
+
+KINDS = {
+    "text": Kind("remove it, or load an InP (33 channels) or Control (32) model", make=None),
+    "inpaint": Kind(
+        "use Inpaint Conditioning with VAE Encode and Mask Resize 3D, or load a Control (32 channels) model",
+        make=masked_video,
+    ),
+    "control": Kind("use Control Conditioning, or load an InP (33 channels) model"),
+    "image": Kind("use Image Conditioning, or load an InP (33 channels) model", make=first_frames),
+    "void": Kind("use ComfyUI's VOIDInpaintConditioning, or load an InP (33 channels) model", channels=32),
 }
 
 
 def concat_latents(
-    config, scales: tuple, noise: torch.Tensor, latent: torch.Tensor | None, mask: torch.Tensor | None, device
+    config, scales: Scales, noise: torch.Tensor, latent: torch.Tensor | None, mask: torch.Tensor | None, device
 ) -> torch.Tensor | None:
     """The channels that a model takes beside the noise, B C T h w, scaled; None for zeros (text to video).
 
     Args:
         config: the model's `TransformerConfig`.
-        scales: what a latent is multiplied by: as a video, and as the first frame of an image-to-video model.
         noise: the sampled latent, B 16 T h w.
         latent, mask: of the conditioning; the latent unscaled, the mask 1 = generate.
 
@@ -38,33 +74,23 @@ def concat_latents(
     """
     if latent is None and mask is None:
         return None
-    kind = config.conditioning
-    if latent is None or kind == "text" or (mask is not None) != (kind == "inpaint"):
+    name = config.conditioning
+    kind = KINDS[name]
+    if latent is None or kind.make is None or (mask is not None) != (name == "inpaint"):
         given = {"a latent": latent, "a mask": mask}
         have = " and ".join(what for what, value in given.items() if value is not None)
         raise ValueError(
-            f"this model takes {config.in_channels} channels ({kind}), but the conditioning holds {have}: "
-            f"{REMEDIES[kind]}"
+            f"this model takes {config.in_channels} channels ({name}), but the conditioning holds {have}: "
+            f"{kind.remedy}"
         )
-    channels = 32 if kind == "void" else 16
-    fits = latent.ndim == 5 and latent.shape[1] == channels and latent.shape[3:] == noise.shape[3:]
-    missing = noise.shape[2] - latent.shape[2] if fits else 0
-    if not fits or missing and (kind != "image" or missing < 0):
+    fits = latent.ndim == 5 and latent.shape[1] == kind.channels and latent.shape[3:] == noise.shape[3:]
+    shorter = fits and name == "image" and latent.shape[2] <= noise.shape[2]
+    if not fits or not (shorter or latent.shape[2] == noise.shape[2]):
         raise ValueError(
             f"the conditioning's latent has the shape {list(latent.shape)}, but the sampled latent "
             f"{list(noise.shape)}: give CogVideoX-Fun's Empty Latent and VAE Encode the same size and length"
         )
-    latent, (scale, image_scale) = latent.to(device), scales
-    if kind == "image":  # zeros for the frames after the first
-        return F.pad(latent * image_scale, (0, 0, 0, 0, 0, missing))
-    latent = latent * scale
-    if kind != "inpaint":
-        return latent
-    mask = latent_mask(mask, noise)
-    if mask is None:
-        return None
-    mask = comfy.utils.repeat_to_batch_size(mask.to(device), latent.shape[0])
-    return inpaint_latents(mask, latent, scale)
+    return kind.make(latent.to(device), mask, noise, scales)
 
 
 def latent_mask(mask: torch.Tensor, noise: torch.Tensor) -> torch.Tensor | None:

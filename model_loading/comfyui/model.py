@@ -18,7 +18,7 @@ from ..files.checkpoint import SAVED_CONFIG, Checkpoint, encode_config
 from ..networks.memory_estimate import transformer_bytes
 from ..networks.transformer import POSITIONS, CogVideoXTransformer
 from .compat import multiplies_in_fp8, packed, prefetch_queue
-from .conditioning import concat_latents
+from .conditioning import Scales, concat_latents
 from .kernels import comfy_attention, comfy_norms
 
 # In a conditioning: the fractions of the schedule, 0..1, at which the control video starts and ends.
@@ -143,7 +143,7 @@ class CogVideoXFun(comfy.model_base.BaseModel):
         text = out.get("c_crossattn")
         if text is not None:  # ComfyUI would upload it for every call
             out["c_crossattn"] = text._copy_with(text.cond.to(kwargs["device"]))
-        scales = self.latent_format.scale_factor, self.image_scale
+        scales = Scales(self.latent_format.scale_factor, self.image_scale)
         given = kwargs.get("concat_latent_image"), kwargs.get("concat_mask")
         extra = concat_latents(self.config, scales, kwargs["noise"], *given, kwargs["device"])
         if extra is not None:  # a key of its own: as c_concat, EasyCache of 0.3.64 would see the wrong channel count
