@@ -101,8 +101,13 @@ def additive_axes(
             diffusers does for other sizes.
 
     Raises:
-        ValueError: "cut" and a grid larger than the trained one.
+        ValueError: RIFLEx, which needs rotary positions, or "cut" and a grid larger than the trained one.
     """
+    if options.riflex_k:
+        raise ValueError(
+            "RIFLEx changes rotary positions, but the 2B models have an additive table: set riflex_k to 0, and use "
+            "Context Windows or a temporal_scale for longer clips"
+        )
     scales = scales[0], scales[1] * options.temporal_scale
     if options.mode == "generated":
         return trained_axes(dim, *grid, *scales)

@@ -113,5 +113,7 @@ def test_what_lifts_the_limit_of_49_frames():
     assert call("2b", 26, temporal_scale=2.0).shape[2] == 26
     with pytest.raises(ValueError, match="27 frames .* at most 26 "):
         call("2b", 27, temporal_scale=2.0)
+    with pytest.raises(ValueError, match="RIFLEx changes rotary positions, but the 2B"):
+        call("2b", 14, riflex_k=2)
     with pytest.raises(ValueError, match="k is 9, expected 1 to 8"):
         call("5b", 30, riflex_k=9)
