@@ -121,8 +121,15 @@ class CogVideoXTransformer(nn.Module):
                 "make width and height multiples of 16 pixels"
             )
         check_latent_t(x.shape[2], config.patch_size_t, options.max_latent_t(config.max_latent_t))
+        channels = config.in_channels - x.shape[1]
         if concat_latents is None:
-            concat_latents = x.new_zeros(x.shape[0], config.in_channels - x.shape[1], *x.shape[2:])
+            concat_latents = x.new_zeros(x.shape[0], channels, *x.shape[2:])
+        expected = (x.shape[0], channels, *x.shape[2:])
+        if concat_latents.shape != expected:
+            raise ValueError(
+                f"the conditioning latents have the shape {list(concat_latents.shape)}, expected {list(expected)}: "
+                "encode them at the sampled video's size and length"
+            )
         x = torch.cat([x, concat_latents.to(x)], dim=1)
         if config.patch_size_t is not None and x.shape[2] == 1:
             x = F.pad(x, (0, 0, 0, 0, 0, 1))

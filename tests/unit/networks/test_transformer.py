@@ -48,11 +48,12 @@ def test_one_frame_on_v15_sees_a_zero_frame():
         ("5b", (14, 6, 10), "14 frames.*length to 49 or less"),
         ("v1.5", (3, 6, 10), "length of 9.*set length to 5 or 13"),
         ("5b", (4, 5, 10), "5 x 10.*multiples of 16"),
+        ("5b", (4, 6, 8), r"\[1, 17, 4, 6, 10\], expected \[1, 17, 4, 6, 8\]"),
     ],
 )
 def test_shapes_that_a_variant_does_not_take(variant, latent, words):
     with pytest.raises(ValueError, match=words):
-        call(build(variant), latent)
+        call(build(variant), latent, concat_latents=torch.zeros(1, 17, 4, 6, 10))
 
 
 def test_positions_are_computed_once_per_grid(monkeypatch):
