@@ -5,10 +5,9 @@ single safetensors file. What it is comes from its configuration and its shapes,
 """
 
 import dataclasses
-import glob
 import json
 import os
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 
 import torch
@@ -27,11 +26,17 @@ MAX_DEPTH = 3  # folders below a models folder in which a model is looked for
 
 
 def is_hub_folder(path: Path) -> bool:
-    """Whether a folder is a CogVideoX model in hub layout, by its transformer's configuration."""
+    """Whether a folder is a CogVideoX model in hub layout, by its transformer's configuration or weights."""
+    config = path / "transformer" / "config.json"
+    if not os.path.isfile(config):  # which is False, not an error, where it may not be read
+        return False
     try:
-        return read_json(path / "transformer" / "config.json").get("_class_name") == "CogVideoXTransformer3DModel"
+        class_name = read_json(config).get("_class_name")
     except CheckpointError:
         return True  # listed, so that loading it says what is broken
+    if class_name is not None:
+        return class_name == "CogVideoXTransformer3DModel"
+    return any(is_transformer_file(file) for file in sorted((path / "transformer").glob("*.safetensors")))
 
 
 def is_transformer_file(path: Path) -> bool:
@@ -44,20 +49,40 @@ def is_vae_file(path: Path) -> bool:
     return header_names(path, "decoder.mid_block.resnets.0.norm1.conv_y.conv.weight")
 
 
+def hub_folders(root: Path, depth: int = MAX_DEPTH, above: tuple[str, ...] = ()) -> Iterator[Path]:
+    """Folders in hub layout below ``root``, symbolic links followed, but not back into a folder that holds them.
+
+    Args:
+        above: the real paths of the folders that ``root`` was reached through.
+    """
+    above = (*above, os.path.realpath(root))
+    try:
+        children = sorted(root.iterdir())
+    except OSError:
+        return
+    for child in children:
+        if not os.path.isdir(child):  # which is False, not an error, where it may not be read
+            continue
+        if is_hub_folder(child):
+            yield child
+        elif depth > 1 and os.path.realpath(child) not in above:
+            yield from hub_folders(child, depth - 1, above)
+
+
 def find_models(hub_roots: Iterable[Path], files: Mapping[str, Path]) -> dict[str, Path]:
     """What a loader lists: hub folders by their path below their root, then single files by their name.
 
     Args:
-        hub_roots: folders of repositories, or repositories; where two hold the same name, the first wins.
+        hub_roots: folders of repositories; where two hold the same name, the first wins.
         files: candidates for single-file transformers, name -> path.
     """
     found: dict[str, Path] = {}
     for root in map(Path, hub_roots):
-        patterns = ("*/" * depth + "transformer/config.json" for depth in range(MAX_DEPTH + 1))
-        configs = (config for pattern in patterns for config in glob.glob(pattern, root_dir=root))
-        for folder in sorted(Path(config).parent.parent for config in configs):
-            if is_hub_folder(root / folder):
-                found.setdefault(folder.as_posix() if folder.parts else root.name, root / folder)
+        if is_hub_folder(root):  # the folder of models is itself a link to one
+            found.setdefault(root.name, root)
+            continue
+        for folder in hub_folders(root):
+            found.setdefault(folder.relative_to(root).as_posix(), folder)
     for name, path in files.items():
         if is_transformer_file(Path(path)):
             found.setdefault(name, Path(path))

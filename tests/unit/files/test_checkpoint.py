@@ -174,6 +174,7 @@ def test_hub_folders_links_and_files(tiny_model, tmp_path):
     root = tmp_path / "CogVideoX_Fun"
     (root / "alibaba-pai").mkdir(parents=True)
     (root / "linked").symlink_to(tiny_model)
+    (root / "loop").symlink_to(root)
     shutil.copytree(tiny_model, root / "alibaba-pai" / "nested")
     write_json(root / "flux" / "transformer" / "config.json", {"_class_name": "FluxTransformer2DModel"})
     write_json(root / "unnamed" / "transformer" / "config.json", {"in_channels": 33})

@@ -7,6 +7,7 @@ import torch
 from cogvideox_fun.model_loading.errors import CheckpointError
 from cogvideox_fun.model_loading.files import checkpoint
 from cogvideox_fun.model_loading.files.safetensors_files import open_weights
+from counted import calls
 from safetensors.torch import save_file
 
 
@@ -21,12 +22,16 @@ def write_models(root: Path, count: int) -> list[str]:
     return sorted(names[1::2])
 
 
-def test_links_in_circles_hide_no_model(tmp_path):
-    expected = write_models(tmp_path, 2)
-    (tmp_path / "loop").symlink_to(tmp_path)
-    (tmp_path / "owner1" / "self").symlink_to("self")
-    found = checkpoint.find_models([tmp_path], {})
-    assert set(found) == {*expected, *(f"loop/{name}" for name in expected)}
+def test_links_in_circles_name_each_model_once(tmp_path):
+    expected = write_models(tmp_path, 40)
+    before = calls(lambda: checkpoint.find_models([tmp_path], {}))
+    for i in range(10):
+        (tmp_path / f"loop{i}").symlink_to(tmp_path)
+        (tmp_path / f"owner{i}" / "up").symlink_to(tmp_path)
+        (tmp_path / f"owner{i}" / "self").symlink_to("self")
+    found = {}
+    assert calls(lambda: found.update(checkpoint.find_models([tmp_path], {}))) <= 2 * before
+    assert list(found) == expected
 
 
 def test_a_folder_that_cant_be_read_hides_no_other(tmp_path):
