@@ -5,7 +5,7 @@ import inspect
 import pytest
 import torch
 from cogvideox_fun.model_loading.files.checkpoint import open_checkpoint
-from cogvideox_fun.model_loading.files.detect import detect, hub_name
+from cogvideox_fun.model_loading.files.detect import hub_name
 from cogvideox_fun.model_loading.networks.config import TransformerConfig
 from cogvideox_fun.model_loading.networks.transformer import POSITIONS, CogVideoXTransformer
 from cogvideox_fun.model_loading.standalone import load_transformer
@@ -101,34 +101,6 @@ def hub_vae():
     from cogvideox_fun.model_loading.networks.vae import VAEConfig
 
     return VAEConfig(block_out_channels=(8, 16, 16, 16), layers_per_block=1, norm_num_groups=4)
-
-
-@pytest.mark.parametrize(
-    "heads, patch_t, channels, extra, expected",
-    [
-        (30, None, 16, {}, ("2B", "text")),
-        (48, None, 16, {}, ("5B", "text")),
-        (48, None, 32, {}, ("5B", "control")),
-        (48, None, 32, {"patch_embed.pos_embedding": (1, 17776, 3072)}, ("5B", "image")),
-        (30, None, 32, {"patch_embed.pos_embedding": (1, 17776, 1920)}, ("2B", "control")),
-        (48, 2, 32, {"ofs_embedding.linear_1.weight": (512, 512)}, ("5B V1.5", "image")),
-        (48, 2, 48, {}, ("5B V1.5", "void")),
-    ],
-)
-def test_what_a_single_file_is_comes_from_its_shapes(heads, patch_t, channels, extra, expected):
-    dim = heads * 64
-    shapes = {
-        "patch_embed.proj.weight": (dim, channels * 8) if patch_t else (dim, channels, 2, 2),
-        "patch_embed.text_proj.weight": (dim, 4096),
-        "time_embedding.linear_1.weight": (512, dim),
-        "transformer_blocks.0.attn1.to_q.weight": (dim, dim),
-        "transformer_blocks.0.norm1.linear.weight": (6 * dim, 512),
-        **{f"transformer_blocks.{n}.attn1.to_q.weight": (dim, dim) for n in range(1, 42)},
-        "proj_out.weight": (64 * (patch_t or 1), dim),
-        **extra,
-    }
-    config = detect(shapes, None)
-    assert (config.family, config.conditioning) == expected
 
 
 def test_a_learned_table_says_what_it_is_not_for():

@@ -93,6 +93,7 @@ CORRUPTED = [  # the file or folder, what happens to it, the file that is named,
     ),
     ("tokenizer/spiece.model", text("broken"), "tokenizer/spiece.model", "no sentencepiece model: download it again"),
     ("tokenizer", shutil.rmtree, "", "has no tokenizer: download the whole repository"),
+    ("vae", shutil.rmtree, "", "has no vae: download the whole repository"),
     ("tokenizer/tokenizer_config.json", text('{"model_max_length": 0}'), "tokenizer", "model_max_length 0, expected"),
     ("tokenizer/tokenizer_config.json", text('{"model_max_length": "many"}'), "tokenizer", "model_max_length .*many"),
     (
