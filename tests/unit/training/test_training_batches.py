@@ -135,16 +135,6 @@ def test_a_sample_depends_on_its_seed_and_number_alone():
     assert both[0]["noise"].shape == (2, 2, 16, 2, 8, 8) and both[0]["time"].shape == (2, 2)
 
 
-def test_shapes_move_as_their_caption_says_and_stay_inside():
-    for index in range(200):
-        scene = shapes.random_scene(7, index)
-        moved = torch.tensor(scene.end) - torch.tensor(scene.start)
-        step = torch.tensor(shapes.DIRECTIONS[scene.direction]).float()
-        assert moved @ step > 0.3 and moved.abs().sum() == pytest.approx(float(moved @ step))
-        assert all(scene.radius - 1e-6 <= v <= 1 - scene.radius + 1e-6 for v in (*scene.start, *scene.end))
-        assert scene.direction in scene.caption(index)
-
-
 def write_video(path, frames, rate=24, rotation=0, codec="mpeg4", pixels="yuv420p"):
     """A real file of F H W 3 frames of 0..255, and its caption, the file's stem, beside it."""
     with av.open(str(path), "w") as container:

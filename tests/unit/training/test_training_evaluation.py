@@ -80,16 +80,6 @@ def test_a_model_that_plays_backwards_or_changes_what_is_known():
     assert "region inpaint: known part, to its reconstruction" in failed(table(Answers(lambda video: video + 0.05)))
 
 
-def test_two_shapes_are_neither_one_shape_nor_a_ring():
-    """Two ghosts of a cross-fade have their common centre where the shape should be."""
-    along = torch.linspace(0, 1, LENGTH)[:, None, None, None]
-    results = table(Answers(lambda video: video[:1] * (1 - along) + video[-1:] * along))
-    assert results["start and end image: middle frame: one shape within 0.1 of the path"].measured == "0.0%"
-    left, right = (shapes.Scene("red", "circle", "up", "fog", 0.17, (x, 0.6), (x, 0.4)) for x in (0.2, 0.8))
-    both = torch.minimum(*(shapes.render(scene, LENGTH, 64, 64) for scene in (left, right)))
-    assert not measure.has_hole(both)
-
-
 @pytest.mark.parametrize("height, width", [(64, 64), (96, 144), (128, 96)])
 def test_the_measures_are_right_about_true_clips(height, width):
     noise = torch.Generator().manual_seed(0)
