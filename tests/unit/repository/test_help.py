@@ -1,9 +1,7 @@
 """The help pages and the translations, without ComfyUI; tests/host/test_help.py compares them with the schemas."""
 
-import ast
 import json
 import re
-from difflib import SequenceMatcher
 
 import pack
 import pytest
@@ -16,7 +14,6 @@ SECTIONS = {
     "en": ["Inputs", "Outputs", "Example", "Errors and warnings"],
     "zh": ["输入", "输出", "示例", "错误与警告"],
 }
-COMFYUI = ("clip input is invalid", "'NoneType' object has no attribute")  # messages of ComfyUI's nodes
 CHINESE = re.compile(r"[\u4e00-\u9fff]")
 
 
@@ -38,39 +35,6 @@ def quotes(text: str) -> list[str]:
 
 def pages():
     return [pytest.param(node_id, language, id=f"{node_id}-{language}") for node_id in IDS for language in SECTIONS]
-
-
-def tokens(text: str) -> list[str]:
-    """Words; what is filled in, and numbers, as …."""
-    return re.findall(r"[A-Za-z_']+|…", re.sub(r"%[sd]|\d+", "…", text))
-
-
-def template(node: ast.AST, constants: dict[str, str]) -> str:
-    """The text of an expression that makes a string, with … for what is not written there."""
-    if isinstance(node, ast.Constant) and isinstance(node.value, str):
-        return node.value
-    if isinstance(node, ast.JoinedStr):
-        return "".join(template(value, constants) for value in node.values)
-    if isinstance(node, ast.FormattedValue):
-        return template(node.value, constants)
-    if isinstance(node, ast.BinOp):
-        return template(node.left, constants) + template(node.right, constants)
-    return constants.get(node.id, "…") if isinstance(node, ast.Name) else "…"
-
-
-@pytest.fixture(scope="module")
-def messages() -> list[list[str]]:
-    """The tokens of every string of the sources."""
-    nodes = [node for path in SOURCES for node in ast.walk(ast.parse(path.read_text(encoding="utf-8")))]
-    constants = {
-        target.id: node.value.value
-        for node in nodes
-        if isinstance(node, ast.Assign) and isinstance(node.value, ast.Constant) and isinstance(node.value.value, str)
-        for target in node.targets
-        if isinstance(target, ast.Name)
-    }
-    kinds = ast.Constant, ast.JoinedStr, ast.BinOp
-    return [tokens(template(node, constants)) for node in nodes if isinstance(node, kinds)]
 
 
 @pytest.fixture(scope="module")
@@ -121,17 +85,6 @@ def test_the_example_names_a_template_that_has_the_node(node_id, language, templ
 
 
 @pytest.mark.parametrize("node_id", IDS)
-def test_messages_are_those_of_the_code(node_id, messages):
-    """A run of half of a message's words, without what is filled in, stands in a string of the code."""
-    for quote in quotes(section(page(node_id, "en"), "Errors and warnings")):
-        wanted = tokens(quote)
-        least = sum(word != "…" for word in wanted) / 2
-        likely = (m for m in messages if len(set(wanted) & set(m) - {"…"}) >= least)
-        runs = (SequenceMatcher(None, wanted, m, autojunk=False).find_longest_match().size for m in likely)
-        assert any(run >= least for run in runs) or any(own in quote for own in COMFYUI), f"no message says {quote}"
-
-
-@pytest.mark.parametrize("node_id", IDS)
 def test_both_languages_quote_the_same_messages(node_id):
     english, chinese = (sorted(quotes(section(page(node_id, lang), SECTIONS[lang][3]))) for lang in ("en", "zh"))
     assert english == chinese and english
@@ -151,13 +104,3 @@ def test_the_translations_hold_every_node_and_nothing_that_the_front_end_would_r
                 yield from strings(inner)
 
     assert not [string for string in strings(translated) if set(string) & set("{}@|")]
-
-
-def test_the_migration_guide_names_nodes_that_exist():
-    text = (pack.ROOT / "docs" / "migrating.md").read_text(encoding="utf-8")
-    own = {
-        name
-        for row in re.findall(r"^\|[^|]*\|([^|]*)\|", text, re.MULTILINE)
-        for name in re.findall(r"CogVideoXFun\w+", row)
-    }
-    assert own <= set(IDS), own - set(IDS)
