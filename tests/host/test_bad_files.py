@@ -99,23 +99,6 @@ def test_every_kind_of_lora_changes_its_layer(lab, layer, kind):
     assert "ERROR" not in log and "not loaded" not in log and "MISMATCH" not in log
 
 
-def test_a_lora_of_a_wrong_size_is_an_error(lab):
-    down = LINEAR["lora"]["lora_down.weight"]
-    parts = {**LINEAR["lora"], "lora_down.weight": torch.cat([down, down], 1)}
-    with pytest.raises(Failed, match=f"CogVideoXFunLoraLoader: .*{LINEAR_LAYER} is 128 x 256, but the model's is"):
-        with_lora(lab, parts, LINEAR_LAYER)
-
-
-def test_the_magnitude_of_a_peft_dora_scales_the_outputs(lab):
-    """One value an output, as PEFT writes it, against the same as a column."""
-    magnitude = torch.linspace(0.5, 3, 128)
-    pair = {part: value for part, value in LINEAR["lora"].items() if part != "alpha"}
-    found = with_lora(lab, {**pair, "lora_magnitude_vector": magnitude}, LINEAR_LAYER)
-    expected = with_lora(lab, {**pair, "dora_scale": magnitude[:, None]}, LINEAR_LAYER)
-    assert torch.equal(found, expected)
-    assert (found - with_lora(lab, pair, LINEAR_LAYER)).abs().max() > 1e-3
-
-
 # tokenizers
 
 

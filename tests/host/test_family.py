@@ -260,12 +260,6 @@ def test_riflex_runs_longer_clips_and_lifts_the_nodes_limit(lab):
         graph.get(graph.sampler(model, *graph.prompts(model[1]), free, steps=1))
 
 
-def test_riflex_on_a_2b_is_an_error(lab):
-    graph, model, *rest = lab.setting("tiny-2b")
-    with pytest.raises(Failed, match="riflex_k is 2, but RIFLEx changes rotary positions and the 2B"):
-        graph.get(graph.sampler(positioned(graph, model, riflex_k=2), *rest))
-
-
 @pytest.mark.parametrize("variant, length", [("5b-image", 9), ("v1.5-image", 13)])
 def test_image_to_video_of_cogvideox_itself(lab, pipelines, variant, length):
     """The first frame's latent, scaled as diffusers' pipeline does, then zeros."""

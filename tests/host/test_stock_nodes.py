@@ -43,13 +43,6 @@ def test_tiles(lab, tile_size, overlap, whole):
     assert results[0].shape == (21, 96, 128, 3) and results[3].shape == (1, 16, 3, 12, 16)
 
 
-def test_twelve_latents_give_45_frames(lab):
-    graph = lab.graph()
-    vae = graph.fun("VAELoader", vae_name="tiny-v1.5/vae")
-    (video,) = graph.get(graph.node("VAEDecode", samples=random_latent(graph, 12, 2, 2), vae=vae))
-    assert video.shape == (45, 16, 16, 3)
-
-
 @pytest.mark.parametrize(
     "style", ["lora_unet_transformer_blocks_0_attn1_to_q", "diffusion_model.transformer_blocks.0.attn1.to_q"]
 )
