@@ -6,12 +6,8 @@ from pathlib import Path
 import pytest
 import torch
 from cogvideox_fun.model_loading.standalone import Pipeline
-from graph import Failed
+from graph import Failed, relative
 from safetensors.torch import load_file, save_file
-
-
-def relative(a: torch.Tensor, b: torch.Tensor) -> float:
-    return ((a - b).norm() / b.norm()).item()
 
 
 def needs(lab, node: str) -> None:

@@ -4,11 +4,7 @@ import pytest
 import torch
 from cogvideox_fun.sampling.schedule import NoiseSchedule
 from cogvideox_fun.tools import comfyui_server as comfy
-from graph import Lab
-
-
-def relative(a: torch.Tensor, b: torch.Tensor) -> float:
-    return ((a - b).norm() / b.norm()).item()
+from graph import Lab, relative
 
 
 @pytest.fixture
