@@ -5,21 +5,18 @@ import warnings
 
 import pytest
 import torch
-from cogvideox_fun.model_loading.networks.config import TransformerConfig
-from cogvideox_fun.model_loading.networks.transformer import CogVideoXTransformer
-from tiny_model import TINY, VARIANTS, random_weights
+from tiny_model import tiny_transformer
 
 
-def compiled_and_plain(variant: str, backend: str, dtype=torch.float32) -> tuple[torch.Tensor, torch.Tensor]:
+def compiled_and_plain(variant: str, backend: str) -> tuple[torch.Tensor, torch.Tensor]:
     """What a model makes of one input with its blocks compiled, and as it is; fullgraph raises at the first break."""
     torch._dynamo.reset()
-    model = CogVideoXTransformer(TransformerConfig(**TINY, **VARIANTS[variant]), dtype=dtype).requires_grad_(False)
-    model.load_state_dict(random_weights(model, seed=0))
+    model = tiny_transformer(variant)
     generator = torch.Generator().manual_seed(0)
     inputs = (
-        torch.randn(1, 16, 4, 6, 10, generator=generator).to(dtype),
+        torch.randn(1, 16, 4, 6, 10, generator=generator),
         torch.tensor([500]),
-        torch.randn(1, 8, model.config.text_embed_dim, generator=generator).to(dtype),
+        torch.randn(1, 8, model.config.text_embed_dim, generator=generator),
     )
     expected = model(*inputs)
     for index, block in enumerate(model.transformer_blocks):

@@ -1,22 +1,16 @@
 import pytest
 import torch
 from cogvideox_fun.model_loading.networks.vae import (
-    CogVideoXVAE,
     SpatialNorm3D,
-    VAEConfig,
     group_norm,
 )
-from tiny_model import random_weights
+from tiny_model import tiny_vae
 from torch import nn
-
-CONFIG = VAEConfig(block_out_channels=(8, 16, 16, 16), layers_per_block=1, norm_num_groups=4)
 
 
 @pytest.fixture(scope="module")
 def vae():
-    model = CogVideoXVAE(CONFIG).eval().requires_grad_(False)
-    model.load_state_dict(random_weights(model, seed=0))
-    return model
+    return tiny_vae()
 
 
 @pytest.mark.parametrize("latent_t, frames", [(1, 1), (2, 5), (12, 45), (13, 49), (22, 85)])
