@@ -20,18 +20,12 @@ def ksampler(graph, model, positive, negative, latent, **options):
 
 
 def sampler_custom(graph, model, positive, negative, latent, name, steps, spacing="auto", denoise=1.0):
-    sigmas = graph.fun("Scheduler", model=model, steps=steps, spacing=spacing, denoise=denoise)
-    return graph.node(
+    return graph.with_defaults(
         "SamplerCustom",
-        model=model,
-        add_noise=True,
-        noise_seed=1,
-        cfg=6.0,
-        positive=positive,
-        negative=negative,
+        {"MODEL": model, "LATENT": latent},
+        **{"positive": positive, "negative": negative, "noise_seed": 1, "cfg": 6.0},
         sampler=graph.node("KSamplerSelect", sampler_name=name),
-        sigmas=sigmas,
-        latent_image=latent,
+        sigmas=graph.fun("Scheduler", model=model, steps=steps, spacing=spacing, denoise=denoise),
     )
 
 
