@@ -64,12 +64,6 @@ def test_every_template_opens_and_queues_its_api_form(front, name):
     assert queued(front) == json.loads((API / f"{name}.json").read_text(encoding="utf-8")), "run make api"
 
 
-def test_a_node_is_found_by_search(front):
-    node = front.search_and_add("mask builder", "Start/End Image Mask Builder")
-    assert front.nodes()[node]["type"] == BUILDER
-    assert front.nodes()[node]["widgets"]["length"] == 49
-
-
 def test_widgets_set_in_the_page_are_what_runs(front, server):
     front.open_template(NANO)
     sampler, builder, prompt = (front.node(name) for name in (SAMPLER, BUILDER, "Positive prompt"))

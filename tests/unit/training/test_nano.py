@@ -50,6 +50,13 @@ def test_a_prompt_decides_colour_and_direction(evaluation):
     assert share(results, "colour") >= 95 and share(results, "direction") >= 85  # by chance 17 and 25 % of each
 
 
+def test_every_other_row_of_the_evaluation(evaluation):
+    results = [*evaluation.image_to_video(), *evaluation.region(), *evaluation.video_to_video()]
+    results += evaluation.resolutions([(64, 64, True), (96, 64, False)])
+    missed = [result for result in results if result.met is False]
+    assert len(results) >= 8 and len(missed) <= 3, missed
+
+
 def test_its_lora_fits_and_changes_what_it_makes(evaluation):
     """The evaluation measures how often rings come."""
     with_lora = Pipeline.from_folder(NANO)
