@@ -50,10 +50,13 @@ def test_video_to_video_starts_from_a_draw(lab, tile_size):
     model = graph.loader("authors-2b")
     clip = graph.tensor("Image", data["video_u8"].float() / 255)
     options = {"vae": model[2], "video": clip, **ENCODE, "tile_size": tile_size}
-    drawn, again, other, mode = graph.get(
+    noisy = [graph.fun("VAEEncode", **{**options, "noise_seed": n, "noise_augmentation": 0.1}) for n in (1, 2)]
+    drawn, again, other, mode, *noisy = graph.get(
         *(graph.fun("VAEEncode", **{**options, "noise_seed": seed}, sample_posterior=True) for seed in (0, 0, 1)),
         graph.fun("VAEEncode", **options),
+        *noisy,
     )
+    assert not torch.allclose(noisy[0], mode) and not torch.allclose(*noisy)
     assert torch.equal(drawn, again) and (drawn - other).std() > 1 and (drawn - mode).std() > 0.9
     if not tile_size:
         expected = reference.channels_second(data["v2v07_N10.addnoise_x"])
