@@ -64,17 +64,6 @@ def test_every_template_opens_and_queues_its_api_form(front, name):
     assert queued(front) == json.loads((API / f"{name}.json").read_text(encoding="utf-8")), "run make api"
 
 
-def test_a_node_is_dragged_in_from_the_library(front):
-    node = front.drag_from_library("Mask Resize 3D")
-    assert front.nodes()[node]["type"] == RESIZE
-
-
-def test_a_node_is_found_by_search(front):
-    node = front.search_and_add("mask builder", "Start/End Image Mask Builder")
-    assert front.nodes()[node]["type"] == BUILDER
-    assert front.nodes()[node]["widgets"]["length"] == 49
-
-
 def test_widgets_set_in_the_page_are_what_runs(front, server):
     front.open_template(NANO)
     sampler, builder, prompt = (front.node(name) for name in (SAMPLER, BUILDER, "Positive prompt"))
@@ -109,11 +98,6 @@ def test_an_error_of_a_node_is_read_in_the_page(front):
     front.run()
     assert "end_image has 1 frame" in front.wait_for_end(60)["end"]
     front.read_error("set length to 5 or more")
-
-
-def test_the_help_page_opens(front):
-    front.open_template(NANO)
-    assert "dynamic_cfg" in front.open_help(front.node(SAMPLER))
 
 
 @pytest.fixture

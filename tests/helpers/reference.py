@@ -5,10 +5,13 @@ import json
 from pathlib import Path
 
 import torch
+from cogvideox_fun.sampling.masks import build_start_end
 from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 
 DATA = Path(__file__).parents[1] / "data"
+RUNS = [("2b", "i2v"), ("5b", "i2v_end"), ("5b", "inpaint"), ("v1.5", "i2v"), ("v1.5", "t2v")]
+SCALE = {"2b": 1.15258426, "5b": 0.7, "v1.5": 0.7}
 VARIANTS = ("2b", "5b", "v1.5", "2b-control")
 
 
@@ -37,6 +40,14 @@ def channels_second(x: torch.Tensor) -> torch.Tensor:
 def image(x: torch.Tensor) -> torch.Tensor:
     """H W 3 bytes as [1, H, W, 3] of 0..1."""
     return x[None].float() / 255
+
+
+def inputs_of(task: str, data: dict, length: int) -> tuple[torch.Tensor, torch.Tensor]:
+    """Video and mask of a task from the pictures of a run."""
+    if task == "inpaint":
+        return data["video_u8"].float() / 255, data["maskimg_u8"][None].float() / 255
+    names = {"i2v": ("start",), "i2v_end": ("start", "end")}.get(task, ())
+    return build_start_end(80, 48, length, *(image(data[f"{name}_rgb_u8"]) for name in names))
 
 
 def write_model(folder: Path, variant: str, scale_factor: float, text: Path | None = None) -> Path:

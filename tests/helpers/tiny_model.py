@@ -3,6 +3,7 @@
 It has every part that a real one has, so that loaders, samplers and ComfyUI run as they would. Its videos are noise.
 """
 
+import dataclasses
 import io
 from pathlib import Path
 
@@ -20,6 +21,7 @@ WORDS = (
 ).split()
 
 TINY = {"num_attention_heads": 2, "num_layers": 2, "time_embed_dim": 32, "text_embed_dim": TEXT_DIM}
+TINY_VAE = VAEConfig(block_out_channels=(8, 16, 16, 16), layers_per_block=1, norm_num_groups=4)
 V15 = {
     "use_rotary_positional_embeddings": True,
     "patch_size_t": 2,
@@ -64,6 +66,20 @@ def random_weights(module: torch.nn.Module, seed: int) -> dict[str, torch.Tensor
     return state
 
 
+def tiny_transformer(variant: str, heads: int = 2, **options) -> CogVideoXTransformer:
+    """A transformer of a variant of `VARIANTS`, without gradients."""
+    config = TransformerConfig(**{**TINY, "num_attention_heads": heads}, **VARIANTS[variant])
+    model = CogVideoXTransformer(config, **options).requires_grad_(False)
+    model.load_state_dict(random_weights(model, seed=0))
+    return model
+
+
+def tiny_vae() -> CogVideoXVAE:
+    model = CogVideoXVAE(TINY_VAE).requires_grad_(False)
+    model.load_state_dict(random_weights(model, seed=0))
+    return model
+
+
 def tokenizer_model() -> bytes:
     """A sentencepiece model over `WORDS` with T5's ids: pad 0, end 1, unknown 2."""
     import sentencepiece
@@ -105,13 +121,8 @@ def write_tiny_model(folder: str | Path, variant: str = "2b", seed: int = 0) -> 
     """
     folder = Path(folder)
     config = TransformerConfig(**TINY, **VARIANTS[variant])
-    vae = VAEConfig(
-        block_out_channels=(8, 16, 16, 16),
-        layers_per_block=1,
-        norm_num_groups=4,
-        scaling_factor=config.default_scale_factor,
-        invert_scale_latents=config.ofs_embed_dim is not None,
-    )
+    scale = {"scaling_factor": config.default_scale_factor, "invert_scale_latents": config.ofs_embed_dim is not None}
+    vae = dataclasses.replace(TINY_VAE, **scale)
     hub.write_configs(folder, config, vae, config.default_schedule)
     hub.save_weights(folder / hub.FILES["transformer"], random_weights(CogVideoXTransformer(config), seed))
     hub.save_weights(folder / hub.FILES["vae"], random_weights(CogVideoXVAE(vae), seed + 1))

@@ -9,6 +9,16 @@ from cogvideox_fun.tools import comfyui_server as comfy
 from safetensors.torch import load_file, save_file
 
 
+def relative(a: torch.Tensor, b: torch.Tensor) -> float:
+    """The norm of a difference over that of ``b``."""
+    return ((a - b).norm() / b.norm()).item()
+
+
+def closest(ours: torch.Tensor, expected: torch.Tensor) -> float:
+    """The largest difference over the largest value."""
+    return float((ours - expected).abs().max() / expected.abs().max())
+
+
 class Node:
     """A node of a graph; ``node[1]`` is its second output, the node itself stands for its first."""
 
@@ -76,14 +86,28 @@ class Graph:
         self.workflow[key] = {"class_type": class_type, "inputs": values}
         return Node(key)
 
+    def with_defaults(self, class_type: str, sockets: dict | None = None, **given) -> Node:
+        """A node with its defaults for what is not given; what a type takes is in ``sockets``."""
+        declared = self.lab.server.get("/object_info")[class_type]["input"]
+        inputs = {}
+        for name, (kind, *rest) in {**declared["required"], **declared.get("optional", {})}.items():
+            options = rest[0] if rest else {}
+            choices = kind if isinstance(kind, list) else options.get("options")
+            default = options.get("default", choices[0] if choices else None)
+            if not isinstance(kind, list) and kind in (sockets or {}):
+                default = sockets[kind]
+            if default is not None:
+                inputs[name] = default
+        return self.node(class_type, **{**inputs, **given})
+
     def fun(self, name: str, **inputs) -> Node:
         return self.node(f"CogVideoXFun{name}", **inputs)
 
     def tensor(self, kind: str, value: torch.Tensor) -> Node:
-        """A tensor as a LATENT, IMAGE, MASK, NOISE or CONDITIONING, named after its probe."""
+        """A tensor as a LATENT, IMAGE, MASK, NOISE or CONDITIONING."""
         path = self.lab.path()
         save_file({"value": value.contiguous()}, path)
-        return self.node(f"Probe{kind}", path=path)
+        return self.node("ProbeTensor", kind=kind.upper(), path=path)
 
     def get(self, *values) -> list[torch.Tensor]:
         """Run the graph and read back what these outputs hold."""

@@ -202,6 +202,19 @@ def vae_dtypes(folder: Path) -> list[str]:
     return found
 
 
+def declared(folder: str) -> list[float]:
+    """The memory that ComfyUI is told of for a call, with products in bf16 and in fp8."""
+    import comfy.ops
+    from cogvideox_fun.model_loading.comfyui.load import load_model
+
+    found = []
+    for operations in (comfy.ops.manual_cast, comfy.ops.fp8_ops):
+        model = load_model(folder, "fp8_e4m3fn", {"custom_operations": operations}).model
+        model.manual_cast_dtype = torch.bfloat16
+        found.append(model.memory_required([1, 16, 3, 6, 10]))
+    return found
+
+
 def main(comfyui: str, folder: str) -> None:
     start(comfyui)
     from cogvideox_fun.model_loading.comfyui import compat
@@ -214,6 +227,7 @@ def main(comfyui: str, folder: str) -> None:
         "fetched": fetched(),
         "pinned": pinned(patcher),
         "made when loaded": made_when_loaded(folder) if compat.model_prefetch else None,
+        "declared": declared(folder),
         "positions": positions_kept(patcher),
         "vae": vae_dtypes(Path(folder) / "vae"),
     }

@@ -1,6 +1,5 @@
 """Files that change while they are in use, LoRAs of every kind, and tokenizers that do not fit."""
 
-import json
 import shutil
 
 import pytest
@@ -8,7 +7,7 @@ import torch
 from cogvideox_fun.tools import comfyui_server as comfy
 from graph import Failed, Lab
 from lora_kinds import CONVOLUTION, LINEAR
-from safetensors.torch import load_file, save_file
+from safetensors.torch import save_file
 from test_stress import sampled
 from tiny_model import write_tiny_model
 
@@ -99,23 +98,6 @@ def test_every_kind_of_lora_changes_its_layer(lab, layer, kind):
     assert "ERROR" not in log and "not loaded" not in log and "MISMATCH" not in log
 
 
-def test_a_lora_of_a_wrong_size_is_an_error(lab):
-    down = LINEAR["lora"]["lora_down.weight"]
-    parts = {**LINEAR["lora"], "lora_down.weight": torch.cat([down, down], 1)}
-    with pytest.raises(Failed, match=f"CogVideoXFunLoraLoader: .*{LINEAR_LAYER} is 128 x 256, but the model's is"):
-        with_lora(lab, parts, LINEAR_LAYER)
-
-
-def test_the_magnitude_of_a_peft_dora_scales_the_outputs(lab):
-    """One value an output, as PEFT writes it, against the same as a column."""
-    magnitude = torch.linspace(0.5, 3, 128)
-    pair = {part: value for part, value in LINEAR["lora"].items() if part != "alpha"}
-    found = with_lora(lab, {**pair, "lora_magnitude_vector": magnitude}, LINEAR_LAYER)
-    expected = with_lora(lab, {**pair, "dora_scale": magnitude[:, None]}, LINEAR_LAYER)
-    assert torch.equal(found, expected)
-    assert (found - with_lora(lab, pair, LINEAR_LAYER)).abs().max() > 1e-3
-
-
 # tokenizers
 
 
@@ -128,20 +110,10 @@ def text_model(lab):
 
 
 @pytest.mark.parametrize("loader", ["ModelLoader", "TextEncoderLoader"])
-@pytest.mark.parametrize("case", ["no tokenizer", "fewer embeddings"])
-def test_a_tokenizer_with_more_words_than_the_text_encoder(lab, text_model, case, loader):
-    """ComfyUI's own if the folder has none, and the folder's beside another T5: an error from the loader. Without it
-    some prompts would end in an IndexError."""
+def test_a_tokenizer_with_more_words_than_the_text_encoder(lab, text_model, loader):
+    """ComfyUI's own, where the folder has none: an error from the loader, not an IndexError of some prompts."""
     words = "ComfyUI's T5 tokenizer gives ids up to 32099, .* has embeddings for 128"
-    if case == "no tokenizer":
-        shutil.rmtree(text_model / "tokenizer")
-    else:
-        words = ".*tokenizer gives ids up to [0-9]+, .* has embeddings for 50"
-        config = json.loads((text_model / "text_encoder" / "config.json").read_text())
-        (text_model / "text_encoder" / "config.json").write_text(json.dumps({**config, "vocab_size": 50}))
-        (weights,) = (text_model / "text_encoder").glob("*.safetensors")
-        state = load_file(weights)
-        save_file({**state, "shared.weight": state["shared.weight"][:50].contiguous()}, weights)
+    shutil.rmtree(text_model / "tokenizer")
     graph = lab.graph()
     if loader == "ModelLoader":
         clip = graph.loader("other-text")[1]

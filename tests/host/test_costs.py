@@ -1,13 +1,19 @@
-"""What a new seed and a new prompt cost, where nothing is encoded twice, and what ComfyUI's cache saves."""
+"""What a new seed and a new prompt cost, where nothing is encoded twice, what ComfyUI's cache saves, and the
+memory that loading takes."""
 
 import json
 import os
 import shutil
 from pathlib import Path
 
+import pytest
 import torch
+from cogvideox_fun.model_loading.networks.config import TransformerConfig
+from cogvideox_fun.model_loading.networks.transformer import CogVideoXTransformer
+from cogvideox_fun.model_loading.networks.vae import VAEConfig
 from cogvideox_fun.tools import comfyui_server as comfy
 from cogvideox_fun.training.evaluation.measure import psnr
+from cogvideox_fun.training.tasks import hub
 from graph import read_workflow
 from test_workflows import shrink
 
@@ -83,3 +89,15 @@ def test_the_recommended_cache_on_the_nano_model(lab, host):
     calls = [len(Path(path).read_text().splitlines()) for path in paths]
     assert calls[0] == 20 and calls[0] / calls[1] >= 1.8, calls
     assert psnr(cached, full) >= 30, calls
+
+
+@pytest.mark.parametrize("weight_dtype, share", [("bf16", 0.1), ("fp8_e4m3fn", 0.6), ("fp32", 2.1)])
+def test_loading_takes_no_memory_of_its_own(lab, tmp_path, weight_dtype, share):
+    """A file of 110 MB in bf16: mapped as it is; what is cast takes its own size and nothing beside it."""
+    config = TransformerConfig(num_attention_heads=8, num_layers=10, in_channels=33)
+    hub.write_configs(tmp_path, config, VAEConfig(), config.default_schedule)
+    state = CogVideoXTransformer(config).state_dict()
+    hub.save_weights(tmp_path / hub.FILES["transformer"], state, torch.bfloat16)
+    graph = lab.graph()
+    probe = graph.node("ProbeLoading", folder=str(tmp_path), weight_dtype=weight_dtype)
+    assert float(lab.run(graph.workflow)["outputs"][probe.key]["text"][0]) <= share

@@ -53,11 +53,6 @@ def truncate(folder):
     path.write_bytes(path.read_bytes()[:10_000])
 
 
-def missing_shard(folder):
-    (folder / "transformer" / WEIGHTS).unlink()
-    (folder / "transformer" / f"{WEIGHTS}.index.json").write_text('{"weight_map": {"a": "part-2-of-2.safetensors"}}')
-
-
 def change_state(part, key, function):
     def change(folder):
         path = next((folder / part).glob("*.safetensors"))
@@ -72,26 +67,16 @@ def delete(state, key):
     del state[key]
 
 
-def reshape(state, key):
-    state[key] = state[key][:-1].contiguous()
-
-
 def poison(state, key):
     state[key].view(-1)[0] = torch.nan
 
 
 BROKEN = {
     "truncated": (truncate, f"{WEIGHTS} is truncated.*download it again"),
-    "shard": (missing_shard, "lacks the shard part-2-of-2.safetensors"),
     "key": (change_state("transformer", "norm_final.bias", delete), "lacks norm_final.bias"),
-    "shape": (
-        change_state("transformer", "norm_final.bias", reshape),
-        r"norm_final.bias has the shape \[127\].*\[128\]",
-    ),
     "nan": (change_state("transformer", "proj_out.bias", poison), "the sampled latent holds NaN"),
     "vae-key": (change_state("vae", "decoder.conv_in.conv.bias", delete), "vae lacks decoder.conv_in.conv.bias"),
     "t5-key": (change_state("text_encoder", "encoder.final_layer_norm.weight", delete), "no T5 encoder"),
-    "config": (lambda folder: (folder / "transformer" / "config.json").write_text("{"), "config.json can't be read"),
 }
 
 
@@ -103,19 +88,6 @@ def test_broken_models(lab, name):
     model = graph.loader(f"broken-{name}")
     latent = graph.fun("EmptyLatent", width=48, height=48, length=1, batch_size=1)
     fails(graph, graph.sampler(model, *graph.prompts(model[1]), latent), words)
-
-
-def test_a_file_without_configuration(lab):
-    graph = lab.graph()
-    model = graph.loader("no-config.safetensors")
-    latent = graph.fun("EmptyLatent", width=48, height=48, length=1, batch_size=1)
-    conditioning = graph.tensor("Conditioning", torch.zeros(1, 226, 32))
-    fails(graph, graph.sampler(model, conditioning, conditioning, latent), "2 heads.*config.json")
-
-
-def test_an_empty_clip(lab):
-    graph = lab.graph()
-    fails(graph, graph.prompts(graph.loader("no-text")[1])[0], "clip input is invalid")
 
 
 def test_an_empty_vae(lab):
@@ -142,8 +114,6 @@ def latent_alone(graph, positive, negative):
 
 
 REFUSED = {  # model, frames x height x width of the latent, what changes the conditioning, the error
-    "odd height": ("5b", (3, 5, 10), None, "5 x 10.*multiples of 16"),
-    "too long": ("5b", (14, 6, 10), None, "length of 53.*length to 49 or less"),
     "odd on V1.5": ("v1.5", (13, 6, 10), None, "length of 49.*length to 45 or 53"),
     "sizes": ("5b", (3, 6, 12), inpaint, r"\[1, 16, 3, 6, 10\].*\[1, 16, 3, 6, 12\].*Empty Latent"),
     "control": ("2b-control", (3, 6, 10), inpaint, "32 channels .control.*a latent and a mask.*Control Conditioning"),
@@ -189,14 +159,6 @@ def test_videos_that_cannot_be_encoded(lab):
         fails(graph, graph.fun("VAEEncode", vae=vae, video=graph.tensor("Image", torch.rand(shape)), **ENCODE), words)
 
 
-def test_a_long_prompt_is_cut_and_the_log_says_what(lab):
-    graph = lab.graph()
-    size = lab.log_size
-    (features,) = graph.get(graph.prompts(graph.loader("tiny-5b")[1], "sun " * 300)[0])
-    assert features.shape == (1, 226, 32)
-    assert "the prompt has 301 tokens, the model reads 226" in lab.log_since(size)
-
-
 def test_another_familys_model(lab):
     graph = lab.graph()
     fails(
@@ -204,12 +166,3 @@ def test_another_familys_model(lab):
         graph.fun("Scheduler", model=graph.node("ProbeForeignModel"), steps=4, spacing="auto", denoise=1.0),
         "Load CogVideoX-Fun Model",
     )
-
-
-def test_the_next_run_works(setting):
-    graph, model, positive, negative = setting
-    fails(graph, graph.sampler(model, positive, negative, latent_of(graph, 1, 16, 14, 6, 10)), "length of 53")
-    graph = graph.lab.graph()
-    model, latent = graph.loader("tiny-5b"), latent_of(graph, 1, 16, 1, 6, 6)
-    (sampled,) = graph.get(graph.sampler(model, *graph.prompts(model[1]), latent, steps=1))
-    assert torch.isfinite(sampled).all()

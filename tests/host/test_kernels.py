@@ -94,6 +94,12 @@ def test_models_whose_layers_make_their_parameters_when_they_are_loaded(found):
     assert found["made when loaded"]
 
 
+def test_products_in_fp8_need_more_memory(found):
+    """ComfyUI is told of the feed-forward's inputs once more in fp8: a byte a number beside the two of bf16."""
+    plain, fp8 = found["declared"]
+    assert plain > 0 and fp8 / plain == pytest.approx((6 * 2 + 4) / (6 * 2))
+
+
 def test_positions_are_freed_when_the_model_is_unloaded(found):
     assert found["positions"] == [1, 0]
 

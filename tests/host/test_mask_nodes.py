@@ -1,7 +1,6 @@
 """The pictures under the mask nodes, and the nodes that adjust a mask and put a video back into its source."""
 
 import numpy as np
-import pytest
 import torch
 from cogvideox_fun.sampling.composite import composite
 from cogvideox_fun.sampling.mask_edit import adjust_mask
@@ -19,41 +18,17 @@ def shown(lab, history: dict, node) -> torch.Tensor:
     return torch.from_numpy(np.array(picture)).float()[None] / 255
 
 
-@pytest.fixture(scope="module")
-def built(lab):
-    """A graph with the builder and the resizer, run, and its history."""
-    graph = lab.graph()
-    images = photographs()
-    inputs = {
-        name: graph.tensor("Image", image) for name, image in zip(("start_image", "end_image"), images, strict=True)
-    }
-    builder = graph.fun("StartEndImage", width=80, height=48, length=9, fit="crop", **inputs)
+def test_the_pictures_under_the_mask_nodes(lab):
+    graph, (start, end) = lab.graph(), photographs()
+    images = {"start_image": graph.tensor("Image", start), "end_image": graph.tensor("Image", end)}
+    builder = graph.fun("StartEndImage", width=80, height=48, length=9, fit="crop", **images)
     latent = graph.fun("EmptyLatent", width=80, height=48, length=9, batch_size=1)
     resizer = graph.fun("MaskResize3D", mask=builder[1], latent=latent, soft=False)
     graph.node("ProbeSave", value=resizer, path=lab.path())
-    return graph, builder, resizer, lab.run(graph.workflow)
-
-
-def test_the_pictures_under_the_mask_nodes(lab, built):
-    _, builder, resizer, history = built
-    video, mask = build_start_end(80, 48, 9, *photographs())
+    history = lab.run(graph.workflow)
+    video, mask = build_start_end(80, 48, 9, start, end)
     assert (shown(lab, history, builder) - video_sheet(video, mask)).abs().max() < 0.01
     assert (shown(lab, history, resizer) - mask_sheet(mask_to_latent(mask, 3, 6, 10))).abs().max() < 0.01
-
-
-def test_a_cached_node_still_shows_its_picture(lab, built):
-    """The same graph with another node at its end: the mask nodes do not run again."""
-    version = lab.server.get("/system_stats")["system"]["comfyui_version"]
-    if version.startswith("0.8."):
-        pytest.skip("ComfyUI 0.8 sends no picture of a node whose result it kept")
-    graph, builder, resizer, first = built
-    graph.node("ProbeSave", value=builder[0], path=lab.path())
-    again = lab.run(graph.workflow)
-    messages = dict(again["status"]["messages"])
-    assert {builder.key, resizer.key} <= set(messages["execution_cached"]["nodes"])
-    for node in (builder, resizer):
-        assert again["outputs"][node.key] == first["outputs"][node.key]
-        shown(lab, again, node)
 
 
 def test_adjusting_a_mask(lab):

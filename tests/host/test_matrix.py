@@ -8,16 +8,12 @@ from pathlib import Path
 import pytest
 import torch
 from cogvideox_fun.model_loading.files.checkpoint import SAVED_CONFIG, encode_config, open_checkpoint
-from graph import ENCODE
+from graph import ENCODE, relative
 from quantised import write_gguf
 from safetensors.torch import save_file
 
 SIZE = {"width": 80, "height": 48}
 STEPS = 8  # where a cache is to save some
-
-
-def relative(a: torch.Tensor, b: torch.Tensor) -> float:
-    return ((a - b).norm() / b.norm()).item()
 
 
 class Bench:

@@ -18,7 +18,7 @@ def test_a_run_opens_the_models_own_files_and_nothing_else(lab):
     folder, made = lab.base / "models" / "CogVideoX_Fun" / "full-of-code", lab.base / "made"
     write_tiny_model(folder, "5b", seed=5)
     for place in (folder, *(path for path in folder.iterdir() if path.is_dir())):
-        for file in ("__init__.py", "evil.py", "pipeline.py"):
+        for file in ("__init__.py", "evil.py", "pipeline.py", "pytorch_model.bin", "scheduler.pkl"):
             (place / file).write_text(f"import os\nos.makedirs({str(made)!r}, exist_ok=True)\n")
         for config in place.glob("*config.json"):
             config.write_text(json.dumps({**json.loads(config.read_text()), **REMOTE}))

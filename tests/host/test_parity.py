@@ -9,54 +9,36 @@ import pytest
 import reference
 import torch
 from cogvideox_fun.model_loading.standalone import Pipeline, TextEncoder
-from cogvideox_fun.sampling.masks import build_start_end
 from graph import ENCODE, Failed
+from quantised import dequantised
 from safetensors.torch import load_file, save_file
 
 TOLERANCE = 1e-3
-RUNS = [("2b", "i2v"), ("5b", "i2v_end"), ("5b", "inpaint"), ("v1.5", "i2v"), ("v1.5", "t2v")]
-SCALE = {"2b": 1.15258426, "5b": 0.7, "v1.5": 0.7}
 
 
-def conditioned(graph, model, data, task, length):
-    """Positive and negative of a task, through the pack's nodes."""
-    positive = graph.tensor("Conditioning", data["prompt_embeds"])
-    negative = graph.tensor("Conditioning", data["negative_prompt_embeds"])
-    if task == "t2v":
-        return positive, negative
-    if task == "inpaint":
-        video = graph.tensor("Image", data["video_u8"].float() / 255)
-        mask = graph.tensor("Mask", data["maskimg_u8"][None].float() / 255)
-        found = graph.inpaint(model, model[2], video, mask, positive, negative)
-        return found[0], found[1]
-    images = {"start_image": graph.tensor("Image", reference.image(data["start_rgb_u8"]))}
-    if task == "i2v_end":
-        images["end_image"] = graph.tensor("Image", reference.image(data["end_rgb_u8"]))
-    built = graph.fun("StartEndImage", width=80, height=48, length=length, fit="stretch", **images)
-    found = graph.inpaint(model, model[2], built[0], built[1], positive, negative)
-    return found[0], found[1]
+def conditioned(graph, model, video, mask, *pair):
+    found = graph.inpaint(model, model[2], graph.tensor("Image", video), graph.tensor("Mask", mask), *pair)
+    return found[0], found[1], found[2]
 
 
-def advanced(graph, model, positive, negative, noise, latent, sigmas, sampler="ddim"):
-    """ComfyUI's SamplerCustomAdvanced."""
-    guider = graph.node("CFGGuider", model=model, positive=positive, negative=negative, cfg=6.0)
-    select = graph.node("KSamplerSelect", sampler_name=sampler)
-    inputs = {"noise": noise, "guider": guider, "sampler": select, "sigmas": sigmas, "latent_image": latent}
-    return graph.node("SamplerCustomAdvanced", **inputs)
-
-
-@pytest.mark.parametrize("variant, task", RUNS)
+@pytest.mark.parametrize("variant, task", reference.RUNS)
 def test_runs_of_videox_fun(lab, variant, task):
-    data, scale = reference.load(f"pipeline_{variant}"), SCALE[variant]
+    """With VideoX-Fun's noise and prompts, through ComfyUI's SamplerCustomAdvanced."""
+    data, length = reference.load(f"pipeline_{variant}"), reference.metadata(f"pipeline_{variant}")["frames"]
     graph = lab.graph()
     model = graph.loader(f"authors-{variant}")
-    positive, negative = conditioned(graph, model, data, task, reference.metadata(f"pipeline_{variant}")["frames"])
-    noise = reference.channels_second(data["noise"])
-    empty = graph.tensor("Latent", torch.zeros_like(noise))
-    sigmas = graph.fun("Scheduler", model=model, steps=4, spacing="auto", denoise=1.0)
-    out = advanced(graph, model, positive, negative, graph.tensor("Noise", noise), empty, sigmas)
-    (sampled,) = graph.get(out)
-    final = reference.channels_second(sampled) * scale
+    pair = [graph.tensor("Conditioning", data[name]) for name in ("prompt_embeds", "negative_prompt_embeds")]
+    positive, negative, empty = conditioned(graph, model, *reference.inputs_of(task, data, length), *pair)
+    sampled = graph.node(
+        "SamplerCustomAdvanced",
+        noise=graph.tensor("Noise", reference.channels_second(data["noise"])),
+        guider=graph.node("CFGGuider", model=model, positive=positive, negative=negative, cfg=6.0),
+        sampler=graph.node("KSamplerSelect", sampler_name="ddim"),
+        sigmas=graph.fun("Scheduler", model=model, steps=4, spacing="auto", denoise=1.0),
+        latent_image=empty,
+    )
+    (sampled,) = graph.get(sampled)
+    final = reference.channels_second(sampled) * reference.SCALE[variant]
     assert (final - data[f"{task}.final"]).abs().max() <= TOLERANCE
 
 
@@ -68,59 +50,46 @@ def test_video_to_video_starts_from_a_draw(lab, tile_size):
     model = graph.loader("authors-2b")
     clip = graph.tensor("Image", data["video_u8"].float() / 255)
     options = {"vae": model[2], "video": clip, **ENCODE, "tile_size": tile_size}
-    drawn, again, other, mode = graph.get(
+    noisy = [graph.fun("VAEEncode", **{**options, "noise_seed": n, "noise_augmentation": 0.1}) for n in (1, 2)]
+    drawn, again, other, mode, *noisy = graph.get(
         *(graph.fun("VAEEncode", **{**options, "noise_seed": seed}, sample_posterior=True) for seed in (0, 0, 1)),
         graph.fun("VAEEncode", **options),
+        *noisy,
     )
+    assert not torch.allclose(noisy[0], mode) and not torch.allclose(*noisy)
     assert torch.equal(drawn, again) and (drawn - other).std() > 1 and (drawn - mode).std() > 0.9
     if not tile_size:
         expected = reference.channels_second(data["v2v07_N10.addnoise_x"])
-        assert (drawn * SCALE["2b"] - expected).abs().max() <= 1e-4
+        assert (drawn * reference.SCALE["2b"] - expected).abs().max() <= 1e-4
 
 
 @pytest.fixture(scope="module")
 def pipelines(base):
-    return {v: Pipeline.from_folder(base / "models" / "CogVideoX_Fun" / f"authors-{v}") for v in SCALE}
+    return {v: Pipeline.from_folder(base / "models" / "CogVideoX_Fun" / f"authors-{v}") for v in reference.SCALE}
 
 
 @pytest.mark.parametrize("task", ["t2v", "i2v", "i2v_end", "inpaint", "v2v"])
-@pytest.mark.parametrize("variant", SCALE)
+@pytest.mark.parametrize("variant", reference.SCALE)
 def test_the_sampler_equals_the_pipeline(lab, pipelines, variant, task):
     """Every variant and task, from prompt, pictures and seed. tests/parity compares the pipeline with VideoX-Fun."""
     pipeline, data = pipelines[variant], reference.load(f"pipeline_{variant}")
-    length = reference.metadata(f"pipeline_{variant}")["frames"]
-    start, end = reference.image(data["start_rgb_u8"]), reference.image(data["end_rgb_u8"])
-    clip = data["video_u8"].float() / 255
-
+    length, clip = reference.metadata(f"pipeline_{variant}")["frames"], data["video_u8"].float() / 255
+    video, mask = reference.inputs_of(task, data, length)
     graph = lab.graph()
     model = graph.loader(f"authors-{variant}")
-    positive, negative = graph.prompts(model[1])
+    positive, negative, latent = conditioned(graph, model, video, mask, *graph.prompts(model[1]))
+    options, start = {"steps": 4, "denoise": 1.0}, None
+    if task == "v2v":
+        options, start = {"steps": 7, "denoise": 0.7}, pipeline.encode(clip)
+        latent = graph.fun("VAEEncode", vae=model[2], video=graph.tensor("Image", clip), **ENCODE)
+    sampled = graph.sampler(model, positive, negative, latent, seed=3, **options)
+    decoded = graph.fun("VAEDecode", vae=model[2], latent=sampled, tile_size=0, overlap=64)
+    ours, frames = graph.get(sampled, decoded)
+
     texts = pipeline.text_encoder("a red ball moves right"), pipeline.text_encoder("blurry")
     noise = pipeline.noise(80, 48, length, seed=3)
-    steps, denoise, latent, expected_start, extra = 4, 1.0, None, None, None
-    if task == "inpaint":
-        region = data["maskimg_u8"][None].float() / 255
-        built = [graph.tensor("Image", clip), graph.tensor("Mask", region)]
-        extra = pipeline.condition(clip, region)
-    else:
-        images = {"i2v": [start], "i2v_end": [start, end]}.get(task, [])
-        slots = {
-            name: graph.tensor("Image", image)
-            for name, image in zip(("start_image", "end_image"), images, strict=False)
-        }
-        built = graph.fun("StartEndImage", width=80, height=48, length=length, fit="stretch", **slots)
-        extra = pipeline.condition(*build_start_end(80, 48, length, *images, fit="stretch"))
-    found = graph.inpaint(model, model[2], built[0], built[1], positive, negative)
-    latent = found[2]
-    if task == "v2v":
-        steps, denoise, expected_start = 7, 0.7, pipeline.encode(clip)
-        latent = graph.fun("VAEEncode", vae=model[2], video=graph.tensor("Image", clip), **ENCODE)
-    sampled = graph.sampler(model, found[0], found[1], latent, seed=3, steps=steps, denoise=denoise)
-    video = graph.fun("VAEDecode", vae=model[2], latent=sampled, tile_size=0, overlap=64)
-    ours, frames = graph.get(sampled, video)
-
-    expected = pipeline.sample(noise, *texts, extra, expected_start, steps=steps, cfg=6.0, denoise=denoise)
-    assert (ours * SCALE[variant] - expected).abs().max() <= TOLERANCE
+    expected = pipeline.sample(noise, *texts, pipeline.condition(video, mask), start, cfg=6.0, **options)
+    assert (ours * reference.SCALE[variant] - expected).abs().max() <= TOLERANCE
     assert (frames - pipeline.decode(expected)).abs().max() <= TOLERANCE
 
 
@@ -142,8 +111,7 @@ def test_t5_in_smaller_types(lab, base, tmp_path, name):
     """
     source = base / "models" / "CogVideoX_Fun" / f"text-{name}"
     state = load_file(source / "text_encoder" / "model.safetensors")
-    scales = {k.replace("scale_weight", "weight"): v for k, v in state.items() if k.endswith("scale_weight")}
-    rounded = {k: v.float() * scales.get(k, 1) for k, v in state.items() if k.endswith("weight") and "scale" not in k}
+    rounded = {k: v for k, v in dequantised(state).items() if k.endswith("weight")}
     (tmp_path / "text_encoder").mkdir()
     shutil.copy(source / "text_encoder" / "config.json", tmp_path / "text_encoder")
     save_file(rounded, tmp_path / "text_encoder" / "model.safetensors")

@@ -153,35 +153,18 @@ def test_a_replaced_model_is_used(lab, changing, tmp_path, part, how):
 
 
 def test_a_replaced_lora_is_used(lab):
-    """The file of the same name, made four times as strong: both factors of each pair twice as large."""
-    state = load_file(lab.base / "models" / "loras" / "ring.safetensors")
+    """The file of the same name with other values."""
     path = lab.base / "models" / "loras" / "changing.safetensors"
-
-    def result(factor: float) -> torch.Tensor:
-        save_file(
-            {key: value * (factor if "lora_B" in key or "lora_up" in key else 1) for key, value in state.items()}, path
-        )
+    state, results = load_file(lab.base / "models" / "loras" / "ring.safetensors"), []
+    for factor in (1, 2):
+        save_file({key: value * factor for key, value in state.items()}, path)
         graph = lab.graph()
         model = graph.loader("nano")
         latent = graph.fun("EmptyLatent", width=64, height=64, length=1, batch_size=1)
         changed = graph.fun("LoraLoader", model=model, lora_name=path.name, strength=1.0)
-        return graph.get(graph.sampler(changed, *graph.prompts(model[1]), latent, steps=1))[0]
-
-    assert not torch.allclose(result(1.0), result(2.0), atol=1e-3)
+        results += graph.get(graph.sampler(changed, *graph.prompts(model[1]), latent, steps=1))
+    assert not torch.allclose(*results, atol=1e-3)
     path.unlink()
-
-
-def test_a_deleted_model_says_so_and_comes_back(lab, changing):
-    before = video(lab, "changing")
-    for moved, match in (
-        (changing, "the VAE changing/vae is not among those found"),
-        (changing / "transformer" / WEIGHTS, "changing.transformer.*(no|missing|lacks|download)"),
-    ):
-        shutil.move(moved, lab.base / "away")
-        with pytest.raises(Failed, match=match):
-            video(lab, "changing")
-        shutil.move(lab.base / "away", moved)
-        assert torch.equal(video(lab, "changing"), before)
 
 
 def test_without_room_for_it_a_mask_node_leaves_out_its_picture(lab):

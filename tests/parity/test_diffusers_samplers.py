@@ -81,16 +81,6 @@ def test_a_run_equals_diffusers_class(pipeline, name, steps, strength, spacing):
     assert (ours - expected).abs().max() <= TOLERANCE * expected.abs().max()
 
 
-@pytest.mark.parametrize("name", DIFFUSERS_SAMPLERS)
-def test_the_scheduler_is_made_of_the_models_own_configuration(name):
-    """As from_pretrained makes it from the folder's scheduler_config.json."""
-    schedule = NoiseSchedule.from_config(PUBLISHED, NoiseSchedule())
-    ours, theirs = make_scheduler(name, schedule), CLASSES[name].from_config(PUBLISHED)
-    named = {key: value for key, value in dict(ours.config).items() if not key.startswith("_")}
-    expected = {key: theirs.config[key] for key in named}
-    assert type(ours) is type(theirs) and named == expected
-
-
 def test_euler_a_draws_its_noise_from_the_seed(pipeline):
     noise = pipeline.noise(80, 48, 9, seed=2)
     text = pipeline.text_encoder("a red ball moves right")

@@ -35,13 +35,6 @@ def test_first_and_last_frame_of_9():
     assert (1 - masks.mask_to_latent(mask, 3, 1, 1) - expected[0, 0]).abs().max() <= TOLERANCE
 
 
-@pytest.mark.parametrize("known_frames, expected", [(1, 0.0), (2, 0.5), (3, 1.0)])
-def test_trailing_known_frames_of_49(known_frames, expected):
-    mask = torch.ones(49, 8, 8)
-    mask[-known_frames:] = 0
-    assert (1 - masks.mask_to_latent(mask, 13, 1, 1))[-1].item() == pytest.approx(expected, abs=TOLERANCE)
-
-
 def test_position_table():
     data = reference.load("pe_2b")
 

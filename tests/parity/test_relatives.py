@@ -5,7 +5,7 @@ import inspect
 import pytest
 import torch
 from cogvideox_fun.model_loading.files.checkpoint import open_checkpoint
-from cogvideox_fun.model_loading.files.detect import detect, hub_name
+from cogvideox_fun.model_loading.files.detect import hub_name
 from cogvideox_fun.model_loading.networks.config import TransformerConfig
 from cogvideox_fun.model_loading.networks.transformer import POSITIONS, CogVideoXTransformer
 from cogvideox_fun.model_loading.standalone import load_transformer
@@ -13,7 +13,7 @@ from cogvideox_fun.sampling.positions import PositionOptions
 from cogvideox_fun.training.tasks import hub
 from diffusers import CogVideoXTransformer3DModel
 from safetensors.torch import save_file
-from tiny_model import TINY, VARIANTS, random_weights
+from tiny_model import TINY, TINY_VAE, VARIANTS, random_weights
 
 TOLERANCE = 1e-4  # of one call
 GRID = {"sample_width": 12, "sample_height": 8, "sample_frames": 9}
@@ -46,6 +46,13 @@ def rotary(model: CogVideoXTransformer, grid) -> tuple[torch.Tensor, torch.Tenso
     return tuple(part.repeat_interleave(2, dim=1) for part in (rope.real, rope.imag))
 
 
+def theirs_of(config: TransformerConfig, state: dict) -> CogVideoXTransformer3DModel:
+    names = inspect.signature(CogVideoXTransformer3DModel.__init__).parameters
+    model = CogVideoXTransformer3DModel(**{name: value for name, value in vars(config).items() if name in names})
+    model.load_state_dict(state)
+    return model
+
+
 @pytest.fixture(scope="module", params=RELATIVES)
 def relative(request):
     values, kind = RELATIVES[request.param]
@@ -59,11 +66,7 @@ def test_one_call_equals_diffusers(relative):
     config, state = relative
     ours = CogVideoXTransformer(config).eval().requires_grad_(False)
     ours.load_state_dict(state)
-    names = inspect.signature(CogVideoXTransformer3DModel.__init__).parameters
-    values = {name: value for name, value in vars(config).items() if name in names}
-    theirs = CogVideoXTransformer3DModel(**values).eval().requires_grad_(False)
-    theirs.load_state_dict(state)
-
+    theirs = theirs_of(config, state).requires_grad_(False)
     latent_t, patch_t = (4, 2) if config.patch_size_t else (3, 1)
     generator = torch.Generator().manual_seed(0)
     x = torch.randn(2, config.in_channels, latent_t, 8, 12, generator=generator)
@@ -88,47 +91,13 @@ def test_files_in_both_namings_open_as_the_same_model(relative, tmp_path, native
     config, state = relative
     names = {name: native_name(name) if native else name for name in state}
     assert len(set(names.values())) == len(state) and all(hub_name(n) == name for name, n in names.items())
-    hub.write_configs(tmp_path, config, hub_vae(), config.default_schedule)
+    hub.write_configs(tmp_path, config, TINY_VAE, config.default_schedule)
     (tmp_path / "transformer").mkdir(exist_ok=True)
     save_file({names[k]: v for k, v in state.items()}, tmp_path / hub.FILES["transformer"])
     checkpoint = open_checkpoint(tmp_path)
     assert checkpoint.config == config
     loaded = load_transformer(checkpoint).state_dict()
     assert set(loaded) == set(state) and all(torch.equal(loaded[k], v) for k, v in state.items())
-
-
-def hub_vae():
-    from cogvideox_fun.model_loading.networks.vae import VAEConfig
-
-    return VAEConfig(block_out_channels=(8, 16, 16, 16), layers_per_block=1, norm_num_groups=4)
-
-
-@pytest.mark.parametrize(
-    "heads, patch_t, channels, extra, expected",
-    [
-        (30, None, 16, {}, ("2B", "text")),
-        (48, None, 16, {}, ("5B", "text")),
-        (48, None, 32, {}, ("5B", "control")),
-        (48, None, 32, {"patch_embed.pos_embedding": (1, 17776, 3072)}, ("5B", "image")),
-        (30, None, 32, {"patch_embed.pos_embedding": (1, 17776, 1920)}, ("2B", "control")),
-        (48, 2, 32, {"ofs_embedding.linear_1.weight": (512, 512)}, ("5B V1.5", "image")),
-        (48, 2, 48, {}, ("5B V1.5", "void")),
-    ],
-)
-def test_what_a_single_file_is_comes_from_its_shapes(heads, patch_t, channels, extra, expected):
-    dim = heads * 64
-    shapes = {
-        "patch_embed.proj.weight": (dim, channels * 8) if patch_t else (dim, channels, 2, 2),
-        "patch_embed.text_proj.weight": (dim, 4096),
-        "time_embedding.linear_1.weight": (512, dim),
-        "transformer_blocks.0.attn1.to_q.weight": (dim, dim),
-        "transformer_blocks.0.norm1.linear.weight": (6 * dim, 512),
-        **{f"transformer_blocks.{n}.attn1.to_q.weight": (dim, dim) for n in range(1, 42)},
-        "proj_out.weight": (64 * (patch_t or 1), dim),
-        **extra,
-    }
-    config = detect(shapes, None)
-    assert (config.family, config.conditioning) == expected
 
 
 def test_a_learned_table_says_what_it_is_not_for():
@@ -155,9 +124,7 @@ def test_gradients_equal_diffusers(kind, trained):
     config = TransformerConfig(**TINY, **{**GRID, **values})
     ours = CogVideoXTransformer(config)
     ours.load_state_dict(random_weights(ours, seed=4))
-    names = inspect.signature(CogVideoXTransformer3DModel.__init__).parameters
-    theirs = CogVideoXTransformer3DModel(**{name: value for name, value in vars(config).items() if name in names})
-    theirs.load_state_dict(ours.state_dict())
+    theirs = theirs_of(config, ours.state_dict())
     generator = torch.Generator().manual_seed(0)
     x = torch.randn(1, 16, 3, 8, 12, generator=generator)
     text = torch.randn(1, config.max_text_seq_length, config.text_embed_dim, generator=generator)

@@ -8,19 +8,16 @@ import reference
 import torch
 from cogvideox_fun.model_loading import standalone as pipelines
 from cogvideox_fun.model_loading.files.checkpoint import open_checkpoint
-from cogvideox_fun.sampling.masks import build_start_end
 from cogvideox_fun.sampling.schedule import add_noise
 
 TOLERANCE = 1e-3
-RUNS = [("2b", "i2v"), ("5b", "i2v_end"), ("5b", "inpaint"), ("v1.5", "i2v"), ("v1.5", "t2v")]
-SCALE = {"2b": 1.15258426, "5b": 0.7, "v1.5": 0.7}
 
 
 @pytest.fixture(scope="module")
 def models(tmp_path_factory):
     """VideoX-Fun's tiny model of each variant, through the pack's own loading."""
     found = {}
-    for variant, scale in SCALE.items():
+    for variant, scale in reference.SCALE.items():
         folder = reference.write_model(tmp_path_factory.mktemp("models") / variant, variant, scale)
         checkpoint = open_checkpoint(folder)
         parts = pipelines.load_transformer(checkpoint), pipelines.load_vae(checkpoint.vae)
@@ -28,19 +25,10 @@ def models(tmp_path_factory):
     return found
 
 
-def inputs_of(task: str, data: dict, length: int):
-    """(video, mask) of a task from a reference file's pictures."""
-    start, end = reference.image(data["start_rgb_u8"]), reference.image(data["end_rgb_u8"])
-    if task == "inpaint":
-        return data["video_u8"].float() / 255, data["maskimg_u8"][None].float() / 255
-    images = {"i2v": (start, None), "i2v_end": (start, end), "t2v": (None, None), "v2v": (None, None)}[task]
-    return build_start_end(80, 48, length, *images)
-
-
-@pytest.mark.parametrize("variant, task", RUNS)
+@pytest.mark.parametrize("variant, task", reference.RUNS)
 def test_runs_of_videox_fun(models, variant, task):
     model, data = models[variant], reference.load(f"pipeline_{variant}")
-    extra = model.condition(*inputs_of(task, data, reference.metadata(f"pipeline_{variant}")["frames"]))
+    extra = model.condition(*reference.inputs_of(task, data, reference.metadata(f"pipeline_{variant}")["frames"]))
     expected = reference.channels_second(data[f"{task}.inpaint_latents"])[:1]
     assert ((torch.zeros_like(expected) if extra is None else extra) - expected).abs().max() <= 1e-4
 

@@ -1,5 +1,6 @@
 import json
 import shutil
+from pathlib import Path
 
 import pytest
 import torch
@@ -27,7 +28,7 @@ def model(tiny_model, tmp_path):
 # which variant
 
 
-def shapes_of(heads: int, in_channels: int, patch_t: int | None = None) -> dict:
+def shapes_of(heads: int, in_channels: int, patch_t: int | None = None, **extra) -> dict:
     """What the header of a published checkpoint of that many heads says."""
     dim = heads * 64
     proj = (dim, in_channels, 2, 2) if patch_t is None else (dim, in_channels * 8)
@@ -37,23 +38,31 @@ def shapes_of(heads: int, in_channels: int, patch_t: int | None = None) -> dict:
         "patch_embed.text_proj.weight": (dim, 4096),
         "time_embedding.linear_1.weight": (512, dim),
         **{f"transformer_blocks.{i}.attn1.to_q.weight": (dim, dim) for i in range(layers)},
+        **{name.replace("__", "."): shape for name, shape in extra.items()},
     }
 
 
+LEARNED, OFS = "patch_embed__pos_embedding", "ofs_embedding__linear_1__weight"
+
+
 @pytest.mark.parametrize(
-    "heads, channels, patch_t, family, conditioning",
+    "family, conditioning, heads, channels, patch_t, extra",
     [
-        (30, 33, None, "2B", "inpaint"),
-        (30, 32, None, "2B", "control"),
-        (30, 16, None, "2B", "text"),
-        (48, 33, None, "5B", "inpaint"),
-        (48, 32, None, "5B", "control"),
-        (48, 16, None, "5B", "text"),
-        (48, 33, 2, "5B V1.5", "inpaint"),
+        ("2B", "inpaint", 30, 33, None, {}),
+        ("2B", "control", 30, 32, None, {}),
+        ("2B", "control", 30, 32, None, {LEARNED: (1, 17776, 1920)}),
+        ("2B", "text", 30, 16, None, {}),
+        ("5B", "inpaint", 48, 33, None, {}),
+        ("5B", "control", 48, 32, None, {}),
+        ("5B", "image", 48, 32, None, {LEARNED: (1, 17776, 3072)}),
+        ("5B", "text", 48, 16, None, {}),
+        ("5B V1.5", "inpaint", 48, 33, 2, {}),
+        ("5B V1.5", "image", 48, 32, 2, {OFS: (512, 512)}),
+        ("5B V1.5", "void", 48, 48, 2, {}),
     ],
 )
-def test_published_shapes(heads, channels, patch_t, family, conditioning):
-    found = detect(shapes_of(heads, channels, patch_t), None)
+def test_what_a_single_file_is_comes_from_its_shapes(family, conditioning, heads, channels, patch_t, extra):
+    found = detect(shapes_of(heads, channels, patch_t, **extra), None)
     assert (found.family, found.conditioning, found.in_channels) == (family, conditioning, channels)
     assert found.default_scale_factor == (1.15258426 if family == "2B" else 0.7)
     assert found.default_schedule.snr_shift == (3.0 if family == "2B" else 1.0)
@@ -109,14 +118,16 @@ def test_parts_may_be_missing(model):
     assert opened.scale_factor == 1.15258426 and opened.schedule.snr_shift == 3.0
 
 
-def test_shards(model):
+def test_shards(model, tmp_path):
+    """They may be links to files elsewhere, as in the hub's own cache."""
     folder = model / "transformer"
     state = load_file(folder / WEIGHTS)
     (folder / WEIGHTS).unlink()
     names = sorted(state)
     parts = {"a.safetensors": names[::2], "b.safetensors": names[1::2]}
     for file, keys in parts.items():
-        save_file({k: state[k] for k in keys}, folder / file)
+        save_file({k: state[k] for k in keys}, tmp_path / file)
+        (folder / file).symlink_to(tmp_path / file)
     index = {"weight_map": {k: file for file, keys in parts.items() for k in keys}}
     write_json(folder / f"{WEIGHTS}.index.json", index)
     loaded = checkpoint.open_checkpoint(model).weights.load()
@@ -188,13 +199,39 @@ def test_hub_folders_links_and_files(tiny_model, tmp_path):
     assert list(found) == ["alibaba-pai/nested", "linked", "cogvideo.safetensors"]
     assert checkpoint.open_checkpoint(found["linked"]).config.in_channels == 33
     assert checkpoint.find_models([tiny_model], {}) == {tiny_model.name: tiny_model}
+    (tmp_path / "A").mkdir()
+    (tmp_path / "A" / "linked").symlink_to(tiny_model)
+    first = checkpoint.find_models([root, tmp_path / "A"], {})["linked"]
+    assert first == root / "linked", "of two with one name, that of the first folder"
 
 
-def test_the_first_root_wins(tiny_model, tmp_path):
-    for name in ("a", "b"):
-        (tmp_path / name).mkdir()
-        (tmp_path / name / "model").symlink_to(tiny_model)
-    assert checkpoint.find_models([tmp_path / "b", tmp_path / "a"], {})["model"] == tmp_path / "b" / "model"
+def write_models(root: Path, count: int) -> list[str]:
+    """Folders in hub layout, every second one of another family; returns the names of those to be found."""
+    names = [f"owner{i % 10}/model{i:03}" for i in range(count)]
+    for i, name in enumerate(names):
+        folder = root / name / "transformer"
+        folder.mkdir(parents=True)
+        family = "CogVideoXTransformer3DModel" if i % 2 else "FluxTransformer2DModel"
+        (folder / "config.json").write_text(json.dumps({"_class_name": family}))
+    return sorted(names[1::2])
+
+
+def test_links_in_circles_name_each_model_once(tmp_path):
+    expected = write_models(tmp_path, 40)
+    for i in range(10):
+        (tmp_path / f"loop{i}").symlink_to(tmp_path)
+        (tmp_path / f"owner{i}" / "up").symlink_to(tmp_path)
+        (tmp_path / f"owner{i}" / "self").symlink_to("self")
+    assert list(checkpoint.find_models([tmp_path], {})) == expected
+
+
+def test_a_folder_that_cant_be_read_hides_no_other(tmp_path):
+    """A link to a name that is too long raises an OSError, like a folder of another user."""
+    expected = write_models(tmp_path, 2)
+    (tmp_path / "long").symlink_to("x" * 300)
+    (tmp_path / "linked").mkdir()
+    (tmp_path / "linked" / "transformer").symlink_to("y" * 300)
+    assert list(checkpoint.find_models([tmp_path], {})) == expected
 
 
 # how weights are read
@@ -213,18 +250,6 @@ def test_every_file_is_read_once_by_the_reader_that_is_given(tiny_model):
     assert not read
     model = standalone.load_transformer(opened)
     assert read == ["diffusion_pytorch_model.safetensors"] and torch.equal(model.proj_out.weight, single)
-
-
-def test_weights_of_the_files_dtype_stay_mapped(tiny_model):
-    """Their memory is the file's: no tensor is copied."""
-    state = {}
-
-    def reader(path):
-        state.update(read_file(path))
-        return state
-
-    model = standalone.load_transformer(checkpoint.open_checkpoint(tiny_model, reader))
-    assert all(parameter.data_ptr() == state[name].data_ptr() for name, parameter in model.named_parameters())
 
 
 def test_gguf_opens_like_the_model_it_was_made_from(tiny_model, tmp_path):

@@ -17,6 +17,12 @@ def test_a_name_is_cut_in_its_middle():
     assert shown("models/a name with spaces.safetensors") == "models/a name with spaces.safetensors"
 
 
+def test_an_error_is_short_and_keeps_its_remedy():
+    message = str(CheckpointError("/m: " + "x" * 10_000 + ": download it again"))
+    assert len(message) < 2100 and message.startswith("/m: x") and message.endswith(": download it again")
+    assert str(CheckpointError("/模型/é: x")) == "/模型/é: x"
+
+
 def test_a_list_is_cut_at_its_end():
     assert listed(["a", "b"]) == "a, b"
     assert listed(str(n) for n in range(LISTED + 5)).endswith(f"{LISTED - 1} and 5 more")

@@ -5,10 +5,8 @@ import torch
 from cogvideox_fun.benchmarks import traced
 from cogvideox_fun.model_loading.networks import blocks
 from cogvideox_fun.model_loading.networks import memory_estimate as memory
-from cogvideox_fun.model_loading.networks.config import TransformerConfig
-from cogvideox_fun.model_loading.networks.transformer import CogVideoXTransformer
-from cogvideox_fun.model_loading.networks.vae import CogVideoXVAE, VAEConfig
-from tiny_model import TINY, VARIANTS, random_weights
+from cogvideox_fun.model_loading.networks.vae import VAEConfig
+from tiny_model import tiny_transformer, tiny_vae
 
 SMALL, LARGE = traced.SIZES["480x720x49"], traced.SIZES["1024x1024x49"]
 
@@ -52,12 +50,10 @@ def test_declared_memory_of_the_vae(latent):
 @pytest.mark.parametrize("variant", ["2b", "5b", "v1.5"])
 def test_computing_in_place_changes_nothing(variant):
     """Without gradients the stream is overwritten; with them nothing is."""
-    config = TransformerConfig(**{**TINY, "num_attention_heads": 5}, **VARIANTS[variant])
-    model = CogVideoXTransformer(config)
-    model.load_state_dict(random_weights(model, seed=0))
+    model = tiny_transformer(variant, heads=5).requires_grad_(True)
     generator = torch.Generator().manual_seed(0)
     x = torch.randn(2, 16, 4, 6, 10, generator=generator)
-    text = torch.randn(2, 21, config.text_embed_dim, generator=generator)
+    text = torch.randn(2, 21, model.config.text_embed_dim, generator=generator)
     timestep = torch.tensor([500, 20])
     out_of_place = model(x, timestep, text).detach()
     model.requires_grad_(False)
@@ -85,13 +81,10 @@ def test_rotation(dtype):
 
 
 def test_what_goes_in_is_not_overwritten():
-    config = TransformerConfig(**TINY, **VARIANTS["5b"])
-    model = CogVideoXTransformer(config).requires_grad_(False)
-    model.load_state_dict(random_weights(model, seed=0))
-    vae = CogVideoXVAE(VAEConfig(block_out_channels=(8, 16, 16, 16), layers_per_block=1, norm_num_groups=4))
+    model, vae = tiny_transformer("5b"), tiny_vae()
     generator = torch.Generator().manual_seed(0)
     x = torch.randn(1, 16, 3, 6, 10, generator=generator)
-    text = torch.randn(1, 9, config.text_embed_dim, generator=generator)
+    text = torch.randn(1, 9, model.config.text_embed_dim, generator=generator)
     extra = torch.randn(1, 17, 3, 6, 10, generator=generator)
     pixels = torch.randn(1, 3, 9, 48, 80, generator=generator)
     kept = [part.clone() for part in (x, text, extra, pixels)]

@@ -2,20 +2,12 @@
 
 import pytest
 import torch
-from cogvideox_fun.model_loading.networks.config import TransformerConfig
 from cogvideox_fun.model_loading.networks.transformer import CogVideoXTransformer
-from cogvideox_fun.model_loading.networks.vae import CogVideoXVAE, VAEConfig
-from tiny_model import TINY, VARIANTS, random_weights
+from tiny_model import tiny_transformer, tiny_vae
 
 CHECKED = ("2b", "5b", "v1.5")
 DTYPES = (torch.bfloat16, torch.float16)
 OUTLIERS = [5, 77]  # channels of the stream
-
-
-def build(variant: str) -> CogVideoXTransformer:
-    model = CogVideoXTransformer(TransformerConfig(**TINY, **VARIANTS[variant])).requires_grad_(False)
-    model.load_state_dict(random_weights(model, seed=0))
-    return model
 
 
 def with_outliers(model: CogVideoXTransformer, size: float) -> CogVideoXTransformer:
@@ -47,8 +39,8 @@ def error(found: torch.Tensor, expected: torch.Tensor) -> float:
 def test_a_call_is_off_by_its_types_rounding(variant, dtype):
     """By at most 1.5 units of the type in the middle: about twenty roundings follow each other, of half a unit at
     most, up or down. Measured: 0.8 to 0.9."""
-    expected = run(build(variant), torch.float32)
-    assert error(run(build(variant), dtype), expected) <= 1.5 * torch.finfo(dtype).eps
+    expected = run(tiny_transformer(variant), torch.float32)
+    assert error(run(tiny_transformer(variant), dtype), expected) <= 1.5 * torch.finfo(dtype).eps
 
 
 @pytest.mark.parametrize("size", [3e3, 2e4])
@@ -57,8 +49,8 @@ def test_a_call_is_off_by_its_types_rounding(variant, dtype):
 def test_outliers_in_the_stream_cost_no_precision_and_overflow_nothing(variant, dtype, size):
     """Their square is too large for fp16, and so is the sum over the channels: nothing in between is kept in it.
     At most 2.5 units; measured: 1.3 to 1.5, since the norms' large weights and small inputs are rounded too."""
-    expected = run(with_outliers(build(variant), size), torch.float32)
-    found = run(with_outliers(build(variant), size), dtype)
+    expected = run(with_outliers(tiny_transformer(variant), size), torch.float32)
+    found = run(with_outliers(tiny_transformer(variant), size), dtype)
     assert torch.isfinite(found).all() and error(found, expected) <= 2.5 * torch.finfo(dtype).eps
 
 
@@ -66,8 +58,7 @@ def test_outliers_in_the_stream_cost_no_precision_and_overflow_nothing(variant, 
 @pytest.mark.parametrize("direction", ["encode", "decode"])
 def test_the_vae_is_off_by_its_types_rounding(direction, dtype):
     """By at most 2.5 units in the middle of about thirty roundings; measured: 1.1 to decode, 1.7 to encode."""
-    model = CogVideoXVAE(VAEConfig(block_out_channels=(8, 16, 16, 16), layers_per_block=1, norm_num_groups=4))
-    model.requires_grad_(False).load_state_dict(random_weights(model, seed=0))
+    model = tiny_vae()
     generator = torch.Generator().manual_seed(2)
     shape = (1, 3, 9, 48, 80) if direction == "encode" else (1, 16, 3, 6, 10)
     x = torch.randint(-8, 9, shape, generator=generator) / 8

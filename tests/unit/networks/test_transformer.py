@@ -1,14 +1,9 @@
+import shutil
+import warnings
+
 import pytest
 import torch
-from cogvideox_fun.model_loading.networks.config import TransformerConfig
-from cogvideox_fun.model_loading.networks.transformer import CogVideoXTransformer
-from tiny_model import TINY, VARIANTS, random_weights
-
-
-def build(variant: str, **options) -> CogVideoXTransformer:
-    model = CogVideoXTransformer(TransformerConfig(**TINY, **VARIANTS[variant]), **options).requires_grad_(False)
-    model.load_state_dict(random_weights(model, seed=0))
-    return model.eval()
+from tiny_model import VARIANTS, tiny_transformer
 
 
 def call(model, latent=(4, 6, 10), batch=1, text_tokens=226, **options):
@@ -21,7 +16,7 @@ def call(model, latent=(4, 6, 10), batch=1, text_tokens=226, **options):
 # but for the one that knows one size alone, see tests/parity/test_relatives.py
 @pytest.mark.parametrize("variant", [name for name in VARIANTS if name != "5b-image"])
 def test_shapes(variant):
-    model = build(variant)
+    model = tiny_transformer(variant)
     assert call(model, (4, 6, 10), batch=2).shape == (2, 16, 4, 6, 10)
     assert call(model, (1, 6, 10)).shape == (1, 16, 1, 6, 10), "one frame makes an image"
     assert call(model, text_tokens=7).shape == (1, 16, 4, 6, 10), "text of any length"
@@ -29,7 +24,7 @@ def test_shapes(variant):
 
 def test_one_frame_on_v15_sees_a_zero_frame():
     """Not a wrapped or repeated one: equal to the first of two frames whose second is zero, conditioning too."""
-    model = build("v1.5")
+    model = tiny_transformer("v1.5")
     generator = torch.Generator().manual_seed(3)
     x, extra = (torch.randn(1, c, 1, 6, 10, generator=generator) for c in (16, 17))
     text, timestep = torch.randn(1, 226, 32, generator=generator), torch.tensor([499])
@@ -53,11 +48,11 @@ def test_one_frame_on_v15_sees_a_zero_frame():
 )
 def test_shapes_that_a_variant_does_not_take(variant, latent, words):
     with pytest.raises(ValueError, match=words):
-        call(build(variant), latent, concat_latents=torch.zeros(1, 17, 4, 6, 10))
+        call(tiny_transformer(variant), latent, concat_latents=torch.zeros(1, 17, 4, 6, 10))
 
 
 def test_positions_are_computed_once_per_grid(monkeypatch):
-    model = build("5b")
+    model = tiny_transformer("5b")
     call(model)
     kept = next(iter(model._positions.values()))
     call(model)
@@ -68,7 +63,7 @@ def test_positions_are_computed_once_per_grid(monkeypatch):
 
 def test_positions_kept_from_inference_serve_training():
     for variant in ("2b", "5b"):
-        model = build(variant)
+        model = tiny_transformer(variant)
         with torch.inference_mode():
             call(model)
         model.requires_grad_(True)
@@ -76,7 +71,7 @@ def test_positions_kept_from_inference_serve_training():
 
 
 def test_attention_output_patch_sees_text_first():
-    model, seen = build("5b"), []
+    model, seen = tiny_transformer("5b"), []
 
     def patch(out, options):
         seen.append((out.shape, options["img_slice"], options["block_index"], options["total_blocks"]))
@@ -93,7 +88,7 @@ def test_attention_output_patch_sees_text_first():
 def test_attn1_patch(variant):
     """Called in every block with what ComfyUI's joint-attention models give it: normed q and k before their rotation,
     text first; what it returns is used, and what it leaves out is kept."""
-    model, seen = build(variant), []
+    model, seen = tiny_transformer(variant), []
 
     def patch(q, k, v, pe=None, attn_mask=None, extra_options=None):
         tokens = 226 + 4 * 3 * 5
@@ -114,7 +109,7 @@ def test_attn1_patch(variant):
 
 def test_block_replacement():
     """It gets text and video tokens apart and the timestep embedding; what it changes there counts."""
-    model, seen = build("5b"), []
+    model, seen = tiny_transformer("5b"), []
 
     def replace(args, extra):
         seen.append((args["img"].shape[1], args["txt"].shape[1]))
@@ -135,7 +130,7 @@ def test_block_replacement():
 def test_progress_and_the_callers_options():
     """Progress is reported before every block; the caller's options are left alone."""
     seen, options = [], {}
-    call(build("5b", on_progress=lambda *done: seen.append(done)), transformer_options=options)
+    call(tiny_transformer("5b", on_progress=lambda *done: seen.append(done)), transformer_options=options)
     assert seen == [(0, 2), (1, 2)] and options == {}
 
 
@@ -150,6 +145,42 @@ def test_every_layer_comes_from_operations():
 
             return make
 
-    model = build("5b", operations=Counting())
+    model = tiny_transformer("5b", operations=Counting())
     weighted = [m for m in model.modules() if any(True for _ in m.parameters(recurse=False))]
     assert len(weighted) == Counting.made
+
+
+# torch.compile
+
+
+def compiled_and_plain(variant: str, backend: str) -> tuple[torch.Tensor, torch.Tensor]:
+    """What a model makes of one input with its blocks compiled, and as it is; fullgraph raises at the first break."""
+    torch._dynamo.reset()
+    model = tiny_transformer(variant)
+    generator = torch.Generator().manual_seed(0)
+    inputs = (
+        torch.randn(1, 16, 4, 6, 10, generator=generator),
+        torch.tensor([500]),
+        torch.randn(1, 8, model.config.text_embed_dim, generator=generator),
+    )
+    expected = model(*inputs)
+    for index, block in enumerate(model.transformer_blocks):
+        model.transformer_blocks[index] = torch.compile(block, backend=backend, fullgraph=True)
+    return model(*inputs), expected
+
+
+@pytest.mark.parametrize("variant", ["2b", "5b", "v1.5"])
+def test_a_block_is_one_graph(variant):
+    """The eager backend runs what was captured as it is."""
+    found, expected = compiled_and_plain(variant, "eager")
+    assert torch.allclose(found, expected, atol=1e-5)
+
+
+@pytest.mark.skipif(shutil.which("g++") is None, reason="inductor compiles for the CPU with g++, which is not here")
+@pytest.mark.parametrize("variant", ["2b", "5b"])
+def test_inductor_compiles_a_block(variant):
+    """Without a warning: complex numbers, which inductor can't fuse, would give one."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("error", UserWarning)
+        found, expected = compiled_and_plain(variant, "inductor")
+    assert torch.allclose(found, expected, atol=1e-4)

@@ -1,15 +1,15 @@
-"""The shipped workflows, as far as they can be checked without ComfyUI."""
+"""The shipped workflows and blueprints, as far as they can be checked without ComfyUI."""
 
 import hashlib
 import json
 
+import make_blueprints
 import pytest
 from pack import ROOT
 
 WORKFLOWS = ROOT / "workflows"
 API = ROOT / "tests" / "data" / "api"
 NAMES = sorted(path.stem for path in WORKFLOWS.glob("*.json"))
-EXTRA = {"fixed", "randomize", "image"}  # widget values that are no inputs: after a seed, and the upload button
 
 
 def load(path) -> dict:
@@ -27,28 +27,13 @@ def test_every_workflow_has_a_thumbnail_and_an_api_form_made_from_it():
     assert {path.stem for path in API.glob("*.json")} == {*NAMES, "sources"}, "run make api"
 
 
+def test_the_blueprints_are_made_from_the_workflows():
+    present = {path.name: path.read_text(encoding="utf-8") for path in make_blueprints.SUBGRAPHS.iterdir()}
+    assert present == make_blueprints.made(), "run make blueprints"
+
+
 @pytest.mark.parametrize("name", NAMES)
 class TestWorkflow:
-    def test_links_agree_with_the_slots_on_both_ends(self, name):
-        nodes = {node["id"]: node for node in nodes_of(name)}
-        links = load(WORKFLOWS / f"{name}.json")["links"]
-        for link, source, output, target, slot, kind in links:
-            assert link in nodes[source]["outputs"][output]["links"]
-            assert nodes[target]["inputs"][slot]["link"] == link
-            assert nodes[source]["outputs"][output]["type"] == nodes[target]["inputs"][slot]["type"] == kind
-        ends = [slot["link"] for node in nodes.values() for slot in node["inputs"] if slot["link"] is not None]
-        assert sorted(ends) == sorted(link[0] for link in links)
-
-    def test_every_widget_value_reaches_its_input(self, name):
-        """One value too many or too few would shift all that follow it."""
-        api = load(API / f"{name}.json")
-        for node in nodes_of(name):
-            if node["type"] != "MarkdownNote":
-                inputs = api[str(node["id"])]["inputs"].values()
-                sent = [value for value in inputs if not isinstance(value, list)]
-                widgets = [value for value in node["widgets_values"] if value not in EXTRA]
-                assert sorted(map(plain, sent)) == sorted(map(plain, widgets)), node["type"]
-
     def test_loader_names_the_files_of_the_model(self, name):
         (loader,) = nodes_of(name, "CogVideoXFunModelLoader")
         model = loader["widgets_values"][0]
@@ -71,8 +56,3 @@ class TestWorkflow:
         for encode in (node["inputs"] for node in inputs.values() if node["class_type"] == "CogVideoXFunVAEEncode"):
             assert encode["model"] == [loader, 0] and encode["noise_augmentation"] == -1
             assert encode["sample_posterior"] == (name == "video_to_video")
-
-
-def plain(value) -> str:
-    """JSON that has been through a browser does not tell 6.0 from 6."""
-    return str(float(value)) if isinstance(value, (int, float)) and not isinstance(value, bool) else str(value)

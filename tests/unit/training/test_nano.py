@@ -1,11 +1,18 @@
 """The model that comes with the pack does what docs/nano.md says, on a few clips; make evaluate measures many."""
 
+import json
+
 import pytest
 import torch
 from cogvideox_fun.model_loading.files.safetensors_files import open_weights
+from cogvideox_fun.model_loading.networks.vae import CogVideoXVAE
 from cogvideox_fun.model_loading.standalone import Pipeline
 from cogvideox_fun.training.data import shapes
+from cogvideox_fun.training.data.shapes import random_scene, render
+from cogvideox_fun.training.evaluation.positions import compare_positions
 from cogvideox_fun.training.evaluation.rows import Evaluation, Options, Result
+from cogvideox_fun.training.loop.config import Batches, Optimizer, Phase
+from cogvideox_fun.training.nano import make as nano
 from cogvideox_fun.training.tasks.lora import apply_lora
 from pack import ROOT
 
@@ -50,6 +57,14 @@ def test_a_prompt_decides_colour_and_direction(evaluation):
     assert share(results, "colour") >= 95 and share(results, "direction") >= 85  # by chance 17 and 25 % of each
 
 
+def test_the_other_rows_of_the_evaluation(evaluation):
+    """They run, on one clip of one step; make evaluate tells which goals are met."""
+    small = Evaluation(evaluation.pipeline, Options(count=1, size=64, steps=1))
+    results = [*small.image_to_video(), *small.region(), *small.video_to_video()]
+    results += small.resolutions([(64, 64, True), (96, 64, False)])
+    assert len({result.row for result in results}) >= 4 and all(result.measured for result in results)
+
+
 def test_its_lora_fits_and_changes_what_it_makes(evaluation):
     """The evaluation measures how often rings come."""
     with_lora = Pipeline.from_folder(NANO)
@@ -57,3 +72,32 @@ def test_its_lora_fits_and_changes_what_it_makes(evaluation):
     noise, text = with_lora.noise(64, 64, 5, 0), with_lora.text_encoder("a red ring moves right over the night")
     made = [p.sample(noise, text, text, steps=2, cfg=1.0) for p in (evaluation.pipeline, with_lora)]
     assert (made[0] - made[1]).abs().mean() > 0.01
+
+
+@torch.no_grad()
+def test_masking_leaves_the_latents_of_what_is_known():
+    """With norms that hardly norm, unlike those of a VAE of the same architecture without `initialise_vae`."""
+    torch.manual_seed(0)
+    plain = CogVideoXVAE(nano.VAE)
+    started = CogVideoXVAE(nano.VAE)
+    started.load_state_dict(plain.state_dict())
+    nano.initialise_vae(started)
+    whole = render(random_scene(0, 0), 9, 64, 64).movedim(-1, 0)[None] * 2 - 1
+    masked = whole.clone()
+    masked[:, :, 1:] = -1
+    off = []
+    for vae in (plain, started):
+        first, other = (vae.encode(pixels)[:, :, 0] for pixels in (whole, masked))
+        off.append(float((first - other).square().mean() / first.var()))
+    assert off[1] < 0.1 * off[0], off
+
+
+def test_position_tables_are_compared(tmp_path):
+    model = nano.write_untrained(tmp_path / "untrained")
+    batches = Batches(12, ((48, 32), (32, 48)), 5, 0.3, batch_size=2)
+    phase = Phase("full", str(model), str(tmp_path / "runs"), 2, batches, optimizer=Optimizer(1e-3, warmup_steps=1))
+    compare_positions(phase, [(32, 32, False)], Options(count=1, steps=1), tmp_path, cpu=True)
+    rows = json.loads((tmp_path / "positions.json").read_text())["results"]
+    assert {row["table"] for row in rows} == {"interpolated", "cut", "generated"}
+    assert len({row["loss"] for row in rows}) == 3, "each was trained with a table of its own"
+    assert (tmp_path / "positions.png").stat().st_size > 5000

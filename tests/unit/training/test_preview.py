@@ -3,14 +3,13 @@
 import pack
 import pytest
 import torch
-import torch.nn.functional as F
 from cogvideox_fun.model_loading.files.checkpoint import open_checkpoint
 from cogvideox_fun.model_loading.files.safetensors_files import read_json
 from cogvideox_fun.model_loading.standalone import Pipeline
 from cogvideox_fun.sampling.preview import PUBLISHED, PreviewFactors
 from cogvideox_fun.training.data import shapes
 from cogvideox_fun.training.nano import make as nano
-from cogvideox_fun.training.tasks.preview import fit_preview, latent_pixels
+from cogvideox_fun.training.tasks.preview import fit_preview
 
 NANO = pack.ROOT / "models" / "nano"
 
@@ -22,26 +21,6 @@ def clips(seed: int, count: int) -> list[torch.Tensor]:
 @pytest.fixture(scope="module")
 def pipeline():
     return Pipeline.from_folder(NANO)
-
-
-def preview(latent: torch.Tensor, factors: PreviewFactors) -> torch.Tensor:
-    """The pictures of a scaled latent, as ComfyUI makes them. C T h w -> T h w 3 of 0..1."""
-    rgb = F.linear(latent.movedim(0, -1), torch.tensor(factors.factors).T, torch.tensor(factors.bias))
-    return ((rgb + 1) / 2).clamp(0, 1)
-
-
-def psnr(ours: torch.Tensor, expected: torch.Tensor) -> float:
-    return float(-10 * (ours - expected).square().mean().log10())
-
-
-def test_a_linear_map_is_found_again():
-    """Latents made from pixels by an invertible matrix and an offset: the fit is its inverse."""
-    generator = torch.Generator().manual_seed(0)
-    video = torch.rand(9, 32, 48, 3, generator=generator)
-    rgb = latent_pixels(video, 4, 6)
-    mixing, offset = torch.randn(3, 3, generator=generator), torch.randn(3, generator=generator)
-    latent = (rgb @ mixing + offset).movedim(-1, 0)
-    assert psnr(preview(latent, fit_preview([latent], [video])), (rgb + 1) / 2) > 70
 
 
 def test_the_nano_models_factors_are_those_of_its_vae(pipeline):

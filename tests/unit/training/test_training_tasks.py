@@ -202,9 +202,14 @@ def test_a_control_model_cant_be_trained(tmp_path):
 
 @pytest.mark.parametrize("task", ["full", "vae"])
 def test_a_written_folder_opens_with_what_was_trained(tiny_model, tmp_path, task):
-    """The transformer comes from shards, as the 5B does, and is trained with another model's text encoder."""
+    """The transformer comes from a shard, as the 5B does, and is trained with another model's text encoder."""
     other = write_tiny_model(tmp_path / "other", seed=50)
-    source = in_shards(shutil.copytree(tiny_model, tmp_path / "model")) if task == "full" else tiny_model
+    source = shutil.copytree(tiny_model, tmp_path / "model")
+    if task == "full":
+        (whole,) = (source / "transformer").glob("*.safetensors")
+        index = {"weight_map": dict.fromkeys(load_file(whole), "a-00001-of-00001.safetensors")}
+        whole.with_name(f"{whole.name}.index.json").write_text(json.dumps(index))
+        whole.rename(whole.with_name("a-00001-of-00001.safetensors"))
     parts = Parts(phase_of(source, task, text_encoder=str(other), train_text_encoder=True))
     with torch.no_grad():
         for parameter in parts.task.parameters():
@@ -224,20 +229,6 @@ def test_a_written_folder_opens_with_what_was_trained(tiny_model, tmp_path, task
                 assert torch.allclose(new[key].float(), value, atol=tolerance, rtol=1e-3), (part, key)
     if task == "vae":
         assert open_checkpoint(tmp_path / "half").scale_factor == 0.9
-
-
-def in_shards(folder):
-    """The same model with its transformer in two files."""
-    (whole,) = (folder / "transformer").glob("*.safetensors")
-    state, index = load_file(whole), {}
-    whole.unlink()
-    for i, names in enumerate((sorted(state)[::2], sorted(state)[1::2]), start=1):
-        shard = f"diffusion_pytorch_model-0000{i}-of-00002.safetensors"
-        save_file({name: state[name] for name in names}, folder / "transformer" / shard)
-        index |= dict.fromkeys(names, shard)
-    listing = folder / "transformer" / "diffusion_pytorch_model.safetensors.index.json"
-    listing.write_text(json.dumps({"weight_map": index}))
-    return folder
 
 
 def test_the_scale_brings_latents_to_unit_deviation(tiny_model):
