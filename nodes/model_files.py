@@ -141,7 +141,8 @@ def loaded(load: Callable, *paths: Path | None):
 
 def load_once(load: Callable, *paths: Path | None):
     """What ``load`` makes of these files, or made of them before."""
-    found = loaded(load, *paths)
+    key = load, fingerprint(*paths)
+    found = LOADED.get(key)
     if found is None:
-        found = LOADED[load, fingerprint(*paths)] = load(*paths)
+        found = LOADED[key] = load(*paths)
     return found

@@ -1,0 +1,1 @@
+"""What demo, tests and benchmarks share, and commands for those who change the repository."""

@@ -19,8 +19,8 @@ from tqdm import tqdm
 
 from . import media
 from .demo_scene import Request
+from .pack import ROOT
 
-ROOT = Path(__file__).resolve().parent.parent
 MODEL_NAME = "CogVideoX-Fun-V1.1-2b-InP"  # what the shipped workflows name
 WORKFLOW = ROOT / "tests" / "data" / "api" / "start_end_image_to_video.json"
 START_SECONDS = 240

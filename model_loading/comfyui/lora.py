@@ -24,7 +24,7 @@ def add_lora(model, path: Path, strength: float):
     Raises:
         CheckpointError: the file fits no layer, or belongs to another model.
     """
-    with torch.device("meta"):
+    with torch.device("meta"):  # the MODEL's own parameters may be packed, or not made yet
         whole = CogVideoXTransformer(model_of(model).config)
     lora = read_lora(path, {name: tuple(value.shape) for name, value in whole.state_dict().items()}, read_file)
     if strength == 0:

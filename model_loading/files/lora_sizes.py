@@ -9,7 +9,7 @@ import torch
 
 Parts = Mapping[str, torch.Tensor]  # of one layer: what follows its name -> the tensor
 
-
+# The part that tells each kind of change. ComfyUI uses one kind for a layer.
 KINDS = (
     *("lora_up.weight", "hada_w1_a", "lokr_w1", "lokr_w1_a", "a1.weight", "oft_blocks"),
     *("diff", "w_norm", "set_weight"),

@@ -1,0 +1,1 @@
+"""The transformer and the VAE, in PyTorch alone. No ComfyUI."""

@@ -34,7 +34,7 @@ def write_models(base: Path) -> None:
         write_tiny_model(models / f"tiny-{variant}", variant)
     (models / comfy.MODEL_NAME).symlink_to(models / "tiny-2b", target_is_directory=True)
     for variant, scale in SCALES.items():
-        reference.write_model(models / f"authors-{variant}", variant, scale, text=models / "tiny-2b")
+        reference.write_model(models / f"videox-fun-{variant}", variant, scale, text=models / "tiny-2b")
 
     write_text_encoders(models, base / "models" / "text_encoders")
     shutil.copytree(models / "tiny-2b", models / "no-text", ignore=shutil.ignore_patterns("text_encoder", "vae"))
@@ -136,4 +136,6 @@ def lab(host, base):
 @pytest.fixture(scope="session")
 def checkpoints(base):
     """VideoX-Fun's models, opened without ComfyUI."""
-    return {variant: open_checkpoint(base / "models" / "CogVideoX_Fun" / f"authors-{variant}") for variant in SCALES}
+    return {
+        variant: open_checkpoint(base / "models" / "CogVideoX_Fun" / f"videox-fun-{variant}") for variant in SCALES
+    }

@@ -26,7 +26,7 @@ def test_runs_of_videox_fun(lab, variant, task):
     """With VideoX-Fun's noise and prompts, through ComfyUI's SamplerCustomAdvanced."""
     data, length = reference.load(f"pipeline_{variant}"), reference.metadata(f"pipeline_{variant}")["frames"]
     graph = lab.graph()
-    model = graph.loader(f"authors-{variant}")
+    model = graph.loader(f"videox-fun-{variant}")
     pair = [graph.tensor("Conditioning", data[name]) for name in ("prompt_embeds", "negative_prompt_embeds")]
     positive, negative, empty = conditioned(graph, model, *reference.inputs_of(task, data, length), *pair)
     sampled = graph.node(
@@ -47,7 +47,7 @@ def test_video_to_video_starts_from_a_draw(lab, tile_size):
     """VideoX-Fun's start, from VAE Encode's sample_posterior: 1e-4; in tiles the mode and the draw differ as much."""
     data = reference.load("pipeline_2b")
     graph = lab.graph()
-    model = graph.loader("authors-2b")
+    model = graph.loader("videox-fun-2b")
     clip = graph.tensor("Image", data["video_u8"].float() / 255)
     options = {"vae": model[2], "video": clip, **ENCODE, "tile_size": tile_size}
     noisy = [graph.fun("VAEEncode", **{**options, "noise_seed": n, "noise_augmentation": 0.1}) for n in (1, 2)]
@@ -65,7 +65,7 @@ def test_video_to_video_starts_from_a_draw(lab, tile_size):
 
 @pytest.fixture(scope="module")
 def pipelines(base):
-    return {v: Pipeline.from_folder(base / "models" / "CogVideoX_Fun" / f"authors-{v}") for v in reference.SCALE}
+    return {v: Pipeline.from_folder(base / "models" / "CogVideoX_Fun" / f"videox-fun-{v}") for v in reference.SCALE}
 
 
 @pytest.mark.parametrize("task", ["t2v", "i2v", "i2v_end", "inpaint", "v2v"])
@@ -76,7 +76,7 @@ def test_the_sampler_equals_the_pipeline(lab, pipelines, variant, task):
     length, clip = reference.metadata(f"pipeline_{variant}")["frames"], data["video_u8"].float() / 255
     video, mask = reference.inputs_of(task, data, length)
     graph = lab.graph()
-    model = graph.loader(f"authors-{variant}")
+    model = graph.loader(f"videox-fun-{variant}")
     positive, negative, latent = conditioned(graph, model, video, mask, *graph.prompts(model[1]))
     options, start = {"steps": 4, "denoise": 1.0}, None
     if task == "v2v":
@@ -97,7 +97,7 @@ def test_t5_equals_transformers(lab, pipelines):
     """ComfyUI's T5 with the folder's tokenizer against transformers' T5EncoderModel, pads included: 1e-4."""
     for prompt in ("", "a red ball moves right", "sun " * 400):
         graph = lab.graph()
-        (features,) = graph.get(graph.node("CLIPTextEncode", clip=graph.loader("authors-2b")[1], text=prompt))
+        (features,) = graph.get(graph.node("CLIPTextEncode", clip=graph.loader("videox-fun-2b")[1], text=prompt))
         expected = pipelines["2b"].text_encoder(prompt)
         assert features.shape == expected.shape == (1, 226, 32)
         assert (features - expected).abs().max() <= 1e-4
@@ -132,7 +132,7 @@ def test_a_small_t5_needs_its_folder(lab):
 
 def test_weights_in_prompts(lab):
     graph = lab.graph()
-    clip = graph.loader("authors-2b")[1]
+    clip = graph.loader("videox-fun-2b")[1]
     encoded = [
         graph.node("CLIPTextEncode", clip=clip, text=t) for t in ("a red ball", "a (red:1.5) ball", "a (red:1.0) ball")
     ]
@@ -146,7 +146,7 @@ def test_vae_equals_videox_fun(lab):
     """Stock VAE nodes and ours, on the reference clip: 1e-4."""
     io = reference.load("vae_io")
     graph = lab.graph()
-    vae = graph.fun("VAELoader", vae_name="authors-2b/vae")
+    vae = graph.fun("VAELoader", vae_name="videox-fun-2b/vae")
     pixels = graph.tensor("Image", (io["pixels"][0].movedim(0, -1) + 1) / 2)
     stock = graph.node("VAEEncode", pixels=pixels, vae=vae)
     ours = graph.fun("VAEEncode", vae=vae, video=pixels, **ENCODE)

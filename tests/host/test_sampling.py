@@ -10,7 +10,7 @@ from graph import Lab, relative
 @pytest.fixture
 def setting(lab):
     """A graph with a 5B model, prompts and an empty latent."""
-    return lab.setting("authors-5b")
+    return lab.setting("videox-fun-5b")
 
 
 def ksampler(graph, model, positive, negative, latent, **options):
@@ -59,7 +59,7 @@ def test_a_host_sampler_equals_scheduler_and_samplercustom(setting, name, spacin
 def test_scheduler(lab, steps, spacing):
     graph = lab.graph()
     (sigmas,) = graph.get(
-        graph.fun("Scheduler", model=graph.loader("authors-2b"), steps=steps, spacing=spacing, denoise=1.0)
+        graph.fun("Scheduler", model=graph.loader("videox-fun-2b"), steps=steps, spacing=spacing, denoise=1.0)
     )
     schedule = NoiseSchedule(snr_shift=3.0)
     expected = schedule.sigmas()[schedule.timesteps(steps, spacing)]

@@ -1,0 +1,1 @@
+"""A phase from its configuration to the trained model: steps, checkpoints, losses."""

@@ -1,0 +1,1 @@
+"""The nano model, from its first weights to the folder ``models/nano``."""
