@@ -9,6 +9,7 @@ from collections.abc import Iterable, Iterator, Mapping
 from typing import TypedDict
 
 import torch
+from torch.utils.data import DataLoader, Dataset
 
 from ...sampling.geometry import SPATIAL_COMPRESSION, frames_to_latent_t
 from .buckets import Draw
@@ -64,9 +65,20 @@ def collate(samples: list[dict]) -> Batch:
     return {key: value if key == "captions" else torch.stack(value) for key, value in stacked.items()}
 
 
-def batches(
-    draws: Iterable[list[Draw]], clips: Clips, seed: int, masks: Mapping[str, float], noises: int = 1
-) -> Iterator[Batch]:
-    """A `Batch` for every list of draws."""
-    for batch in draws:
-        yield collate([make_sample(draw, clips, seed, masks, noises) for draw in batch])
+class Samples(Dataset):
+    """The samples of a phase, by `Draw`: see `make_sample`."""
+
+    def __init__(self, clips: Clips, seed: int, masks: Mapping[str, float], noises: int = 1):
+        self.clips, self.seed, self.masks, self.noises = clips, seed, masks, noises
+
+    def __getitem__(self, draw: Draw) -> dict:
+        return make_sample(draw, self.clips, self.seed, self.masks, self.noises)
+
+
+def load(samples: Dataset, draws: Iterable[list[Draw]], workers: int = 0) -> Iterator[Batch]:
+    """A `Batch` for every list of draws, in their order.
+
+    Args:
+        workers: processes that make samples ahead of time; 0 makes them when they are asked for.
+    """
+    return iter(DataLoader(samples, batch_sampler=draws, collate_fn=collate, num_workers=workers))

@@ -27,6 +27,7 @@ class Data:
     shapes: tuple[str, ...] = SHAPES
     count: int = 0  # procedural clips before they repeat; 0 = never
     seed: int = 0
+    workers: int = 0  # processes that read clips while the model trains
 
 
 @dataclasses.dataclass(frozen=True)

@@ -12,7 +12,8 @@ from ...model_loading.networks.blocks import sdpa
 from ..tasks.attention import product_attention
 from ..tasks.parts import Parts, convolve_in_float32, measure_scale
 from .config import Phase
-from .trainer import Trainer, open_clips, phase_batches
+from .source import open_clips, phase_batches
+from .trainer import Trainer
 
 log = logging.getLogger(__name__)
 
@@ -59,8 +60,7 @@ def run_phase(phase: Phase, cpu: bool = False, until: int | None = None) -> None
     if bf16_on_cpu and has_amx():  # oneDNN's bfloat16 gradient can crash there
         log.info("this CPU has AMX: convolutions are trained in float32")
         convolve_in_float32(parts.task)
-    patch_t = None if phase.task == "vae" else parts.checkpoint.config.patch_size_t
-    trainer = Trainer(phase, parts.task, accelerator, Path(phase.output) / "run", patch_t)
+    trainer = Trainer(phase, parts, accelerator, Path(phase.output) / "run")
     trainer.run(until)
     if trainer.step < phase.steps:
         log.info("stopped at step %d of %d: run the same command to continue", trainer.step, phase.steps)

@@ -6,18 +6,16 @@ import json
 import logging
 import math
 import time
-from collections.abc import Iterator
-from itertools import islice
 from pathlib import Path
 
 import torch
 from tqdm import tqdm
 
-from ..data.buckets import Bucket, BucketBatches, token_buckets
-from ..data.clips import Clips, FolderClips, ShapeClips
-from ..data.samples import Batch, batches
-from .config import Data, Optimizer, Phase
+from ..data.samples import Batch
+from ..tasks.parts import Parts
+from .config import Optimizer, Phase
 from .progress import LossTable, plot_losses, read_losses
+from .source import open_clips, phase_batches
 from .state import Checkpoints
 
 log = logging.getLogger(__name__)
@@ -38,49 +36,10 @@ def learning_rate(options: Optimizer, step: int, steps: int) -> float:
     return final + (peak - final) * (1 + math.cos(math.pi * done)) / 2
 
 
-def open_clips(data: Data) -> Clips:
-    return FolderClips(data.folders, data.fps) if data.folders else ShapeClips(data.seed, data.shapes, data.count)
-
-
-def phase_draws(
-    phase: Phase, clips: Clips, rank: int = 0, world: int = 1, patch_t: int | None = None
-) -> BucketBatches:
-    """This process's share of a phase's batches. Clips that are too short are named in the log.
-
-    Args:
-        patch_t: latent frames per patch of the trained model (2 in V1.5), or None.
-
-    Raises:
-        ValueError: no size fits the token length, or no clip is long enough.
-    """
-    options = phase.batches
-
-    def buckets(tokens: int) -> list[Bucket]:
-        return token_buckets(tokens, options.sizes, options.max_length, options.tolerance, patch_t)
-
-    earlier = [bucket for tokens in options.earlier_tokens for bucket in buckets(tokens)]
-    draws = BucketBatches(
-        *(buckets(options.tokens), options.batch_size, phase.seed, clips.aspects, clips.lengths),
-        *(rank, world),
-        *(earlier, options.earlier_share),
-    )
-    for index in draws.too_short:
-        found = f"{clips.paths[index]} has {clips.lengths[index]} frames at the phase's rate"
-        log.warning("%s, expected at least %d: left out", found, draws.shortest)
-    return draws
-
-
-def phase_batches(
-    phase: Phase, clips: Clips, rank: int = 0, world: int = 1, start: int = 0, patch_t: int | None = None
-) -> Iterator[Batch]:
-    """The batches of a phase from step ``start`` on; see `phase_draws` for the other arguments."""
-    draws = islice(phase_draws(phase, clips, rank, world, patch_t), start, None)
-    return batches(draws, clips, phase.seed, phase.masks, phase.batches.noises_per_clip)
-
-
 def about(phase: Phase) -> str:
     """What a checkpoint must have in common with the run that continues it. Paths and what saves memory may change."""
     fields = dataclasses.asdict(phase)
+    del fields["data"]["workers"]
     for free in ("model", "output", "text_encoder", "save_every", "steps", "micro_batch", "checkpoint_blocks"):
         del fields[free]
     return json.dumps(fields, indent=0, default=dict)
@@ -94,19 +53,17 @@ class Trainer:
     """A run of a phase in ``folder``, continued from its checkpoint if there is one.
 
     Args:
-        task: a module whose forward is the loss of a `Batch`; what requires a gradient is trained.
+        parts: its task is a module whose forward gives losses; what requires a gradient is trained.
         accelerator: accelerate's, of this run alone.
-        patch_t: see `phase_draws`.
     """
 
-    def __init__(
-        self, phase: Phase, task: torch.nn.Module, accelerator, folder: str | Path, patch_t: int | None = None
-    ):
+    def __init__(self, phase: Phase, parts: Parts, accelerator, folder: str | Path):
         from diffusers.training_utils import EMAModel
 
-        self.phase, self.task, self.accelerator, self.folder = phase, task, accelerator, Path(folder)
-        self.patch_t = patch_t
-        task.to(accelerator.device)
+        self.phase, self.parts, self.accelerator, self.folder = phase, parts, accelerator, Path(folder)
+        self.task = task = parts.task.to(accelerator.device)
+        if parts.encoders is not None:
+            parts.encoders.to(accelerator.device)
         self.parameters = {name: p for name, p in task.named_parameters() if p.requires_grad}
         options = phase.optimizer
         optimizer = torch.optim.AdamW(
@@ -158,7 +115,7 @@ class Trainer:
             last = start + size >= clips  # processes exchange gradients once per step
             with contextlib.nullcontext() if last else self.accelerator.no_sync(self.wrapped):
                 with self.accelerator.autocast():
-                    loss = self.wrapped(part) * (len(part["captions"]) / clips)
+                    loss = self.wrapped(self.parts.prepare(part)).mean() * (len(part["captions"]) / clips)
                 self.accelerator.backward(loss)
             total += loss.detach().float()
         return total
@@ -178,7 +135,7 @@ class Trainer:
         started = time.monotonic()
         progress = tqdm(initial=self.step, total=self.phase.steps, unit="step", disable=not main)
         with progress:
-            for batch in phase_batches(self.phase, clips, *shared, start=self.step, patch_t=self.patch_t):
+            for batch in phase_batches(self.phase, clips, *shared, start=self.step, patch_t=self.parts.patch_t):
                 if self.step >= until:
                     break
                 loss = float(self.train_step(batch))

@@ -13,7 +13,9 @@ from ...model_loading.networks.blocks import sdpa
 from ...model_loading.networks.transformer import CogVideoXTransformer
 from ...model_loading.standalone import TextEncoder, load_transformer, load_vae, open_whole
 from ...sampling.preview import BIAS, FACTORS
+from ..data.samples import Batch
 from ..loop.config import Phase
+from .encoders import Encoded, Encoders
 from .hub import FILES, PARTS, save_weights, write_json, write_text_encoder
 from .lora import add_lora, lora_state
 from .preview import fit_preview
@@ -24,7 +26,7 @@ LORA_FILE = "lora.safetensors"
 
 
 class Parts:
-    """A phase's task, and how its result is written.
+    """A phase's ``task``, the frozen ``encoders`` before it (None for the VAE), and how its result is written.
 
     Args:
         dtype: of the frozen parts. Trained parts are float32.
@@ -34,6 +36,7 @@ class Parts:
     def __init__(self, phase: Phase, dtype: torch.dtype = torch.float32, attention: Callable = sdpa):
         self.phase = phase
         self.checkpoint = source = open_whole(phase.model)
+        self.encoders = None
         if phase.task == "vae":
             self.task = VAETask(
                 load_vae(source.vae), phase.kl_weight, phase.masked, phase.train_encoder, phase.agreement_weight
@@ -51,15 +54,22 @@ class Parts:
             transformer.requires_grad_(True)
         text_dtype = torch.float32 if phase.train_text_encoder else dtype
         self.texts = open_whole(phase.text_encoder) if phase.text_encoder else source
-        self.task = TransformerTask(
-            transformer,
-            load_vae(source.vae, dtype),
-            TextEncoder(self.texts.text_encoder, self.texts.tokenizer, text_dtype),
-            source.schedule.alphas_cumprod(),
-            source.scale_factor,
-            phase.caption_dropout,
-            phase.train_text_encoder,
+        text_encoder = TextEncoder(self.texts.text_encoder, self.texts.tokenizer, text_dtype)
+        self.encoders = Encoders(
+            *(source.config, load_vae(source.vae, dtype), text_encoder),
+            *(source.scale_factor, phase.caption_dropout, phase.train_text_encoder),
         )
+        t5 = text_encoder.model.requires_grad_(True) if phase.train_text_encoder else None
+        self.task = TransformerTask(transformer, source.schedule.alphas_cumprod(), t5)
+
+    @property
+    def patch_t(self) -> int | None:
+        """Latent frames per patch of the trained model: 2 on V1.5."""
+        return None if self.phase.task == "vae" else self.checkpoint.config.patch_size_t
+
+    def prepare(self, batch: Batch) -> Batch | Encoded:
+        """A batch on its device as the input of the task."""
+        return batch if self.encoders is None else self.encoders(batch)
 
     def write(self, output: str | Path, scale_factor: float) -> None:
         """Write the model folder with the trained weights, or the LoRA's file.

@@ -64,6 +64,7 @@ class VAETask(nn.Module):
         return torch.where(swapped, masked, whole), torch.where(swapped, whole, masked)
 
     def forward(self, batch: Batch) -> torch.Tensor:
+        """The loss of a batch, [1]."""
         pixels, other = self.versions(batch)
         if self.agreement_weight:  # both in one batch
             (mean, others), (logvar, _) = (m.chunk(2) for m in self.moments(torch.cat([pixels, other])))
@@ -73,7 +74,8 @@ class VAETask(nn.Module):
         latent = mean + (logvar / 2).exp() * batch["noise"][:, 0]
         restored = torch.cat(list(self.vae.decode_stream(latent)), dim=2).float()
         kl = (mean.square() + logvar.exp() - 1 - logvar).mean() / 2  # of each latent value, to a unit normal
-        return (restored - pixels).square().mean() + self.kl_weight * kl + self.agreement_weight * disagreement
+        loss = (restored - pixels).square().mean() + self.kl_weight * kl + self.agreement_weight * disagreement
+        return loss[None]
 
     @staticmethod
     def disagreement(mean: torch.Tensor, other: torch.Tensor, mask: torch.Tensor) -> torch.Tensor:

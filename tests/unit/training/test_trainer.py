@@ -10,7 +10,8 @@ import torch
 from accelerate import Accelerator
 from cogvideox_fun.training.loop.config import Batches, ConfigError, Data, Optimizer, Phase, read_phase
 from cogvideox_fun.training.loop.progress import read_losses
-from cogvideox_fun.training.loop.trainer import Trainer, learning_rate, open_clips, phase_batches
+from cogvideox_fun.training.loop.source import open_clips, phase_batches
+from cogvideox_fun.training.loop.trainer import Trainer, learning_rate
 from cogvideox_fun.training.tasks.parts import Parts
 from pack import ROOT
 from safetensors.torch import load_file
@@ -29,7 +30,7 @@ PHASE = {
 def trainer_of(model, folder, task="full", **changes) -> Trainer:
     phase = Phase(task, str(model), **{**PHASE, **changes})
     torch.manual_seed(0)
-    return Trainer(phase, Parts(phase).task, Accelerator(cpu=True), folder)
+    return Trainer(phase, Parts(phase), Accelerator(cpu=True), folder)
 
 
 @pytest.mark.parametrize("task", ["vae", "full", "lora"])

@@ -11,9 +11,9 @@ from cogvideox_fun.sampling.geometry import token_count
 from cogvideox_fun.training.data import masks, shapes
 from cogvideox_fun.training.data.buckets import Bucket, BucketBatches, token_buckets
 from cogvideox_fun.training.data.clips import FolderClips, ShapeClips
-from cogvideox_fun.training.data.samples import batches
+from cogvideox_fun.training.data.samples import Samples, load
 from cogvideox_fun.training.loop.config import MASK_WEIGHTS, Batches, Phase, read_phase
-from cogvideox_fun.training.loop.trainer import open_clips, phase_batches, phase_draws
+from cogvideox_fun.training.loop.source import open_clips, phase_batches, phase_draws
 from pack import ROOT
 
 REPORT = [(512, 512), (768, 768), (1024, 1024)]
@@ -125,9 +125,9 @@ def test_a_sample_depends_on_its_seed_and_number_alone():
     """The second batch is the same whether the first was made, so a resumed run sees what it would have seen."""
     clips = ShapeClips(seed=1)
     draws = list(itertools.islice(BucketBatches([Bucket(64, 64, 5)], 2, seed=4), 2))
-    both = list(batches(draws, clips, 4, MASK_WEIGHTS, 2))
+    both = list(load(Samples(clips, 4, MASK_WEIGHTS, 2), draws))
     torch.manual_seed(123)
-    (alone,) = batches(draws[1:], clips, 4, MASK_WEIGHTS, 2)
+    (alone,) = load(Samples(clips, 4, MASK_WEIGHTS, 2), draws[1:])
     for key, value in both[1].items():
         assert torch.equal(alone[key], value) if torch.is_tensor(value) else alone[key] == value
         if torch.is_tensor(value) and key != "mask":

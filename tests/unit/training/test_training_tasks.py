@@ -12,7 +12,8 @@ from cogvideox_fun.model_loading.networks.blocks import sdpa
 from cogvideox_fun.model_loading.standalone import Pipeline, load_transformer
 from cogvideox_fun.training.loop.config import Batches, Data, Optimizer, Phase
 from cogvideox_fun.training.loop.phase import run_phase
-from cogvideox_fun.training.loop.trainer import Trainer, open_clips, phase_batches
+from cogvideox_fun.training.loop.source import open_clips, phase_batches
+from cogvideox_fun.training.loop.trainer import Trainer
 from cogvideox_fun.training.tasks.attention import product_attention
 from cogvideox_fun.training.tasks.lora import add_lora, apply_lora, lora_state
 from cogvideox_fun.training.tasks.parts import Parts, export_half, measure_scale
@@ -41,7 +42,8 @@ def test_the_loss_of_a_batch_by_hand(tiny_model):
     """The same from the pack's pipeline, sample by sample and noise by noise."""
     phase = phase_of(tiny_model, masks={"start": 0.5, "region": 0.5}, caption_dropout=0.0)
     batch = batch_of(phase)
-    loss = Parts(phase).task(batch)
+    parts = Parts(phase)
+    loss = parts.task(parts.prepare(batch)).mean()
 
     pipeline = Pipeline.from_folder(tiny_model)
     alphas, total = pipeline.checkpoint.schedule.alphas_cumprod(), []
@@ -66,9 +68,9 @@ def test_known_pixels_get_noise_where_the_configuration_asks_for_it(tiny_model, 
     config = json.loads((model / "transformer" / "config.json").read_text())
     (model / "transformer" / "config.json").write_text(json.dumps({**config, "add_noise_in_inpaint_model": True}))
     phase = phase_of(model, masks={"start": 0.5, "region": 0.5})
-    batch, task, pipeline = batch_of(phase), Parts(phase).task, Pipeline.from_folder(model)
+    batch, encoders, pipeline = batch_of(phase), Parts(phase).encoders, Pipeline.from_folder(model)
     video = batch["video"] * 2 - 1
-    extra = task.conditioning(batch, video, task.encode(video))
+    extra = encoders.conditioning(batch, video, encoders.encode(video))
     amounts, seeds = batch["reference_noise"], batch["reference_seed"]
     assert amounts[0] != amounts[1] and seeds[0] != seeds[1]
     for i in range(2):
@@ -95,14 +97,14 @@ def test_attention_by_products_is_attention():
 def test_a_clip_of_which_nothing_is_known_gets_zeros(tiny_model):
     """As in use, where the VAE is never asked to encode black; captions drop out by chance."""
     phase = phase_of(tiny_model, masks={"nothing": 1.0}, caption_dropout=0.5)
-    batch, task = batch_of(phase), Parts(phase).task
+    batch, encoders = batch_of(phase), Parts(phase).encoders
     video = batch["video"] * 2 - 1
-    assert not task.conditioning(batch, video, task.encode(video)).any()
+    assert not encoders.conditioning(batch, video, encoders.encode(video)).any()
     mask = batch["mask"].clone()
     mask[0, 0] = 0
-    extra = task.conditioning({**batch, "mask": mask}, video, task.encode(video))
+    extra = encoders.conditioning({**batch, "mask": mask}, video, encoders.encode(video))
     assert extra[0].any() and not extra[1].any()
-    texts = task.text(["red", "red", ""], torch.tensor([0.6, 0.4, 0.6]))
+    texts = encoders.text(["red", "red", ""], torch.tensor([0.6, 0.4, 0.6]))
     assert not torch.equal(texts[0], texts[1]) and torch.equal(texts[1], texts[2])
 
 
