@@ -4,6 +4,7 @@
   init FOLDER       write the untrained nano model
   train CONFIG      run one phase of a TOML file; an interrupted run continues
   export FOLDER     store a trained model folder in float16
+  manifest FOLDER   list and measure the clips of a large data set once
   evaluate          measure what a model can do on held-out scenes
   positions CONFIG  train a phase with each position table, and measure each
 
@@ -19,6 +20,8 @@ from pathlib import Path
 
 sys.path.append(str(Path(__file__).resolve().parent.parent / "tools"))
 from pack import ROOT, load_pack  # noqa: E402
+
+load_pack()  # not in main: a worker process that starts anew imports this file before anything else
 
 
 def parse_args() -> argparse.Namespace:
@@ -41,6 +44,11 @@ def parse_args() -> argparse.Namespace:
     export = commands.add_parser("export", help="store a trained model folder in float16")
     export.add_argument("folder", type=Path, help="the folder to read")
     export.add_argument("output", type=Path, help="the folder to write")
+    listed = commands.add_parser("manifest", help="list and measure the clips in folders once, for [data] manifest")
+    listed.add_argument("folders", type=Path, nargs="+", help="of videos with captions, in any depth")
+    listed.add_argument("--output", type=Path, required=True, help="a .jsonl file; clips that it has stay as they are")
+    listed.add_argument("--workers", type=int, help="processes (default: one for each CPU core)")
+    listed.add_argument("--control", default="", help='what control videos add to a clip\'s name, such as "_depth"')
     measure = commands.add_parser("evaluate", help="measure what a model can do on held-out scenes")
     measure.add_argument("--model", type=Path, default=ROOT / "models" / "nano", help="a model folder")
     measure.add_argument("--lora", type=Path, help="for the row lora (default: the nano model's own)")
@@ -58,7 +66,6 @@ def parse_args() -> argparse.Namespace:
 
 
 def main() -> None:
-    load_pack()
     args = parse_args()
     logging.basicConfig(level=logging.INFO, format="%(levelname)s %(message)s")
     logging.getLogger("accelerate").setLevel(logging.WARNING)
@@ -95,6 +102,13 @@ def export(args) -> None:
     export_half(args.folder, args.output)
 
 
+def manifest(args) -> None:
+    from cogvideox_fun.training.data.manifest import write_manifest
+
+    added, left_out = write_manifest(args.folders, args.output, args.workers, args.control)
+    print(f"{args.output}: {added} clips added, {left_out} left out (see above)")
+
+
 def evaluate(args) -> None:
     from cogvideox_fun.training.evaluation import evaluate, report, rows
 
@@ -123,6 +137,7 @@ COMMANDS = {
     "init": init,
     "train": train,
     "export": export,
+    "manifest": manifest,
     "evaluate": evaluate,
     "positions": positions,
 }

@@ -5,9 +5,12 @@ Training at a constant token length mixes resolutions and frame counts in one ph
 """
 
 import dataclasses
+import itertools
 import random
 from collections import defaultdict
 from collections.abc import Iterator, Sequence
+
+import numpy as np
 
 from ...sampling.geometry import (
     check_size,
@@ -120,46 +123,55 @@ class BucketBatches:
         self.buckets = list(buckets)
         self.batch_size = batch_size
         self.seed = seed
-        self.aspects, self.lengths = aspects, lengths
+        self.aspects, self.lengths = (x if x is None else np.asarray(x) for x in (aspects, lengths))
         self.shortest = min(bucket.length for bucket in self.buckets)
-        self.too_short = [index for index, length in enumerate(lengths or ()) if length < self.shortest]
-        if lengths and len(self.too_short) == len(lengths):
-            raise ValueError(
-                f"no clip is long enough: the longest has {max(lengths)} frames, and the shortest bucket takes "
-                f"{self.shortest}: give longer clips, or larger sizes, which take fewer frames"
-            )
+        self.too_short = np.empty(0, np.int64)
+        if lengths is not None:
+            self.too_short = np.flatnonzero(self.lengths < self.shortest)
+            if len(self.too_short) == len(self.lengths):
+                raise ValueError(
+                    f"no clip is long enough: the longest has {max(self.lengths, default=0)} frames, and the shortest "
+                    f"bucket takes {self.shortest}: give longer clips, or larger sizes, which take fewer frames"
+                )
         self.earlier, self.earlier_share = list(earlier), earlier_share
         self.share = slice(rank, None, world)
 
-    def _indices(self, rng: random.Random) -> Iterator[int]:
+    def _indices(self) -> Iterator[int]:
         """0, 1, 2 ... for procedural clips; otherwise every usable clip once per epoch, in a new order each time."""
         if self.aspects is None:
-            number = 0
-            while True:
-                yield number
-                number += 1
-        while True:
-            order = sorted(set(range(len(self.aspects))) - set(self.too_short))
-            rng.shuffle(order)
-            yield from order
-
-    def _fitting(self, buckets: list[Bucket], index: int) -> list[Bucket]:
-        return [bucket for bucket in buckets if self.lengths is None or bucket.length <= self.lengths[index]]
+            yield from itertools.count()
+        usable = np.delete(np.arange(len(self.aspects)), self.too_short)
+        for epoch in itertools.count():
+            # NumPy keeps the numbers of RandomState the same in all its versions
+            order = np.random.RandomState((self.seed, epoch)).permutation(usable)
+            for index in order:  # not a list, which would need eight times the memory
+                yield int(index)
 
     def _bucket(self, index: int, rng: random.Random) -> Bucket:
-        earlier, buckets = self._fitting(self.earlier, index), self._fitting(self.buckets, index)
-        if earlier and rng.random() < self.earlier_share:
-            buckets = earlier
-        if self.aspects is None:
-            return rng.choice(buckets)
-        closest = min(abs(bucket.aspect - self.aspects[index]) for bucket in buckets)
-        return rng.choice([bucket for bucket in buckets if abs(bucket.aspect - self.aspects[index]) == closest])
+        length = None if self.lengths is None else int(self.lengths[index])
+        aspect = None if self.aspects is None else float(self.aspects[index])
+        earlier = _fitting(self.earlier, length)
+        buckets = earlier if earlier and rng.random() < self.earlier_share else _fitting(self.buckets, length)
+        return rng.choice(_closest(buckets, aspect))
 
     def __iter__(self) -> Iterator[list[Draw]]:
         rng = random.Random(f"batches {self.seed}")  # noqa: S311 - not for secrets
         waiting: dict[Bucket, list[Draw]] = defaultdict(list)
-        for number, index in enumerate(self._indices(rng)):
+        for number, index in enumerate(self._indices()):
             bucket = self._bucket(index, rng)
             waiting[bucket].append(Draw(number, index, bucket))
             if len(waiting[bucket]) == self.batch_size:
                 yield waiting.pop(bucket)[self.share]
+
+
+def _fitting(buckets: list[Bucket], length: int | None) -> list[Bucket]:
+    return [bucket for bucket in buckets if length is None or bucket.length <= length]
+
+
+def _closest(buckets: list[Bucket], aspect: float | None) -> list[Bucket]:
+    """The buckets whose shape is closest to a clip's."""
+    if aspect is None:
+        return buckets
+    distances = [abs(bucket.aspect - aspect) for bucket in buckets]
+    closest = min(distances)
+    return [bucket for bucket, distance in zip(buckets, distances, strict=True) if distance == closest]

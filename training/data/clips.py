@@ -1,36 +1,34 @@
-"""Sources of clips: procedural shapes, or folders of videos with captions.
+"""Sources of clips: procedural shapes, or videos with captions.
 
-A source has ``aspects`` and ``lengths`` (see `BucketBatches`), the ``paths`` of its clips for the log, and
-``clip(index, bucket, rng)``, which returns a video, F H W 3 of 0..1 at the bucket's size, and its caption.
-
-Videos are read with PyAV. torchcodec needs an FFmpeg of the system, and FFmpeg's own ``fps`` filter repeats frames of
-slow clips and needs other code for pictures.
+A source has ``aspects`` and ``lengths`` (see `BucketBatches`), ``path(index)`` for the log, and ``clip(index, bucket,
+rng)``, which returns a video, F H W 3 of 0..1 at the bucket's size, and its caption. With ``control``, videos have
+``controlled(index, bucket, rng)``, which returns the control video, too.
 """
 
 import logging
-from collections import defaultdict
 from collections.abc import Iterable, Iterator, Sequence
-from fractions import Fraction
-from itertools import islice
 from pathlib import Path
-from typing import Protocol
+from typing import NamedTuple, Protocol
 
+import numpy as np
 import torch
 
-from ...sampling.masks import resize_image
 from . import shapes
 from .buckets import Bucket
+from .control import EDGES
+from .folders import Found, list_clips, measure_all
+from .video import SLACK, fit_frames, rate_of, read_frames
 
 log = logging.getLogger(__name__)
 
-# If several files have one name, the first of these types is used: videos before pictures.
-VIDEO_SUFFIXES = (".mp4", ".mov", ".mkv", ".webm", ".avi", ".gif", ".png", ".jpg", ".jpeg")
+TRIES = 32  # other clips that are tried in the place of one that can't be read
 
 
 class Clips(Protocol):
-    aspects: list[float] | None
-    lengths: list[int] | None
-    paths: Sequence[Path]
+    aspects: Sequence[float] | None
+    lengths: Sequence[int] | None
+
+    def path(self, index: int) -> Path: ...
 
     def clip(self, index: int, bucket: Bucket, rng) -> tuple[torch.Tensor, str]: ...
 
@@ -40,7 +38,6 @@ class ShapeClips:
 
     aspects = None
     lengths = None
-    paths = ()
 
     def __init__(self, seed: int, kinds: tuple[str, ...] = shapes.SHAPES, count: int = 0):
         self.seed, self.kinds, self.count = seed, kinds, count
@@ -51,147 +48,141 @@ class ShapeClips:
         return video, scene.caption(rng.randrange(len(shapes.GRAMMAR)))
 
 
-def decoded(path: Path) -> Iterator:
-    """The frames of a video or picture, as PyAV gives them.
+class Row(NamedTuple):
+    """What is needed to read a clip."""
 
-    Raises:
-        OSError: unreadable, or without a video stream.
-    """
-    import av
-
-    try:
-        with av.open(str(path)) as container:
-            if not container.streams.video:
-                raise OSError(f"{path} has no video stream")
-            yield from container.decode(video=0)
-    except av.FFmpegError as error:
-        raise OSError(f"{path} can't be read as a video: {error}") from error
+    path: Path
+    caption: str
+    control: Path | None = None
 
 
-def at_rate(frames: Iterable, fps: float) -> Iterator:
-    """The first frame at or after each 1 / ``fps`` seconds, by presentation times; no frame comes twice.
-
-    Times are rounded to ticks of the file's clock, so a frame may be half a tick early (at most 1/200 s). With ``fps``
-    0 all frames are taken; so are frames without a time.
-    """
-    start, last = None, -1
-    for frame in frames:
-        if fps and frame.pts is not None:
-            start = frame.pts if start is None else start
-            slack = min(frame.time_base, Fraction(1, 100)) / 2
-            periods = int(((frame.pts - start) * frame.time_base + slack) * Fraction(fps))
-            if periods <= last:
-                continue
-            last = periods
-        yield frame
-
-
-def quarter_turns(frame) -> int:
-    """Counterclockwise quarter turns, 0 to 3, that make a frame upright. Phones store what the sensor sees."""
-    return round(frame.rotation / 90) % 4
-
-
-def measure_clip(path: Path, fps: float) -> tuple[int, float]:
-    """The number of frames at a rate, and width / height as shown. Decodes the whole file.
-
-    Raises:
-        OSError: unreadable, or empty.
-    """
-    frames = at_rate(decoded(path), fps)
-    first = next(frames, None)
-    if first is None:
-        raise OSError("no frames")
-    aspect = first.width / first.height
-    return 1 + sum(1 for _ in frames), 1 / aspect if quarter_turns(first) % 2 else aspect
-
-
-def read_clip(path: Path, fps: float, first: int, bucket: Bucket) -> torch.Tensor:
-    """The frames from number ``first`` on, at a rate, resized and cut to a bucket, F H W 3 of 0..1.
-
-    Raises:
-        OSError: unreadable, or too short.
-    """
-    picked = islice(at_rate(decoded(path), fps), first, first + bucket.length)
-    frames = [torch.from_numpy(frame.to_ndarray(format="rgb24")).rot90(quarter_turns(frame)) for frame in picked]
-    if len(frames) < bucket.length:
-        raise OSError(f"{path} has {len(frames)} frames from {first} on, expected {bucket.length}")
-    return resize_image(torch.stack(frames).float() / 255, bucket.width, bucket.height)
-
-
-class FolderClips:
-    """Videos with their captions: ``name.mp4`` beside ``name.txt``, in any depth of the folders.
-
-    Files that can't be used are left out and named in the log, also if they disappear later. Every video is decoded
-    once when the folders are read, to count its frames.
+def lengths_at(frames: np.ndarray, native: np.ndarray, fps: float) -> np.ndarray:
+    """How many frames `read_frames` gives of clips at a rate: see `rate_of` and `at_rate`.
 
     Args:
-        fps: frames a second to take, 0 for all frames: see `at_rate`.
+        frames, native: of the files, see `Measures`.
+    """
+    at = np.floor(((frames - 1) / native + SLACK) * fps) + 1
+    return (np.where(native > fps, np.minimum(at, frames), frames) if fps else frames).astype(np.int64)
+
+
+class VideoClips:
+    """Clips of video files.
+
+    Args:
+        fps: frames a second to take, 0 for all frames. A clip with a lower rate gives all its frames.
+        measures: a row of frames, rate, width and height for each clip: see `Measures`.
+        control: "" for none, `EDGES`, or what stands between the name of a clip and the suffix of its control video.
+
+    Raises:
+        ValueError: ``fps`` is negative.
+    """
+
+    def __init__(self, fps: float, measures: np.ndarray, control: str = ""):
+        if not fps >= 0:
+            raise ValueError(f"fps is {fps}, expected frames a second, or 0 for all frames")
+        frames, native, width, height = np.asarray(measures, dtype=np.float64).reshape(-1, 4).T
+        self.fps, self.control, self.native = fps, control, native.copy()
+        self.lengths, self.aspects = lengths_at(frames, native, fps), width / height
+        self._named: set[int] = set()  # clips that were named in the log
+
+    def row(self, index: int) -> Row:
+        """What is needed to read clip ``index``."""
+        raise NotImplementedError
+
+    def path(self, index: int) -> Path:
+        return self.row(index).path
+
+    def clip(self, index: int, bucket: Bucket, rng) -> tuple[torch.Tensor, str]:
+        """Clip ``index`` from a random frame on. If it can't be read, another one that is long enough.
+
+        Raises:
+            ValueError: `TRIES` others can't be read either.
+        """
+        video, caption, _ = self._take(index, bucket, rng, control=False)
+        return video, caption
+
+    def controlled(self, index: int, bucket: Bucket, rng) -> tuple[torch.Tensor, str, torch.Tensor]:
+        """`clip`, and the same frames of its control video, resized and cut in the same way."""
+        return self._take(index, bucket, rng, control=True)
+
+    def _take(self, index: int, bucket: Bucket, rng, control: bool) -> tuple:
+        tried = 0
+        for chosen in self._candidates(index, bucket, rng):
+            first = rng.randrange(int(self.lengths[chosen]) - bucket.length + 1)
+            tried += 1
+            try:
+                row = self.row(chosen)
+                video = self._read(chosen, row.path, first, bucket)
+                return video, row.caption, self._read(chosen, self._beside(row), first, bucket) if control else None
+            except OSError as error:
+                self._name(chosen, f"{error}: another clip is taken instead")
+        raise ValueError(
+            f"no clip can be read at {bucket}, {tried} were tried: see the warnings above, and check the paths"
+        )
+
+    def _candidates(self, index: int, bucket: Bucket, rng) -> Iterator[int]:
+        """``index``, then others that are long enough, in a random order."""
+        if self.lengths[index] >= bucket.length:
+            yield index
+        others = np.flatnonzero(self.lengths >= bucket.length)
+        yield from (int(others[i]) for i in rng.sample(range(len(others)), min(len(others), TRIES)))
+
+    def _beside(self, row: Row) -> Path:
+        return row.control or row.path.with_name(f"{row.path.stem}{self.control}{row.path.suffix}")
+
+    def _read(self, index: int, path: Path, first: int, bucket: Bucket) -> torch.Tensor:
+        rate = rate_of(float(self.native[index]), self.fps)
+        try:
+            frames = read_frames(path, rate, first, bucket.length)
+        except OSError as error:
+            raise OSError(f"{path}: {error}") from error
+        sizes = sorted({(frame.width, frame.height) for frame in frames})
+        if len(sizes) > 1:
+            shown = ", ".join(f"{width} x {height}" for width, height in sizes)
+            self._name(index, f"{path} has frames of {len(sizes)} sizes ({shown}): each is cut to the bucket's shape")
+        return fit_frames(frames, bucket)
+
+    def _name(self, index: int, message: str) -> None:
+        """Log a message about a clip once, in each process that reads clips."""
+        if index not in self._named:
+            self._named.add(index)
+            log.warning("%s", message)
+
+
+class FolderClips(VideoClips):
+    """Videos with their captions: ``name.mp4`` beside ``name.txt``, in any depth of the folders.
+
+    Files that can't be used are left out and named in the log, also if they disappear later. The files are measured
+    when the folders are read, by several processes: see `measure_clip`.
+
+    Args:
+        fps, control: see `VideoClips`.
 
     Raises:
         ValueError: nothing is left, or ``fps`` is negative.
     """
 
-    def __init__(self, folders: Iterable[str | Path], fps: float = 8.0):
-        if not fps >= 0:
-            raise ValueError(f"fps is {fps}, expected frames a second, or 0 for all frames")
-        self.fps = fps
-        self.paths: list[Path] = []
-        self.captions: list[str] = []
-        self.aspects: list[float] = []
-        self.lengths: list[int] = []
+    def __init__(self, folders: Iterable[str | Path], fps: float = 8.0, control: str = ""):
         folders = [Path(folder) for folder in folders]
-        for folder in folders:
-            if not folder.is_dir():
-                log.warning("%s is not a folder: left out", folder)
-                continue
-            self._add(folder)
-        if not self.paths:
+        found = list_clips(folders, "" if control == EDGES else control)
+        self.found: list[Found] = []
+        self.captions: list[str] = []
+        measures = []
+        for item, caption, measured in measure_all(found):
+            self.found.append(item)
+            self.captions.append(caption)
+            measures.append((measured.frames, measured.fps, measured.width, measured.height))
+        super().__init__(fps, np.array(measures), control)
+        if not self.found:
             raise ValueError(
                 f"no video with a caption in {', '.join(map(str, folders))}: put name.mp4 and name.txt beside it"
             )
-        log.info("%d videos with captions in %s", len(self.paths), ", ".join(map(str, folders)))
+        log.info("%d videos with captions in %s", len(self.found), ", ".join(map(str, folders)))
 
-    def _add(self, folder: Path) -> None:
-        files = sorted(path for path in folder.rglob("*") if path.is_file())
-        named = defaultdict(list)
-        for path in files:
-            if path.suffix.lower() in VIDEO_SUFFIXES:
-                named[path.with_suffix("")].append(path)
-        videos = {}
-        for name, same in named.items():
-            videos[name], *others = sorted(same, key=lambda path: VIDEO_SUFFIXES.index(path.suffix.lower()))
-            for other in others:
-                log.warning("%s is left out: %s has the same name", other, videos[name].name)
-        captions = {path.with_suffix(""): path for path in files if path.suffix.lower() == ".txt"}
-        for name in sorted({*videos, *captions}):
-            if name not in videos:
-                log.warning("%s is a caption without a video: left out", captions[name])
-                continue
-            if name not in captions:
-                log.warning("%s is a video without a caption (%s.txt): left out", videos[name], name.name)
-                continue
-            try:
-                length, aspect = measure_clip(videos[name], self.fps)
-                caption = captions[name].read_text(encoding="utf-8").strip()
-            except (OSError, ValueError) as error:
-                log.warning("%s: left out (%s)", videos[name].name, error)
-                continue
-            if not caption:
-                log.warning("%s is empty: its video is used without a caption", captions[name])
-            self.paths.append(videos[name])
-            self.captions.append(caption)
-            self.aspects.append(aspect)
-            self.lengths.append(length)
+    @property
+    def paths(self) -> list[Path]:
+        return [item.path for item in self.found]
 
-    def clip(self, index: int, bucket: Bucket, rng) -> tuple[torch.Tensor, str]:
-        """Clip ``index`` from a random frame on. If it can't be read any more, the next one that is long enough."""
-        for offset in range(len(self.paths)):
-            chosen = (index + offset) % len(self.paths)
-            places = self.lengths[chosen] - bucket.length + 1
-            if places < 1:
-                continue
-            try:
-                return read_clip(self.paths[chosen], self.fps, rng.randrange(places), bucket), self.captions[chosen]
-            except OSError as error:
-                log.warning("%s: another clip is taken instead", error)
-        raise ValueError(f"no clip can be read at {bucket}: see the warnings above")
+    def row(self, index: int) -> Row:
+        return Row(self.found[index].path, self.captions[index], self.found[index].control)

@@ -5,6 +5,7 @@ several processes see the same samples.
 """
 
 import random
+import time
 from collections.abc import Iterable, Iterator, Mapping
 from typing import TypedDict
 
@@ -14,6 +15,7 @@ from torch.utils.data import DataLoader, Dataset
 from ...sampling.geometry import SPATIAL_COMPRESSION, frames_to_latent_t
 from .buckets import Draw
 from .clips import Clips
+from .control import EDGES, draw_edges
 from .masks import choose_kind, random_mask
 
 LATENT_CHANNELS = 16
@@ -21,11 +23,12 @@ LATENT_CHANNELS = 16
 REFERENCE_NOISE_LOG = -3.0, 0.5
 
 
-class Batch(TypedDict):
-    """The input of a task: B clips with R noises each."""
+class Batch(TypedDict, total=False):
+    """The input of a task: B clips with R noises each. Only Control training has a control video."""
 
     video: torch.Tensor  # B F H W 3, 0..1
     mask: torch.Tensor  # B F H W, 1 = generate
+    control: torch.Tensor  # B F H W 3, 0..1: see `Samples`
     captions: list[str]
     noise: torch.Tensor  # B R 16 t h w
     time: torch.Tensor  # B R, uniform in 0..1: how far along the schedule
@@ -34,7 +37,9 @@ class Batch(TypedDict):
     reference_seed: torch.Tensor  # B, the seed of that noise
 
 
-def make_sample(draw: Draw, clips: Clips, seed: int, masks: Mapping[str, float], noises: int) -> dict:
+def make_sample(
+    draw: Draw, clips: Clips, seed: int, masks: Mapping[str, float], noises: int, control: str = ""
+) -> dict:
     """One clip with its mask, noises, times and chance, for `collate`."""
     rng = random.Random(f"sample {seed} {draw.number}")  # noqa: S311 - not for secrets
     generator = torch.Generator().manual_seed(rng.getrandbits(62))
@@ -47,9 +52,16 @@ def make_sample(draw: Draw, clips: Clips, seed: int, masks: Mapping[str, float],
     mean, deviation = REFERENCE_NOISE_LOG
     reference_noise = torch.exp(mean + deviation * torch.randn((), generator=generator))
     reference_seed = torch.randint(2**62, (), generator=generator)
-    video, caption = clips.clip(draw.index, draw.bucket, rng)
+    controls = {}
+    if control and control != EDGES:
+        video, caption, controls["control"] = clips.controlled(draw.index, draw.bucket, rng)
+    else:
+        video, caption = clips.clip(draw.index, draw.bucket, rng)
+    if control == EDGES:
+        controls["control"] = draw_edges(video)
     return {
         "video": video,
+        **controls,
         "mask": mask,
         "captions": caption,
         "noise": noise,
@@ -66,19 +78,41 @@ def collate(samples: list[dict]) -> Batch:
 
 
 class Samples(Dataset):
-    """The samples of a phase, by `Draw`: see `make_sample`."""
+    """The samples of a phase, by `Draw`: see `make_sample`.
 
-    def __init__(self, clips: Clips, seed: int, masks: Mapping[str, float], noises: int = 1):
-        self.clips, self.seed, self.masks, self.noises = clips, seed, masks, noises
+    Args:
+        control: the kind of control video: "" for none, `EDGES` draws it from the clip, and others are read by the
+            ``clips``, which have been opened for this kind.
+    """
+
+    def __init__(self, clips: Clips, seed: int, masks: Mapping[str, float], noises: int = 1, control: str = ""):
+        self.clips, self.seed, self.masks, self.noises, self.control = clips, seed, masks, noises, control
 
     def __getitem__(self, draw: Draw) -> dict:
-        return make_sample(draw, self.clips, self.seed, self.masks, self.noises)
+        return make_sample(draw, self.clips, self.seed, self.masks, self.noises, self.control)
 
 
 def load(samples: Dataset, draws: Iterable[list[Draw]], workers: int = 0) -> Iterator[Batch]:
     """A `Batch` for every list of draws, in their order.
 
+    An error in a worker process is raised here, with its traceback.
+
     Args:
-        workers: processes that make samples ahead of time; 0 makes them when they are asked for.
+        workers: processes that make samples ahead of time, up to two batches each, with one thread of PyTorch each.
+            They live until the iterator is deleted. 0 makes samples when they are asked for.
     """
     return iter(DataLoader(samples, batch_sampler=draws, collate_fn=collate, num_workers=workers))
+
+
+class Timed(Iterator):
+    """An iterator that counts the ``seconds`` spent waiting for its values."""
+
+    def __init__(self, values: Iterable):
+        self.values, self.seconds = iter(values), 0.0
+
+    def __next__(self):
+        started = time.perf_counter()
+        try:
+            return next(self.values)
+        finally:
+            self.seconds += time.perf_counter() - started

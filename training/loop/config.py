@@ -7,6 +7,7 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 
 from ...sampling.positions import POSITION_MODES
+from ..data.control import EDGES
 from ..data.masks import KINDS
 from ..data.shapes import HELD_OUT, NEW_SHAPE, SHAPES
 
@@ -20,14 +21,16 @@ class ConfigError(ValueError):
 
 @dataclasses.dataclass(frozen=True)
 class Data:
-    """Where clips come from: ``folders`` of videos with captions, or procedural shapes if there are none."""
+    """Where clips come from: a ``manifest``, ``folders`` of videos with captions, or otherwise procedural shapes."""
 
+    manifest: str = ""  # a JSONL file, see `data.manifest`
     folders: tuple[str, ...] = ()
+    control: str = ""  # edges, or what control videos have between the clip's name and its suffix, as "_depth"
     fps: float = 8.0  # frames a second to take from a video: the models' own rate; 0 = all frames
     shapes: tuple[str, ...] = SHAPES
     count: int = 0  # procedural clips before they repeat; 0 = never
     seed: int = 0
-    workers: int = 0  # processes that read clips while the model trains
+    workers: int = -1  # processes of each rank that make samples while the model trains; -1 = 2 for videos, else 0
 
 
 @dataclasses.dataclass(frozen=True)
@@ -152,6 +155,13 @@ def _check(phase: Phase, where: str) -> None:
     for name in ("seed", "data.seed"):
         check(name, lambda value: 0 <= value < HELD_OUT, f"0 to {HELD_OUT - 1}: the evaluation uses the others")
     check("micro_batch", lambda value: value >= 0, "0 or more")
+    check("data.workers", lambda value: value >= -1, "0 or more, or -1 to choose")
+    check("data.fps", lambda value: value >= 0, "frames a second, or 0 for all frames")
+    check(
+        "data.folders", lambda value: not (value and phase.data.manifest), "none beside a manifest: give one of them"
+    )
+    videos = phase.data.manifest or phase.data.folders
+    check("data.control", lambda value: value in ("", EDGES) or videos, f"{EDGES!r}: procedural clips have no files")
     counts = "tokens", "batch_size", "noises_per_clip"
     for name in ("steps", "save_every", "lora_rank", "optimizer.learning_rate", *(f"batches.{c}" for c in counts)):
         check(name, lambda value: value > 0, "more than 0")
@@ -179,7 +189,9 @@ def read_phase(path: str | Path, **changes) -> Phase:
     phase = dataclasses.replace(_read(Phase, values, str(path)), **changes)
     _check(phase, str(path))
     base = path.resolve().parent
-    data = dataclasses.replace(phase.data, folders=tuple(str(base / folder) for folder in phase.data.folders))
+    manifest = str(base / phase.data.manifest) if phase.data.manifest else ""
+    folders = tuple(str(base / folder) for folder in phase.data.folders)
+    data = dataclasses.replace(phase.data, manifest=manifest, folders=folders)
     paths = {
         name: str(base / getattr(phase, name)) for name in ("model", "output", "text_encoder") if getattr(phase, name)
     }

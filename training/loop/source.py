@@ -6,14 +6,35 @@ from itertools import islice
 
 from ..data.buckets import Bucket, BucketBatches, token_buckets
 from ..data.clips import Clips, FolderClips, ShapeClips
+from ..data.manifest import ManifestClips
 from ..data.samples import Batch, Samples, load
 from .config import Data, Phase
 
 log = logging.getLogger(__name__)
 
 
+TOO_SHORT_SHOWN = 5  # clips that are named; the others are counted
+VIDEO_WORKERS = 2  # processes that read videos, if the configuration does not say
+
+
 def open_clips(data: Data) -> Clips:
-    return FolderClips(data.folders, data.fps) if data.folders else ShapeClips(data.seed, data.shapes, data.count)
+    """The clips of a manifest, of folders, or procedural ones.
+
+    Raises:
+        ValueError: no clip can be used.
+    """
+    if data.manifest:
+        return ManifestClips(data.manifest, data.fps, data.control)
+    if data.folders:
+        return FolderClips(data.folders, data.fps, data.control)
+    return ShapeClips(data.seed, data.shapes, data.count)
+
+
+def worker_count(data: Data) -> int:
+    """How many processes of each rank make samples: procedural clips need none."""
+    if data.workers >= 0:
+        return data.workers
+    return VIDEO_WORKERS if data.manifest or data.folders else 0
 
 
 def phase_draws(
@@ -38,9 +59,11 @@ def phase_draws(
         *(rank, world),
         *(earlier, options.earlier_share),
     )
-    for index in draws.too_short:
-        found = f"{clips.paths[index]} has {clips.lengths[index]} frames at the phase's rate"
+    for index in draws.too_short[:TOO_SHORT_SHOWN].tolist():
+        found = f"{clips.path(index)} has {clips.lengths[index]} frames at the phase's rate"
         log.warning("%s, expected at least %d: left out", found, draws.shortest)
+    if len(draws.too_short) > TOO_SHORT_SHOWN:
+        log.warning("%d more clips are too short: left out", len(draws.too_short) - TOO_SHORT_SHOWN)
     return draws
 
 
@@ -49,5 +72,5 @@ def phase_batches(
 ) -> Iterator[Batch]:
     """The batches of a phase from step ``start`` on; see `phase_draws` for the other arguments."""
     draws = islice(phase_draws(phase, clips, rank, world, patch_t), start, None)
-    samples = Samples(clips, phase.seed, phase.masks, phase.batches.noises_per_clip)
-    return load(samples, draws, phase.data.workers)
+    samples = Samples(clips, phase.seed, phase.masks, phase.batches.noises_per_clip, phase.data.control)
+    return load(samples, draws, worker_count(phase.data))

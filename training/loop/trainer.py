@@ -11,7 +11,7 @@ from pathlib import Path
 import torch
 from tqdm import tqdm
 
-from ..data.samples import Batch
+from ..data.samples import Batch, Timed
 from ..tasks.parts import Parts
 from .config import Optimizer, Phase
 from .progress import LossTable, plot_losses, read_losses
@@ -135,7 +135,8 @@ class Trainer:
         started = time.monotonic()
         progress = tqdm(initial=self.step, total=self.phase.steps, unit="step", disable=not main)
         with progress:
-            for batch in phase_batches(self.phase, clips, *shared, start=self.step, patch_t=self.parts.patch_t):
+            batches = Timed(phase_batches(self.phase, clips, *shared, start=self.step, patch_t=self.parts.patch_t))
+            for batch in batches:
                 if self.step >= until:
                     break
                 loss = float(self.train_step(batch))
@@ -147,4 +148,5 @@ class Trainer:
                 if self.step % self.phase.save_every == 0 or self.step == until:
                     self.checkpoints.save(self.step)
         if main and until:
+            log.info("waited %.1f of %.1f seconds for data", batches.seconds, time.monotonic() - started)
             plot_losses(self.folder / "loss.png", {self.phase.task: read_losses(self.folder / "loss.csv")})
