@@ -73,19 +73,31 @@ def indexed(container, stream) -> bool:
     return container.format.name in INDEXED_FORMATS and stream.codec_context.name in INDEXED_CODECS
 
 
+def packets_of(container, stream) -> Iterator:
+    """The packets from the current place on, without damaged ones: a decoder would stop at them.
+
+    A file that has lost its end keeps all frames that are left.
+    """
+    return (packet for packet in container.demux(stream) if not packet.is_corrupt)
+
+
+def decoded(packets: Iterable) -> Iterator:
+    return (frame for packet in packets for frame in packet.decode())
+
+
 def survey(container, stream) -> tuple:
     """The first frame, and the presentation times of all frames in order, in ticks of the stream.
 
     Where the packets tell the times, only the first frame is decoded. It shows that the codec can be read, and its
-    size and rotation are true where the header's are not. Counted are the packets that a player shows: those of an
-    edit list's hidden part, damaged ones, and those before the first frame that can be decoded are not.
+    size and rotation are true where the header's are not. Packets that a player doesn't show are not counted: those
+    that an edit list hides, damaged ones, and those before the first frame that can be decoded.
 
     Raises:
         OSError: no frame, or frames without times.
     """
     first, ticks, from_packets = None, [], indexed(container, stream)
-    for packet in container.demux(stream):
-        if from_packets and packet.size and not (packet.is_discard or packet.is_corrupt):
+    for packet in packets_of(container, stream):
+        if from_packets and packet.size and not packet.is_discard:
             ticks.append(packet.pts)
         if first is None or not from_packets:
             for frame in packet.decode():
@@ -163,7 +175,7 @@ def read_frames(path: Path, fps: float, first: int, count: int) -> list:
     frames = _from_keyframe(path, fps, first, count) if first else None
     if frames is None:
         with opened(path) as (container, stream):
-            frames = list(islice(at_rate(container.decode(stream), fps), first, first + count))
+            frames = list(islice(at_rate(decoded(packets_of(container, stream)), fps), first, first + count))
     if len(frames) < count:
         raise OSError(f"{len(frames)} frames from {first} on, expected {count}")
     return frames
@@ -179,7 +191,10 @@ def _from_keyframe(path: Path, fps: float, first: int, count: int) -> list | Non
         if not indexed(container, stream):
             return None
         if fps:
-            start = next(container.decode(stream)).pts
+            begin = next(decoded(packets_of(container, stream)), None)
+            if begin is None:
+                return None
+            start = begin.pts
             target = start + math.floor((first / fps - SLACK) / stream.time_base)
         else:
             start, ticks = None, survey(container, stream)[1]
@@ -190,8 +205,7 @@ def _from_keyframe(path: Path, fps: float, first: int, count: int) -> list | Non
         if found is None:
             return None
         key, packets = found
-        decoded = (frame for packet in packets for frame in packet.decode())
-        frames = (frame for frame in decoded if frame.pts is not None and frame.pts >= key)
+        frames = (frame for frame in decoded(packets) if frame.pts is not None and frame.pts >= key)
         begin = next(frames, None)
         if begin is None or begin.pts != key:
             return None
@@ -207,7 +221,7 @@ def _seek(container, stream, target: int) -> tuple[int, Iterator] | None:
     """The time of a keyframe shown at or before ``target``, in ticks, and the packets from it on."""
     for seconds in STEPS_BACK:
         container.seek(target - math.floor(seconds / stream.time_base), stream=stream)
-        packets = container.demux(stream)
+        packets = packets_of(container, stream)
         key = next((packet for packet in packets if packet.is_keyframe and packet.size), None)
         if key is not None and key.pts is not None and key.pts <= target:
             return key.pts, chain([key], packets)
