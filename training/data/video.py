@@ -10,9 +10,10 @@ from contextlib import contextmanager
 from itertools import chain, islice
 from pathlib import Path
 
+import numpy as np
 import torch
+from PIL import Image, ImageOps
 
-from ...sampling.masks import resize_image
 from .buckets import Bucket
 
 PICTURE_SUFFIXES = (".gif", ".png", ".jpg", ".jpeg")
@@ -229,7 +230,11 @@ def _seek(container, stream, target: int) -> tuple[int, Iterator] | None:
 
 
 def fit_frames(frames: Sequence, bucket: Bucket) -> torch.Tensor:
-    """Frames of PyAV, each turned upright, resized and cut to a bucket on its own: F H W 3 of 0..1."""
-    pictures = [torch.from_numpy(frame.to_ndarray(format="rgb24")).rot90(quarter_turns(frame)) for frame in frames]
+    """Frames of PyAV, each turned upright, resized and cut to a bucket on its own: F H W 3 of 0..1.
+
+    The same as `sampling.masks.resize_image`, without floats at the file's size, which take four times as long.
+    """
+    pictures = [np.rot90(frame.to_ndarray(format="rgb24"), quarter_turns(frame)) for frame in frames]
     size = bucket.width, bucket.height
-    return torch.cat([resize_image(picture[None].float() / 255, *size) for picture in pictures])
+    fitted = [ImageOps.fit(Image.fromarray(np.ascontiguousarray(p)), size, Image.Resampling.BICUBIC) for p in pictures]
+    return torch.from_numpy(np.stack(fitted)).float() / 255

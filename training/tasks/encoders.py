@@ -1,16 +1,19 @@
 """From clips to what a transformer is trained on: latents, conditioning and text features, of frozen models."""
 
+import logging
 from typing import TypedDict
 
 import torch
 
-from ...model_loading.files.t5 import tokenize
+from ...model_loading.files.t5 import fit_tokens
 from ...model_loading.networks.config import TransformerConfig
 from ...model_loading.networks.vae import CogVideoXVAE
 from ...model_loading.standalone import TextEncoder
 from ...sampling.inpaint import add_reference_noise, inpaint_latents, mask_video
 from ...sampling.masks import resize_mask_3d
 from ..data.samples import Batch
+
+log = logging.getLogger(__name__)
 
 
 class Encoded(TypedDict, total=False):
@@ -56,6 +59,7 @@ class Encoders:
         self.text_encoder = text_encoder
         self.scale_factor, self.caption_dropout = scale_factor, caption_dropout
         self.train_text_encoder = train_text_encoder
+        self.cut = False  # a caption was too long
         if not train_text_encoder:
             text_encoder.model.requires_grad_(False).eval()
 
@@ -111,5 +115,16 @@ class Encoders:
     def text(self, captions: list[str], chance: torch.Tensor) -> torch.Tensor:
         """Features B L C, or tokens B L where T5 is trained. Captions whose chance is below the dropout are empty."""
         kept = ["" if c < self.caption_dropout else text for text, c in zip(captions, chance.tolist(), strict=True)]
-        ids = torch.cat([tokenize(self.text_encoder.tokenizer, text) for text in kept]).to(chance.device)
+        ids = torch.cat([self.tokens(text) for text in kept]).to(chance.device)
         return ids if self.train_text_encoder else self.text_encoder.model(input_ids=ids).last_hidden_state
+
+    def tokens(self, caption: str) -> torch.Tensor:
+        """A caption as [1, L] ids. The first caption that is too long is named in the log, in one line."""
+        tokenizer = self.text_encoder.tokenizer
+        ids = tokenizer(caption)["input_ids"]
+        if len(ids) > tokenizer.length:
+            if not self.cut:
+                log.warning("a caption has %d tokens: T5 reads the first %d of each", len(ids), tokenizer.length)
+            self.cut = True
+            ids = [*ids[: tokenizer.length - 1], ids[-1]]
+        return torch.tensor([fit_tokens(ids, length=tokenizer.length)])

@@ -3,7 +3,6 @@
 import itertools
 import random
 
-import av
 import numpy as np
 import pytest
 import torch
@@ -15,6 +14,7 @@ from cogvideox_fun.training.data.samples import Samples, load
 from cogvideox_fun.training.loop.config import MASK_WEIGHTS, Batches, Phase, read_phase
 from cogvideox_fun.training.loop.source import open_clips, phase_batches, phase_draws
 from pack import ROOT
+from video_files import counted, write_video
 
 REPORT = [(512, 512), (768, 768), (1024, 1024)]
 CONFIGS = sorted((ROOT / "training" / "configs").glob("*.toml"))
@@ -133,26 +133,6 @@ def test_a_sample_depends_on_its_seed_and_number_alone():
         if torch.is_tensor(value) and key != "mask":
             assert not torch.equal(both[0][key], value)
     assert both[0]["noise"].shape == (2, 2, 16, 2, 8, 8) and both[0]["time"].shape == (2, 2)
-
-
-def write_video(path, frames, rate=24, rotation=0, codec="mpeg4", pixels="yuv420p"):
-    """A real file of F H W 3 frames of 0..255, and its caption, the file's stem, beside it."""
-    with av.open(str(path), "w") as container:
-        stream = container.add_stream(codec, rate=rate)
-        stream.height, stream.width, stream.pix_fmt = *frames.shape[1:3], pixels
-        if rotation:
-            stream.set_display_rotation(rotation)
-        container.start_encoding()
-        for frame in frames:
-            container.mux(stream.encode(av.VideoFrame.from_ndarray(frame, format="rgb24")))
-        if len(frames):
-            container.mux(stream.encode())
-    path.with_suffix(".txt").write_text(path.stem)
-
-
-def counted(count):
-    """Frames whose brightness is ten times their number."""
-    return np.full((count, 48, 64, 3), 0, np.uint8) + 10 * np.arange(count, dtype=np.uint8)[:, None, None, None]
 
 
 @pytest.mark.parametrize(

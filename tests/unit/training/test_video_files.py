@@ -8,6 +8,8 @@ from fractions import Fraction
 import av
 import numpy as np
 import pytest
+import torch
+from cogvideox_fun.sampling.masks import resize_image
 from cogvideox_fun.training.data import video
 from cogvideox_fun.training.data.buckets import Bucket
 from cogvideox_fun.training.data.clips import FolderClips
@@ -209,3 +211,11 @@ def test_frames_of_other_sizes_are_cut_one_by_one_and_named_once(tmp_path, caplo
         assert (pictures.mean((1, 2, 3)) * 25.5).round().int().tolist() == list(range(24))
     (line,) = [record.getMessage() for record in caplog.records if record.levelno == logging.WARNING]
     assert "two.mkv has frames of 2 sizes (64 x 48, 96 x 48): each is cut to the bucket's shape" in line
+
+
+@pytest.mark.parametrize("size", [(64, 48), (48, 64), (32, 32)])
+def test_frames_are_resized_as_in_sampling(tmp_path, size):
+    path = write_video(tmp_path / "clip.mp4", moving(2, 96, 128), **H264)
+    frames = video.read_frames(path, 0.0, 0, 2)
+    pictures = torch.from_numpy(np.stack([frame.to_ndarray(format="rgb24") for frame in frames])).float() / 255
+    assert video.fit_frames(frames, Bucket(*size, 2)).equal(resize_image(pictures, *size))
