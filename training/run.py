@@ -44,6 +44,7 @@ def parse_args() -> argparse.Namespace:
     encode.add_argument("--output", type=Path, required=True, help="the folder to write: the cache in [data]")
     encode.add_argument("--model", type=Path, help="encode with this folder's VAE and T5, not the configuration's")
     encode.add_argument("--dtype", choices=["float32", "bfloat16"], default="float32", help="of what is stored")
+    encode.add_argument("--shard-size", type=int, default=256, help="the most clips in a file")
     encode.add_argument("--cpu", action="store_true", help="use the CPU even where there is a GPU")
     amount = encode.add_mutually_exclusive_group(required=True)
     amount.add_argument("--count", type=int, help="how many of the phase's draws")
@@ -101,12 +102,13 @@ def train(args) -> None:
 
 def encode(args) -> None:
     from cogvideox_fun.training.loop.config import read_phase
-    from cogvideox_fun.training.loop.encode import encode
+    from cogvideox_fun.training.loop.encode import Amount, Encoding
     from cogvideox_fun.training.loop.phase import processes
 
     phase = read_phase(args.config, **({"model": str(args.model.resolve())} if args.model else {}))
     with processes(args.cpu) as state:
-        encode(phase, args.output, state, args.count or 0, args.epochs or 0, args.dtype)
+        amount = Amount(args.count or 0, args.epochs or 0)
+        Encoding(phase, args.output, amount, state, args.dtype, args.shard_size).run()
 
 
 def export(args) -> None:

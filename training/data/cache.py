@@ -4,8 +4,8 @@ A cache is a folder with these files; `loop.encode` writes it.
 
 - ``cache.json``: what the clips were encoded with, how many there are, and how many are in a shard.
 - ``latents_00000.safetensors`` and so on: an entry for each draw 0, 1, 2 ... Entry ``e`` has ``latent.e`` (16 t h w),
-  ``extra.e`` (C t h w, only where something is known) and ``caption.e`` (UTF-8). ``number``, ``clip``, ``bucket`` and
-  ``chance`` have a row for each entry.
+  ``extra.e`` (C t h w, only where something is known) and ``caption.e`` (UTF-8). ``clip``, ``bucket`` and ``chance``
+  have a row for each entry.
 - ``text_00000.safetensors`` and so on: ``text.i`` (L C), the features of the different captions. 0 is the empty one.
 - ``index.safetensors``: ``bucket``, ``chance`` and ``text`` (number of the caption) of all entries. Written last.
 """
@@ -20,6 +20,8 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import torch
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import load_file
 from torch.utils.data import Dataset
 
 from .buckets import Bucket, Draw
@@ -43,8 +45,6 @@ class Cache:
     """
 
     def __init__(self, folder: str | Path):
-        from safetensors.torch import load_file
-
         self.folder = Path(folder)
         try:
             about = json.loads((self.folder / ABOUT).read_text(encoding="utf-8"))
@@ -54,6 +54,7 @@ class Cache:
         self.count: int = about["count"]
         self.seed: int = about["seed"]
         self.channels: int = about["channels"]  # of the conditioning; 0 of a text model
+        self.text_shape: tuple[int, int] = tuple(about["text"])  # of a caption's features, L C
         self.shard_sizes: dict[str, int] = about["shard_sizes"]
         if not (self.folder / INDEX).is_file():
             raise ValueError(f"{self.folder} is not complete: run encode again, and it does what is missing")
@@ -172,11 +173,11 @@ class CachedSamples(Dataset):
             if self.cache.channels:
                 name, size = f"extra.{entry}", (self.cache.channels, *shape[1:])
                 found["extra"] = checked(shard, path, name, size) if name in names else torch.zeros(size)
-            found["captions"] = bytes(shard.get_tensor(f"caption.{entry}").tolist()).decode()
+            found["captions"] = caption_of(shard, entry)
         text = 0 if dropped else int(self.cache.text[entry])
         path = self.cache.path(TEXT, text)
         with opened(path) as shard:
-            found["context"] = checked(shard, path, f"text.{text}", None)
+            found["context"] = checked(shard, path, f"text.{text}", self.cache.text_shape)
         return found
 
 
@@ -186,22 +187,25 @@ def opened(path: Path):
     Raises:
         OSError: it is missing or broken.
     """
-    from safetensors import SafetensorError, safe_open
-
     try:
         return safe_open(str(path), framework="pt")
     except (OSError, SafetensorError) as error:
         raise OSError(f"{path} can't be read ({error}): remove it, and run encode again") from error
 
 
-def checked(shard, path: Path, name: str, shape: tuple[int, ...] | None) -> torch.Tensor:
+def caption_of(shard, entry: int) -> str:
+    """The caption of an entry in an opened shard of latents."""
+    return shard.get_tensor(f"caption.{entry}").numpy().tobytes().decode()
+
+
+def checked(shard, path: Path, name: str, shape: tuple[int, ...]) -> torch.Tensor:
     """A tensor of a shard, float32.
 
     Raises:
-        ValueError: it has another shape than ``shape`` (None: any), or a value that is not finite.
+        ValueError: it has another shape, or a value that is not finite.
     """
     tensor = shard.get_tensor(name).float()
-    if shape is not None and tuple(tensor.shape) != shape:
+    if tuple(tensor.shape) != shape:
         raise ValueError(f"{path}: {name} has the shape {list(tensor.shape)}, expected {list(shape)}")
     if not tensor.isfinite().all():
         raise ValueError(f"{path}: {name} has values that are not finite")
