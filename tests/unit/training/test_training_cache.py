@@ -177,23 +177,23 @@ def change(path: Path, name: str, edit) -> None:
     ],
 )
 def test_a_broken_entry_costs_one_line(copied, caplog, edit, words):
-    """Entry 9 is in the second shard. The next entry of its bucket takes its place, and all others are as before."""
+    """Another entry of its bucket takes its place, and all others are as before."""
     samples = CachedSamples(Cache(copied), seed=0)
-    batches = drawn(samples.cache, 12)
-    before = [[samples[draw] for draw in batch] for batch in batches]
-    change(copied / "latents_00001.safetensors", "latent.9", edit)
+    bucket_of = samples.cache.bucket_of
+    broken = next(e for e in range(8, 15) if bucket_of(e + 1) != bucket_of(e))  # in the second shard
+    other = next(e for e in range(broken + 1, COUNT) if bucket_of(e) == bucket_of(broken))
+    draws = [draw for batch in drawn(samples.cache, 12) for draw in batch]
+    before = [samples[draw] for draw in draws]
+    change(copied / "latents_00001.safetensors", f"latent.{broken}", edit)
     with caplog.at_level(logging.WARNING):
-        after = [[samples[draw] for draw in batch] for batch in batches]
+        after = [samples[draw] for draw in draws]
     (line,) = caplog.messages
-    assert line.endswith("another entry is taken instead") and "latents_00001.safetensors: latent.9" in line
-    assert re.search(words, line)
-    bucket = samples.cache.bucket_of(9)
-    other = next(e for e in range(10, COUNT) if samples.cache.bucket_of(e) == bucket)
-    expected = load_file(copied / samples.cache.path("latents", other).name)[f"latent.{other}"]
-    draws = list(zip(*(sum(lists, []) for lists in (batches, before, after)), strict=True))
-    assert sum(draw.index == 9 for draw, *_ in draws) > 1
-    for draw, old, new in draws:
-        assert torch.equal(new["latent"], expected if draw.index == 9 else old["latent"])
+    assert line.endswith("another entry is taken instead") and re.search(words, line)
+    assert f"latents_00001.safetensors: latent.{broken} " in line
+    expected = load_file(samples.cache.path("latents", other))[f"latent.{other}"]
+    assert sum(draw.index == broken for draw in draws) > 1
+    for draw, old, new in zip(draws, before, after, strict=True):
+        assert torch.equal(new["latent"], expected if draw.index == broken else old["latent"])
         assert torch.equal(new["noise"], old["noise"])
 
 
