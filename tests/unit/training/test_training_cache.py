@@ -205,6 +205,28 @@ def test_a_cache_without_one_usable_entry(copied):
         samples[drawn(samples.cache, 1)[0][0]]
 
 
+def test_bfloat16_rounds_what_is_stored(tiny_model, cache, tmp_path):
+    options = {"dtype": "bfloat16", "shard_size": SHARD_SIZE}
+    Encoding(phase_of(tiny_model), tmp_path / "half", Amount(8), PartialState(cpu=True), **options).run()
+    whole, half = (load_file(folder / "latents_00000.safetensors") for folder in (cache, tmp_path / "half"))
+    assert whole.keys() == half.keys()
+    for name in (name for name in whole if name.startswith(("latent", "extra"))):
+        assert torch.equal(half[name], whole[name].bfloat16()), name
+    sample = CachedSamples(Cache(tmp_path / "half"), seed=0)[drawn(Cache(tmp_path / "half"), 1, batch_size=1)[0][0]]
+    assert {sample[name].dtype for name in ("latent", "extra", "context")} == {torch.float32}
+
+
+def test_every_epoch_has_masks_of_its_own(tiny_model, tmp_path):
+    phase = phase_of(tiny_model, data=Data(seed=5, count=4), masks={"region": 1.0})
+    Encoding(phase, tmp_path / "cache", Amount(epochs=2), PartialState(cpu=True)).run()
+    found = load_file(tmp_path / "cache" / "latents_00000.safetensors")
+    assert found["clip"].tolist() == list(range(8)) and "latent.7" in found
+    pairs = [(found[f"extra.{e}"], found[f"extra.{e + 4}"]) for e in range(4)]
+    assert not any(a.shape == b.shape and torch.equal(a, b) for a, b in pairs)
+    with pytest.raises(ValueError, match="these clips never end: say how many with --count"):
+        Encoding(phase_of(tiny_model), tmp_path / "other", Amount(epochs=2), PartialState(cpu=True))
+
+
 def test_missing_and_truncated_files_are_named(copied):
     samples = CachedSamples(Cache(copied), seed=0)
     shard = copied / "latents_00001.safetensors"
