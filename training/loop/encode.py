@@ -95,7 +95,8 @@ class Encoding:
         draws = phase_draws(one, self.clips, patch_t=self.checkpoint.config.patch_size_t)
         count = amount.count
         if amount.epochs:
-            clips = len(self.clips.aspects or ()) - len(draws.too_short) or self.phase.data.count
+            shapes = self.clips.aspects
+            clips = self.phase.data.count if shapes is None else len(shapes) - len(draws.too_short)
             if not clips:
                 raise ValueError("these clips never end: say how many with --count, or give a count in [data]")
             count = amount.epochs * clips

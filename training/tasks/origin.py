@@ -12,7 +12,7 @@ from ..loop.config import Phase
 
 PIECES, PIECE = 64, 64 * 1024  # of each file of weights, spread evenly: T5 alone has 9.5 GB
 FREE_BATCHES = ("batch_size", "noises_per_clip")  # they choose among encoded clips, and change none
-FREE_DATA = ("cache", "workers", "folders")  # folders: the clips may be on another machine
+FREE_DATA = ("cache", "workers", "folders", "manifest")  # the clips may be on another machine
 
 
 def files_hash(files: list[Path]) -> str:
