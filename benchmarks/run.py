@@ -1,6 +1,7 @@
 """Measure speed and memory beside diffusers and ComfyUI's own model, and write docs/performance.md (make bench).
 
   page          write docs/performance.md again from the last results, benchmarks/results.json
+  cached        print the speed of training from clips and from encoded clips
   paper         write docs/cost.md: what a video costs at least, computed and not measured
 
 The commands load and comfyui are for processes that this command starts.
@@ -21,6 +22,12 @@ def parse_args() -> argparse.Namespace:
     commands = parser.add_subparsers(dest="command")
     commands.add_parser("page", help="write docs/performance.md again from the last results")
     commands.add_parser("paper", help="write docs/cost.md")
+    cached = commands.add_parser("cached", help="measure training from clips and from encoded clips")
+    cached.add_argument("config", type=Path, nargs="?", default=ROOT / "training" / "configs" / "nano_phase_3.toml")
+    cached.add_argument("--model", type=Path, default=ROOT / "models" / "nano", help="a model folder")
+    cached.add_argument("--steps", type=int, default=20, help="of each of three rounds")
+    cached.add_argument("--workers", type=int, nargs="+", default=[0, 2], help="processes that read clips")
+    cached.add_argument("--cpu", action="store_true", help="use the CPU even where there is a GPU")
     load = commands.add_parser("load", help="load one model folder and print what it took, as JSON")
     load.add_argument("folder", type=Path)
     load.add_argument("dtype")
@@ -42,6 +49,12 @@ def main() -> None:
         from cogvideox_fun.benchmarks import in_comfyui
 
         sys.stdout.write(json.dumps(in_comfyui.measure(args.path)) + "\n")
+    elif args.command == "cached":
+        from cogvideox_fun.benchmarks.cached import measure
+        from cogvideox_fun.training.loop.config import read_phase
+
+        phase = read_phase(args.config, model=str(args.model.resolve()))
+        sys.stdout.write(measure(phase, tuple(args.workers), args.steps, args.cpu))
     elif args.command == "paper":
         from cogvideox_fun.benchmarks import paper
 

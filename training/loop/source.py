@@ -5,6 +5,7 @@ from collections.abc import Iterator
 from itertools import islice
 
 from ..data.buckets import Bucket, BucketBatches, token_buckets
+from ..data.cache import Cache, CachedDraws, CachedSamples
 from ..data.clips import Clips, FolderClips, ShapeClips
 from ..data.manifest import ManifestClips
 from ..data.samples import Batch, Samples, load
@@ -14,15 +15,17 @@ log = logging.getLogger(__name__)
 
 
 TOO_SHORT_SHOWN = 5  # clips that are named; the others are counted
-VIDEO_WORKERS = 2  # processes that read videos, if the configuration does not say
+FILE_WORKERS = 2  # processes that read videos or a cache, if the configuration does not say
 
 
-def open_clips(data: Data) -> Clips:
-    """The clips of a manifest, of folders, or procedural ones.
+def open_clips(data: Data) -> Clips | None:
+    """The clips of a manifest, of folders, or procedural ones; None where they come from a cache.
 
     Raises:
         ValueError: no clip can be used.
     """
+    if data.cache:
+        return None
     if data.manifest:
         return ManifestClips(data.manifest, data.fps, data.control)
     if data.folders:
@@ -34,7 +37,7 @@ def worker_count(data: Data) -> int:
     """How many processes of each rank make samples: procedural clips need none."""
     if data.workers >= 0:
         return data.workers
-    return VIDEO_WORKERS if data.manifest or data.folders else 0
+    return FILE_WORKERS if data.manifest or data.folders or data.cache else 0
 
 
 def phase_draws(
@@ -68,9 +71,19 @@ def phase_draws(
 
 
 def phase_batches(
-    phase: Phase, clips: Clips, rank: int = 0, world: int = 1, start: int = 0, patch_t: int | None = None
+    phase: Phase, clips: Clips | None, rank: int = 0, world: int = 1, start: int = 0, patch_t: int | None = None
 ) -> Iterator[Batch]:
     """The batches of a phase from step ``start`` on; see `phase_draws` for the other arguments."""
+    if phase.data.cache:
+        return cached_batches(phase, rank, world, start)
     draws = islice(phase_draws(phase, clips, rank, world, patch_t), start, None)
     samples = Samples(clips, phase.seed, phase.masks, phase.batches.noises_per_clip, phase.data.control)
+    return load(samples, draws, worker_count(phase.data))
+
+
+def cached_batches(phase: Phase, rank: int = 0, world: int = 1, start: int = 0) -> Iterator[Batch]:
+    """The same from a phase's cache: batches of what the encoders would make."""
+    cache, options = Cache(phase.data.cache), phase.batches
+    draws = islice(CachedDraws(cache, options.batch_size, phase.seed, rank, world), start, None)
+    samples = CachedSamples(cache, phase.seed, options.noises_per_clip, phase.caption_dropout)
     return load(samples, draws, worker_count(phase.data))
