@@ -2,6 +2,7 @@
 
   nano FOLDER       train the nano model from nothing, all phases in order, and store it in a folder
   init FOLDER       write the untrained nano model
+  encode CONFIG     encode the clips of a phase once, to train from them
   train CONFIG      run one phase of a TOML file; an interrupted run continues
   export FOLDER     store a trained model folder in float16
   evaluate          measure what a model can do on held-out scenes
@@ -38,6 +39,15 @@ def parse_args() -> argparse.Namespace:
     train.add_argument("--steps", type=int, help="of the whole phase, instead of the configuration's")
     train.add_argument("--until", type=int, help="stop after this step, to continue later")
     train.add_argument("--cpu", action="store_true", help="use the CPU even where there is a GPU")
+    encode = commands.add_parser("encode", help="encode the clips of a phase once; an interrupted run continues")
+    encode.add_argument("config", type=Path, help="a TOML file, as for train")
+    encode.add_argument("--output", type=Path, required=True, help="the folder to write: the cache in [data]")
+    encode.add_argument("--model", type=Path, help="encode with this folder's VAE and T5, not the configuration's")
+    encode.add_argument("--dtype", choices=["float32", "bfloat16"], default="float32", help="of what is stored")
+    encode.add_argument("--cpu", action="store_true", help="use the CPU even where there is a GPU")
+    amount = encode.add_mutually_exclusive_group(required=True)
+    amount.add_argument("--count", type=int, help="how many of the phase's draws")
+    amount.add_argument("--epochs", type=int, help="how many passes over all clips, each with masks of its own")
     export = commands.add_parser("export", help="store a trained model folder in float16")
     export.add_argument("folder", type=Path, help="the folder to read")
     export.add_argument("output", type=Path, help="the folder to write")
@@ -89,6 +99,16 @@ def train(args) -> None:
         run_phase(phase, args.cpu, args.until)
 
 
+def encode(args) -> None:
+    from cogvideox_fun.training.loop.config import read_phase
+    from cogvideox_fun.training.loop.encode import encode
+    from cogvideox_fun.training.loop.phase import processes
+
+    phase = read_phase(args.config, **({"model": str(args.model.resolve())} if args.model else {}))
+    with processes(args.cpu) as state:
+        encode(phase, args.output, state, args.count or 0, args.epochs or 0, args.dtype)
+
+
 def export(args) -> None:
     from cogvideox_fun.training.tasks.parts import export_half
 
@@ -124,6 +144,7 @@ def positions(args) -> None:
 COMMANDS = {
     "nano": nano,
     "init": init,
+    "encode": encode,
     "train": train,
     "export": export,
     "evaluate": evaluate,

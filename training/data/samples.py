@@ -12,7 +12,7 @@ import torch
 from torch.utils.data import DataLoader, Dataset
 
 from ...sampling.geometry import SPATIAL_COMPRESSION, frames_to_latent_t
-from .buckets import Draw
+from .buckets import Bucket, Draw
 from .clips import Clips
 from .masks import choose_kind, random_mask
 
@@ -34,16 +34,31 @@ class Batch(TypedDict):
     reference_seed: torch.Tensor  # B, the seed of that noise
 
 
+def generators(seed: int, number: int) -> tuple[random.Random, torch.Generator]:
+    """The sources of everything random about the sample of a number."""
+    rng = random.Random(f"sample {seed} {number}")  # noqa: S311 - not for secrets
+    return rng, torch.Generator().manual_seed(rng.getrandbits(62))
+
+
+def latent_shape(bucket: Bucket) -> tuple[int, int, int, int]:
+    """16 t h w."""
+    t, h, w = frames_to_latent_t(bucket.length), bucket.height, bucket.width
+    return LATENT_CHANNELS, t, h // SPATIAL_COMPRESSION, w // SPATIAL_COMPRESSION
+
+
+def noise_and_time(bucket: Bucket, noises: int, generator: torch.Generator) -> dict[str, torch.Tensor]:
+    """The first values of a sample's generator: noise R 16 t h w, and time R."""
+    noise = torch.randn(noises, *latent_shape(bucket), generator=generator)
+    return {"noise": noise, "time": torch.rand(noises, generator=generator)}
+
+
 def make_sample(draw: Draw, clips: Clips, seed: int, masks: Mapping[str, float], noises: int) -> dict:
     """One clip with its mask, noises, times and chance, for `collate`."""
-    rng = random.Random(f"sample {seed} {draw.number}")  # noqa: S311 - not for secrets
-    generator = torch.Generator().manual_seed(rng.getrandbits(62))
+    rng, generator = generators(seed, draw.number)
     width, height, length = draw.bucket.width, draw.bucket.height, draw.bucket.length
-    latent = frames_to_latent_t(length), height // SPATIAL_COMPRESSION, width // SPATIAL_COMPRESSION
     mask = random_mask(choose_kind(masks, rng), length, height, width, rng)
     chance = rng.random()
-    noise = torch.randn(noises, LATENT_CHANNELS, *latent, generator=generator)
-    time = torch.rand(noises, generator=generator)
+    noised = noise_and_time(draw.bucket, noises, generator)
     mean, deviation = REFERENCE_NOISE_LOG
     reference_noise = torch.exp(mean + deviation * torch.randn((), generator=generator))
     reference_seed = torch.randint(2**62, (), generator=generator)
@@ -52,8 +67,7 @@ def make_sample(draw: Draw, clips: Clips, seed: int, masks: Mapping[str, float],
         "video": video,
         "mask": mask,
         "captions": caption,
-        "noise": noise,
-        "time": time,
+        **noised,
         "chance": torch.tensor(chance),
         "reference_noise": reference_noise,
         "reference_seed": reference_seed,

@@ -28,6 +28,7 @@ class Data:
     count: int = 0  # procedural clips before they repeat; 0 = never
     seed: int = 0
     workers: int = 0  # processes that read clips while the model trains
+    cache: str = ""  # a folder that `encode` wrote: train from its latents and text features, not from clips
 
 
 @dataclasses.dataclass(frozen=True)
@@ -156,6 +157,19 @@ def _check(phase: Phase, where: str) -> None:
     for name in ("steps", "save_every", "lora_rank", "optimizer.learning_rate", *(f"batches.{c}" for c in counts)):
         check(name, lambda value: value > 0, "more than 0")
 
+    if phase.data.cache:
+        check_cacheable(phase, where)
+
+
+def check_cacheable(phase: Phase, where: str) -> None:
+    """Raise a ConfigError if a phase can't be trained from encoded clips."""
+    if phase.task == "vae":
+        raise ConfigError(f"{where}: task is 'vae', expected full or lora: a VAE is trained on clips, not on latents")
+    if phase.train_text_encoder:
+        raise ConfigError(
+            f"{where}: train_text_encoder is True, expected false: a cache has the features of a frozen T5"
+        )
+
 
 def read_phase(path: str | Path, **changes) -> Phase:
     """Read a phase from a TOML file, with paths made absolute.
@@ -179,7 +193,8 @@ def read_phase(path: str | Path, **changes) -> Phase:
     phase = dataclasses.replace(_read(Phase, values, str(path)), **changes)
     _check(phase, str(path))
     base = path.resolve().parent
-    data = dataclasses.replace(phase.data, folders=tuple(str(base / folder) for folder in phase.data.folders))
+    folders, cache = tuple(str(base / folder) for folder in phase.data.folders), phase.data.cache
+    data = dataclasses.replace(phase.data, folders=folders, cache=str(base / cache) if cache else "")
     paths = {
         name: str(base / getattr(phase, name)) for name in ("model", "output", "text_encoder") if getattr(phase, name)
     }

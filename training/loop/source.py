@@ -5,6 +5,7 @@ from collections.abc import Iterator
 from itertools import islice
 
 from ..data.buckets import Bucket, BucketBatches, token_buckets
+from ..data.cache import Cache, CachedDraws, CachedSamples
 from ..data.clips import Clips, FolderClips, ShapeClips
 from ..data.samples import Batch, Samples, load
 from .config import Data, Phase
@@ -12,7 +13,10 @@ from .config import Data, Phase
 log = logging.getLogger(__name__)
 
 
-def open_clips(data: Data) -> Clips:
+def open_clips(data: Data) -> Clips | None:
+    """The clips of a phase; None where they come from a cache."""
+    if data.cache:
+        return None
     return FolderClips(data.folders, data.fps) if data.folders else ShapeClips(data.seed, data.shapes, data.count)
 
 
@@ -45,9 +49,19 @@ def phase_draws(
 
 
 def phase_batches(
-    phase: Phase, clips: Clips, rank: int = 0, world: int = 1, start: int = 0, patch_t: int | None = None
+    phase: Phase, clips: Clips | None, rank: int = 0, world: int = 1, start: int = 0, patch_t: int | None = None
 ) -> Iterator[Batch]:
     """The batches of a phase from step ``start`` on; see `phase_draws` for the other arguments."""
+    if phase.data.cache:
+        return cached_batches(phase, rank, world, start)
     draws = islice(phase_draws(phase, clips, rank, world, patch_t), start, None)
     samples = Samples(clips, phase.seed, phase.masks, phase.batches.noises_per_clip)
+    return load(samples, draws, phase.data.workers)
+
+
+def cached_batches(phase: Phase, rank: int = 0, world: int = 1, start: int = 0) -> Iterator[Batch]:
+    """The same from a phase's cache: batches of what the encoders would make."""
+    cache, options = Cache(phase.data.cache), phase.batches
+    draws = islice(CachedDraws(cache, options.batch_size, phase.seed, rank, world), start, None)
+    samples = CachedSamples(cache, phase.seed, options.noises_per_clip, phase.caption_dropout)
     return load(samples, draws, phase.data.workers)

@@ -40,6 +40,7 @@ def about(phase: Phase) -> str:
     """What a checkpoint must have in common with the run that continues it. Paths and what saves memory may change."""
     fields = dataclasses.asdict(phase)
     del fields["data"]["workers"]
+    fields["data"]["cache"] = bool(fields["data"]["cache"])
     for free in ("model", "output", "text_encoder", "save_every", "steps", "micro_batch", "checkpoint_blocks"):
         del fields[free]
     return json.dumps(fields, indent=0, default=dict)

@@ -66,16 +66,20 @@ class Encoders:
 
     @torch.no_grad()
     def __call__(self, batch: Batch) -> Encoded:
-        video = batch["video"] * 2 - 1
-        latent = self.encode(video)
         text = self.text(batch["captions"], batch["chance"])
         return {
-            "latent": latent,
-            "extra": self.conditioning(batch, video, latent),
+            **self.latents(batch),
             ("ids" if self.train_text_encoder else "context"): text,
             "noise": batch["noise"],
             "time": batch["time"],
         }
+
+    @torch.no_grad()
+    def latents(self, batch: Batch) -> Encoded:
+        """What the VAE makes of a batch: ``latent`` and ``extra``."""
+        video = batch["video"] * 2 - 1
+        latent = self.encode(video)
+        return {"latent": latent, "extra": self.conditioning(batch, video, latent)}
 
     @torch.no_grad()
     def encode(self, video: torch.Tensor) -> torch.Tensor:
@@ -108,6 +112,7 @@ class Encoders:
         draws = zip(masked, batch["reference_noise"].tolist(), batch["reference_seed"].tolist(), strict=True)
         return torch.stack([add_reference_noise(clip, noise, seed) for clip, noise, seed in draws])
 
+    @torch.no_grad()
     def text(self, captions: list[str], chance: torch.Tensor) -> torch.Tensor:
         """Features B L C, or tokens B L where T5 is trained. Captions whose chance is below the dropout are empty."""
         kept = ["" if c < self.caption_dropout else text for text, c in zip(captions, chance.tolist(), strict=True)]

@@ -8,16 +8,19 @@ from pathlib import Path
 import torch
 from torch.utils.checkpoint import checkpoint
 
+from ...model_loading.files.checkpoint import Checkpoint, open_checkpoint
 from ...model_loading.files.safetensors_files import open_weights, read_json
 from ...model_loading.networks.blocks import sdpa
 from ...model_loading.networks.transformer import CogVideoXTransformer
 from ...model_loading.standalone import TextEncoder, load_transformer, load_vae, open_whole
 from ...sampling.preview import BIAS, FACTORS
+from ..data.cache import Cache
 from ..data.samples import Batch
 from ..loop.config import Phase
 from .encoders import Encoded, Encoders
 from .hub import FILES, PARTS, save_weights, write_json, write_text_encoder
 from .lora import add_lora, lora_state
+from .origin import check_origin, origin
 from .preview import fit_preview
 from .transformer import TransformerTask
 from .vae import VAETask
@@ -25,8 +28,25 @@ from .vae import VAETask
 LORA_FILE = "lora.safetensors"
 
 
+def make_encoders(phase: Phase, source: Checkpoint, texts: Checkpoint, dtype: torch.dtype) -> Encoders:
+    """The frozen VAE and T5 of a phase.
+
+    Args:
+        source: the model that is trained.
+        texts: the folder with its text encoder and tokenizer.
+    """
+    text_dtype = torch.float32 if phase.train_text_encoder else dtype
+    text_encoder = TextEncoder(texts.text_encoder, texts.tokenizer, text_dtype)
+    return Encoders(
+        *(source.config, load_vae(source.vae, dtype), text_encoder),
+        *(source.scale_factor, phase.caption_dropout, phase.train_text_encoder),
+    )
+
+
 class Parts:
-    """A phase's ``task``, the frozen ``encoders`` before it (None for the VAE), and how its result is written.
+    """A phase's ``task``, the frozen ``encoders`` before it, and how its result is written.
+
+    The VAE's task has no ``encoders`` (None), and neither has training from a cache.
 
     Args:
         dtype: of the frozen parts. Trained parts are float32.
@@ -35,7 +55,9 @@ class Parts:
 
     def __init__(self, phase: Phase, dtype: torch.dtype = torch.float32, attention: Callable = sdpa):
         self.phase = phase
-        self.checkpoint = source = open_whole(phase.model)
+        # A LoRA from a cache needs the transformer alone; a whole model is written with its VAE and T5.
+        alone = phase.task == "lora" and phase.data.cache
+        self.checkpoint = source = open_checkpoint(phase.model) if alone else open_whole(phase.model)
         self.encoders = None
         if phase.task == "vae":
             self.task = VAETask(
@@ -52,14 +74,12 @@ class Parts:
             add_lora(transformer, phase.lora_rank, phase.lora_alpha)
         else:
             transformer.requires_grad_(True)
-        text_dtype = torch.float32 if phase.train_text_encoder else dtype
         self.texts = open_whole(phase.text_encoder) if phase.text_encoder else source
-        text_encoder = TextEncoder(self.texts.text_encoder, self.texts.tokenizer, text_dtype)
-        self.encoders = Encoders(
-            *(source.config, load_vae(source.vae, dtype), text_encoder),
-            *(source.scale_factor, phase.caption_dropout, phase.train_text_encoder),
-        )
-        t5 = text_encoder.model.requires_grad_(True) if phase.train_text_encoder else None
+        if phase.data.cache:
+            check_origin(Cache(phase.data.cache), origin(phase, source, self.texts))
+        else:
+            self.encoders = make_encoders(phase, source, self.texts, dtype)
+        t5 = self.encoders.text_encoder.model.requires_grad_(True) if phase.train_text_encoder else None
         self.task = TransformerTask(transformer, source.schedule.alphas_cumprod(), t5)
 
     @property

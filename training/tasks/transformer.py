@@ -36,7 +36,7 @@ class TransformerTask(nn.Module):
 
     def forward(self, clips: Encoded) -> torch.Tensor:
         """The loss of each clip and noise, [B R]."""
-        latent, extra = clips["latent"], clips["extra"]
+        latent, extra = clips["latent"], clips.get("extra")
         context = clips["context"] if self.t5 is None else self.t5(input_ids=clips["ids"]).last_hidden_state
         noise, time = clips["noise"].flatten(0, 1), clips["time"].flatten()  # B R ... -> (B R) ...
         repeats = clips["time"].shape[1]
