@@ -14,6 +14,7 @@ With accelerate in several processes or on several machines:
 """
 
 import argparse
+import dataclasses
 import logging
 import sys
 from pathlib import Path
@@ -126,9 +127,10 @@ def evaluate(args) -> None:
 
 
 def positions(args) -> None:
-    from cogvideox_fun.training.evaluation.positions import compare_positions
+    from cogvideox_fun.training.evaluation.positions import CACHED, compare_positions
     from cogvideox_fun.training.evaluation.rows import Options
     from cogvideox_fun.training.loop.config import read_phase
+    from cogvideox_fun.training.loop.encode import encode
     from cogvideox_fun.training.loop.phase import processes, run_phase
     from cogvideox_fun.training.nano.make import CONFIGS, write_small
 
@@ -137,6 +139,7 @@ def positions(args) -> None:
         if state.num_processes > 1:
             raise SystemExit("positions runs in one process: call it without accelerate launch")
         write_small(first.model, ROOT / "models" / "nano")
+        encode(dataclasses.replace(second, model=first.model), second.data.cache, state, CACHED)  # the same VAE and T5
         run_phase(first)
         print(compare_positions(second, args.seeds, Options(args.count, steps=10), args.output))
 
