@@ -7,7 +7,7 @@
   export FOLDER     store a trained model folder in float16
   manifest FOLDER   list and measure the clips of a large data set once
   evaluate          measure what a model can do on held-out scenes
-  positions CONFIG  train a phase with each position table, and measure each
+  positions OUTPUT  train from one size to others with both position tables, and measure each
 
 With accelerate in several processes or on several machines:
 
@@ -15,6 +15,7 @@ With accelerate in several processes or on several machines:
 """
 
 import argparse
+import dataclasses
 import logging
 import sys
 from pathlib import Path
@@ -69,10 +70,10 @@ def parse_args() -> argparse.Namespace:
     measure.add_argument("--size", type=int, default=128, help="pixels, in rows that do not name their sizes")
     measure.add_argument("--steps", type=int, default=20)
     measure.add_argument("--cfg", type=float, default=2.0)
-    tables = commands.add_parser("positions", help="train a phase with each position table, and measure each")
-    tables.add_argument("config", type=Path, help="a TOML file; its output gets a folder for every table")
+    tables = commands.add_parser("positions", help="compare position tables, from training to held-out clips")
     tables.add_argument("output", type=Path, help="folder for the losses and the results")
-    tables.add_argument("--count", type=int, default=64, help="clips in a row")
+    tables.add_argument("--count", type=int, default=64, help="held-out clips of each of the four sizes")
+    tables.add_argument("--seeds", type=int, nargs="+", default=[42, 43, 44])
     return parser.parse_args()
 
 
@@ -142,16 +143,21 @@ def evaluate(args) -> None:
 
 
 def positions(args) -> None:
-    from cogvideox_fun.training.evaluation import evaluate, positions, rows
+    from cogvideox_fun.training.evaluation.positions import CACHED, compare_positions
+    from cogvideox_fun.training.evaluation.rows import Options
     from cogvideox_fun.training.loop.config import read_phase
-    from cogvideox_fun.training.loop.phase import processes
+    from cogvideox_fun.training.loop.encode import encode
+    from cogvideox_fun.training.loop.phase import processes, run_phase
+    from cogvideox_fun.training.nano.make import CONFIGS, write_small
 
-    options = rows.Options(args.count)
-    phase = read_phase(args.config)
+    first, second = (read_phase(CONFIGS / f"positions_{name}.toml") for name in ("64", "larger"))
     with processes() as state:
         if state.num_processes > 1:
             raise SystemExit("positions runs in one process: call it without accelerate launch")
-        print(positions.compare_positions(phase, evaluate.POSITION_SIZES, options, args.output))
+        write_small(first.model, ROOT / "models" / "nano")
+        encode(dataclasses.replace(second, model=first.model), second.data.cache, state, CACHED)  # the same VAE and T5
+        run_phase(first)
+        print(compare_positions(second, args.seeds, Options(args.count, steps=10), args.output))
 
 
 COMMANDS = {

@@ -31,7 +31,7 @@ log = logging.getLogger(__name__)
 
 SOURCES = ("comfy", "comfy_api", "comfy_config", "comfy_execution", "comfy_extras", "utils", "app")
 LEFT_OUT = ("*.pyc", "vocab.*", "merges.txt", "tokenizer.model")  # the last three: tokenizers of other models
-PACKAGES = ("comfy-kitchen", "comfy-aimdo", "torchsde", "trampoline", "diffusers")
+PACKAGES = ("comfy-kitchen", "comfy-aimdo", "torchsde", "trampoline", "diffusers", "peft", "accelerate")
 UNUSED = ("comfy_kitchen/backends/hip/*", "comfy_aimdo/aimdo_rocm.so")  # for AMD's GPUs
 KITCHEN = "comfy_kitchen/backends/cuda/_C.abi3.so"
 WHEELS = ["--only-binary=:all:", "--python-version=3.12", "--implementation=cp"] + [

@@ -16,7 +16,7 @@ from pathlib import Path
 from ..run import ROOT
 from . import comfyui
 
-PARTS = ("numbers", "kernels", "calls", "vae", "small", "profile", "loop")
+PARTS = ("numbers", "kernels", "calls", "vae", "small", "profile", "loop", "training")
 log = logging.getLogger(__name__)
 
 
@@ -45,7 +45,7 @@ class Writer:
 
 def run_part(name: str, scale, folder: Path, args, write) -> dict:
     """Import and run one part; ``write`` takes what there is of its result."""
-    from cogvideox_fun.benchmarks.gpu import kernels, models, parts
+    from cogvideox_fun.benchmarks.gpu import kernels, models, parts, training
 
     def path() -> Path:
         file = folder / "5B.safetensors"
@@ -59,6 +59,7 @@ def run_part(name: str, scale, folder: Path, args, write) -> dict:
         "small": lambda: parts.small(scale, path(), write),
         "profile": lambda: parts.profile(scale, path(), folder),
         "loop": lambda: parts.loop(scale, path(), tuple(args.loops), write),
+        "training": lambda: training.training(scale, write),
     }[name]()
 
 

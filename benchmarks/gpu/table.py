@@ -90,6 +90,17 @@ def kernels(result: dict) -> str:
     return text + rows(("", "ms", "rate"), lines)
 
 
+def training(result: dict) -> str:
+    lines = [
+        (name, value["tokens"], f"{value['seconds']:.2f}", f"{value['tokens/s']:.0f}", gb(value["peak"]))
+        if "seconds" in value
+        else (name, "", value["error"][:80], "", "")
+        for name, value in result.items()
+    ]
+    note = "One clip, bfloat16 with float32 weights where they are trained. Peak GB count everything.\n\n"
+    return f"## A step of training\n\n{note}" + rows(("", "tokens", "seconds", "tokens/s", "peak GB"), lines)
+
+
 def numbers(result: dict) -> str:
     lines = [(name, *(f"{value:.1e}" for value in found.values())) for name, found in result["calls"].items()]
     header = ("model", *next(iter(result["calls"].values())))
@@ -108,6 +119,7 @@ SECTIONS = {
     "small": small,
     "profile": profile,
     "kernels": kernels,
+    "training": training,
     "numbers": numbers,
 }
 

@@ -3,7 +3,9 @@
 import os
 import shutil
 import subprocess
+from pathlib import Path
 
+import peft
 import pytest
 from cogvideox_fun.benchmarks.gpu import table
 from cogvideox_fun.benchmarks.gpu.comfyui import has_gpu
@@ -18,7 +20,11 @@ def measured(folder, *arguments: str) -> dict:
     if not (host.path / "comfy" / "model_prefetch.py").exists():
         pytest.skip("the measurements on a GPU need ComfyUI 0.33")
     command = [str(host.python), "-m", "benchmarks.gpu.run", *arguments, "--output", str(folder)]
-    environment = {**os.environ, "COMFYUI_PATH": str(host.path)}
+    site = folder / "site"  # what ComfyUI's Python lacks, as in the bundle
+    site.mkdir()
+    for path in (p for name in ("accelerate", "peft") for p in Path(peft.__file__).parents[1].glob(f"{name}*")):
+        (site / path.name).symlink_to(path, target_is_directory=True)
+    environment = {**os.environ, "COMFYUI_PATH": str(host.path), "PYTHONPATH": str(site)}
     answer = subprocess.run(command, cwd=comfy.ROOT, env=environment, capture_output=True, text=True, timeout=600)
     assert answer.returncode == 0, answer.stderr[-3000:]
     return table.read(folder)
@@ -31,7 +37,7 @@ def test_the_page_shows_the_results():
 
 def test_measuring_with_small_models(tmp_path):
     """Compilation and the VAE are left out: they take minutes on a CPU."""
-    parts = "kernels", "calls", "small", "loop", "numbers"
+    parts = "kernels", "calls", "small", "loop", "training", "numbers"
     found = measured(tmp_path, *parts, "--rehearse", "--loops", "eager", "fp8")
     assert set(found) == set(parts)
     assert not [part["error"] for part in found.values() if "error" in part]
@@ -39,7 +45,14 @@ def test_measuring_with_small_models(tmp_path):
     assert loop["steps"] == 2 and min(loop[name]["seconds"] for name in ("eager", "fp8, --fast fp8_matrix_mult")) > 0
     assert found["numbers"]["result"]["nano"]["fp32"] >= 40, "the nano model's video, by the nodes and without them"
     page = table.page(tmp_path)
-    for title in ("steps of the 5B", "One call", "With less VRAM", "Single kernels", "The numbers"):
+    for title in (
+        "steps of the 5B",
+        "One call",
+        "With less VRAM",
+        "Single kernels",
+        "A step of training",
+        "The numbers",
+    ):
         assert title in page
 
 

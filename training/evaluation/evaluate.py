@@ -14,8 +14,6 @@ from .rows import Evaluation, Options, Result
 
 # (width, height, whether the nano model was trained on it)
 SIZES = [(64, 64, True), (96, 96, True), (128, 128, True), (144, 112, True), (112, 144, True), (160, 80, False)]
-# The same for the comparison of position tables, whose phase trains 17 frames at the first size
-POSITION_SIZES = [(64, 64, True), (80, 64, False), (96, 96, False)]
 ROWS: dict[str, Callable[[Evaluation], list[Result]]] = {
     "vae": Evaluation.vae,
     "text": Evaluation.text_to_video,

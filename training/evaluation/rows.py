@@ -100,6 +100,7 @@ class Evaluation:
         seed: int,
         width: int | None = None,
         height: int | None = None,
+        length: int = LENGTH,
         **run,
     ) -> Iterator[torch.Tensor]:
         """Make clips for captions, in batches. Noise seeds start at ``seed``.
@@ -112,7 +113,7 @@ class Evaluation:
         options, pipeline = self.options, self.pipeline
         starts = run.pop("starts", None)
         negative = pipeline.text_encoder(shapes.NEGATIVE)
-        size = (width or options.size, height or options.size, LENGTH)
+        size = (width or options.size, height or options.size, length)
         for at in range(0, len(captions), BATCH):
             some = range(at, min(at + BATCH, len(captions)))
             noise = torch.cat([pipeline.noise(*size, seed + i) for i in some])
@@ -238,15 +239,12 @@ class Evaluation:
             within("video to video", "at 0.2, to the reconstruction", [lost], 2.0),
         ]
 
-    def directions(self, part: int, width: int, height: int, start: bool) -> list[bool]:
-        """Whether the shape moves in the prompt's direction, from text or from a start image."""
-        scenes = self.scenes(10 + part, wanted=open_start if start else lambda scene: True)
+    def directions(self, part: int, width: int, height: int, length: int = LENGTH) -> list[bool]:
+        """Whether the shape moves in the prompt's direction, from text alone."""
+        scenes = self.scenes(10 + part)
+        name = f"text to video, {width} x {height}"
         extras = [None] * len(scenes)
-        if start:
-            clips = [shapes.render(scene, LENGTH, height, width) for scene in scenes]
-            extras = [self.start_end(clip, True, False) for clip in clips]
-        name = f"{'image' if start else 'text'} to video, {width} x {height}"
-        videos = self.make(name, captions_of(scenes), extras, 10_000 + 1000 * part, width, height)
+        videos = self.make(name, captions_of(scenes), extras, 10_000 + 1000 * part, width, height, length)
         return [direction_of(centres_of(v)) == s.direction for v, s in zip(videos, scenes, strict=True)]
 
     def resolutions(self, sizes: list[tuple[int, int, bool]]) -> list[Result]:
@@ -254,7 +252,7 @@ class Evaluation:
         results = []
         for part, (width, height, trained) in enumerate(sizes):
             name = f"{width} x {height}" + ("" if trained else ", never trained")
-            right = self.directions(part, width, height, start=False)
+            right = self.directions(part, width, height)
             results.append(percent("sizes", f"{name}: direction", right, 0.85))
         return results
 

@@ -3,6 +3,7 @@
 `write_untrained` makes the folder that training starts from. `train_nano` makes the folder that comes with the pack.
 """
 
+import dataclasses
 import json
 import shutil
 from pathlib import Path
@@ -16,7 +17,14 @@ from ..data import shapes
 from ..loop.config import read_phase
 from ..loop.phase import processes, run_phase
 from ..loop.progress import plot_losses, read_losses
-from ..tasks.hub import FILES, save_weights, write_configs, write_json, write_text_encoder
+from ..tasks.hub import (
+    FILES,
+    save_weights,
+    write_configs,
+    write_json,
+    write_text_encoder,
+    write_transformer_config,
+)
 from ..tasks.parts import LORA_FILE, export_half, write_preview
 
 TEXT_DIM = 64
@@ -57,6 +65,12 @@ def initialise(transformer: CogVideoXTransformer) -> None:
             torch.nn.init.zeros_(module.bias)
         if name == "proj_out" or name.endswith(("norm1.linear", "norm2.linear", "norm_out.linear")):
             torch.nn.init.zeros_(module.weight)
+
+
+# For the comparison of position tables: a smaller model, whose trained table is that of 64 x 64 pixels
+SMALL_TRANSFORMER = dataclasses.replace(
+    TRANSFORMER, num_attention_heads=4, num_layers=4, sample_width=8, sample_height=8
+)
 
 
 CONFIGS = Path(__file__).parents[1] / "configs"
@@ -147,6 +161,19 @@ def write_untrained(folder: str | Path, seed: int = 0) -> Path:
     write_text_encoder(folder, text_encoder)
     write_json(folder / "tokenizer" / "tokenizer.json", tokenizer_json())
     write_json(folder / "tokenizer" / "tokenizer_config.json", {"model_max_length": TEXT_TOKENS})
+    return folder
+
+
+def write_small(folder: str | Path, nano: Path, seed: int = 0) -> Path:
+    """Write an untrained `SMALL_TRANSFORMER` with the VAE and the text encoder of a nano model."""
+    folder = Path(folder)
+    shutil.copytree(nano, folder, dirs_exist_ok=True, ignore=shutil.ignore_patterns("lora", "training"))
+    with torch.random.fork_rng():
+        torch.manual_seed(seed)
+        transformer = CogVideoXTransformer(SMALL_TRANSFORMER)
+        initialise(transformer)
+    write_transformer_config(folder, SMALL_TRANSFORMER)
+    save_weights(folder / FILES["transformer"], transformer.state_dict())
     return folder
 
 

@@ -32,13 +32,15 @@ def save_weights(path: Path, state: dict[str, torch.Tensor], dtype: torch.dtype 
     temporary.replace(path)
 
 
+def write_transformer_config(folder: Path, config: TransformerConfig) -> None:
+    values = {"_class_name": "CogVideoXTransformer3DModel", **dataclasses.asdict(config)}
+    write_json(folder / "transformer" / "config.json", values)
+
+
 def write_configs(folder: Path, transformer: TransformerConfig, vae: VAEConfig, schedule: NoiseSchedule) -> None:
     """Write the configurations of the transformer, the VAE and the scheduler, with diffusers' class names."""
-    for part, name, config in (
-        ("transformer", "CogVideoXTransformer3DModel", transformer),
-        ("vae", "AutoencoderKLCogVideoX", vae),
-    ):
-        write_json(folder / part / "config.json", {"_class_name": name, **dataclasses.asdict(config)})
+    write_transformer_config(folder, transformer)
+    write_json(folder / "vae" / "config.json", {"_class_name": "AutoencoderKLCogVideoX", **dataclasses.asdict(vae)})
     write_json(
         folder / "scheduler" / "scheduler_config.json",
         {

@@ -45,4 +45,5 @@ class TransformerTask(nn.Module):
         timestep = (time * len(self.alphas)).long().clamp(max=len(self.alphas) - 1)
         alpha = self.alphas[timestep].float()[:, None, None, None, None]
         v = self.transformer(noised(latent, noise, alpha), timestep, context, concat_latents=extra)
-        return (v.float() - v_target(latent, noise, alpha)).square().flatten(1).mean(1)
+        error = (v.float() - v_target(latent, noise, alpha)).square().flatten(1).mean(1)
+        return error.unflatten(0, clips["time"].shape)

@@ -1,0 +1,143 @@
+"""The part "training" of `make gpu`: steps of real models with random weights, from encoded clips.
+
+Weights that are trained are float32 with AdamW's moments and the average; everything is computed in bfloat16.
+"""
+
+import dataclasses
+import gc
+import logging
+from collections.abc import Callable
+
+import torch
+
+from ...model_loading.networks.config import TEXT_TOKENS, TransformerConfig
+from ...model_loading.networks.transformer import CogVideoXTransformer
+from ...sampling.geometry import token_count
+from ...training.tasks.encoders import Encoded
+from ...training.tasks.lora import add_lora
+from ...training.tasks.parts import checkpoint_blocks
+from ...training.tasks.transformer import TransformerTask
+from .. import traced
+from .models import Scale, peak, seconds
+
+log = logging.getLogger(__name__)
+
+RANK = 64  # of the LoRA
+
+
+@dataclasses.dataclass(frozen=True)
+class Case:
+    """A kind of training: the model, what of it is trained, and the clip's width, height and frames."""
+
+    family: str
+    lora: bool
+    size: tuple[int, int, int]
+    checkpoint: bool = True
+
+    @property
+    def name(self) -> str:
+        width, height, length = self.size
+        what = "LoRA" if self.lora else "full"
+        again = ", blocks recomputed" if self.checkpoint else ""
+        return f"{self.family} {what}, {width} x {height} x {length}{again}"
+
+
+REPORT = [(512, 512, 49), (768, 768, 49), (1024, 1024, 49)]  # 13312, 29952 and 53248 tokens
+CASES = (
+    Case("2B", False, REPORT[0]),
+    Case("2B", False, REPORT[0], checkpoint=False),
+    Case("5B", True, (720, 480, 49)),
+    Case("5B", True, REPORT[0]),
+    *(Case("2B", False, size) for size in REPORT[1:]),
+)
+
+
+def clip(scale: Scale, config: TransformerConfig, size: tuple[int, int, int]) -> Encoded:
+    """One random clip, as the encoders give it."""
+    width, height, length = size
+    grid = (length - 1) // 4 + 1, height // 8, width // 8
+    generator = torch.Generator(scale.device).manual_seed(0)
+
+    def random(*shape: int) -> torch.Tensor:
+        return torch.randn(shape, generator=generator, device=scale.device)
+
+    return {
+        "latent": random(1, 16, *grid),
+        "extra": random(1, config.in_channels - 16, *grid),
+        "context": random(1, TEXT_TOKENS, config.text_embed_dim),
+        "noise": random(1, 1, 16, *grid),
+        "time": torch.full((1, 1), 0.5, device=scale.device),
+    }
+
+
+def trainable(scale: Scale, case: Case) -> TransformerTask:
+    """A task with random weights: float32 where they are trained, bfloat16 where they are frozen."""
+    config = scale.configs[case.family]
+    frozen_bf16 = case.lora and scale.device.type != "cpu"  # as in `run_phase`: a CPU's norms take one dtype only
+    dtype = torch.bfloat16 if frozen_bf16 else torch.float32
+    with torch.device("meta"):
+        model = CogVideoXTransformer(config, dtype=dtype)
+    state = traced.random_state(model, scale.device, dtype)
+    model = model.requires_grad_(False).to_empty(device=scale.device)
+    model.load_state_dict(state)
+    model.train()
+    if case.checkpoint:
+        checkpoint_blocks(model)
+    if case.lora:
+        add_lora(model, RANK, RANK)
+    else:
+        model.requires_grad_(True)
+    alphas = config.default_schedule.alphas_cumprod()
+    return TransformerTask(model, alphas).to(scale.device)
+
+
+def step_of(scale: Scale, case: Case) -> Callable[[], None]:
+    """One step: forward, backward, AdamW and the average."""
+    from diffusers.training_utils import EMAModel
+
+    task = trainable(scale, case)
+    trained = [p for p in task.parameters() if p.requires_grad]
+    optimizer = torch.optim.AdamW(trained, 1e-5)
+    average = EMAModel(trained, 0.999, foreach=True)
+    batch = clip(scale, scale.configs[case.family], case.size)
+
+    def step() -> None:
+        with torch.autocast(scale.device.type, torch.bfloat16):
+            loss = task(batch).mean()
+        loss.backward()
+        torch.nn.utils.clip_grad_norm_(trained, 1.0)
+        optimizer.step()
+        optimizer.zero_grad()
+        average.step(trained)
+
+    return step
+
+
+def training(scale: Scale, write) -> dict:
+    """Seconds and tokens a second of a step of one clip, and the peak bytes of everything: weights, AdamW, average."""
+    found: dict = {}
+    for case in CASES:
+        used = case if scale.device.type != "cpu" else dataclasses.replace(case, size=(48, 32, 9))
+        try:
+            found[case.name] = measure(scale, used)
+        except torch.OutOfMemoryError as error:
+            found[case.name] = {"error": str(error)[:300]}
+        log.info("%s: %s", case.name, found[case.name])
+        write(found)
+        gc.collect()
+    return found
+
+
+def measure(scale: Scale, case: Case) -> dict:
+    gc.collect()
+    steps: list[Callable[[], None]] = []
+
+    def two_steps() -> None:  # the first makes AdamW's moments
+        steps.append(step_of(scale, case))
+        steps[0]()
+        steps[0]()
+
+    most = peak(two_steps, scale.device)
+    taken = seconds(steps[0], scale.device, repeats=2, warm_up=0)
+    tokens = token_count(*case.size)
+    return {"tokens": tokens, "peak": most, "seconds": taken, "tokens/s": tokens / taken}
