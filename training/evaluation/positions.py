@@ -45,8 +45,8 @@ def compare_positions(
 ) -> str:
     """Train ``phase`` with both tables and every seed, and measure each on held-out clips.
 
-    Writes ``positions.png`` (the loss curves), ``positions.json`` and ``positions.md`` to ``output`` after each seed. An
-    interrupted run continues.
+    Writes ``positions.png`` (the loss curves), ``positions.json`` and ``positions.md`` to ``output`` after each seed.
+    An interrupted run continues.
 
     Args:
         phase: the second phase. Its ``output`` gets a folder for every run.
