@@ -26,6 +26,7 @@ class Bucket:
     width: int
     height: int
     length: int
+    base: int = dataclasses.field(default=0, compare=False)  # the resolution of its shape; 0 where sizes are listed
 
     @property
     def tokens(self) -> int:
@@ -89,7 +90,8 @@ class BucketBatches:
     Args:
         buckets: see `token_buckets`.
         batch_size: clips in a batch, of all processes together.
-        aspects: width / height of every clip: it goes into the bucket that is closest in shape. None for procedural
+        aspects: width / height of every clip: it goes into the bucket that is closest in shape, of a base resolution
+            that is drawn. None for procedural
             clips, which have any size and never end.
         lengths: frames of every clip: it goes only into buckets that it is long enough for. Clips that are too short
             for all ``buckets`` are never drawn and are listed in ``too_short``. None for clips of any length.
@@ -152,6 +154,8 @@ class BucketBatches:
             buckets = earlier
         if self.aspects is None:
             return rng.choice(buckets)
+        base = rng.choice(sorted({bucket.base for bucket in buckets}))  # rounding gives each its own aspects
+        buckets = [bucket for bucket in buckets if bucket.base == base]
         closest = min(abs(bucket.aspect - self.aspects[index]) for bucket in buckets)
         return rng.choice([bucket for bucket in buckets if abs(bucket.aspect - self.aspects[index]) == closest])
 
