@@ -49,7 +49,6 @@ PUBLISHED = {
     ),
 }
 T5_PARAMETERS = 4_762_310_656  # of T5 1.1 XXL's encoder
-MOST_GPUS = 1024
 EIGHT_BIT = 2 / 8  # bytes of a weight's two moments in 8 bits over those in float32
 
 
@@ -78,6 +77,11 @@ class Saving:
 class Plan:
     """What a ``full`` or ``lora`` phase needs.
 
+    Attributes:
+        buckets, earlier: the phase's, and those of earlier token lengths that it repeats.
+        share: clips of a step on each GPU.
+        saving: how the phase saves memory as it is, without shards.
+
     Raises:
         ValueError: the phase is of another task, or nothing says what its model is.
     """
@@ -95,120 +99,131 @@ class Plan:
         self.buckets = phase_buckets(options, options.tokens, patch_t)
         self.earlier = [b for tokens in options.earlier_tokens for b in phase_buckets(options, tokens, patch_t)]
         self.share = options.batch_size // setup.gpus
-        self.saving = Saving(
-            phase.checkpoint_blocks, min(phase.micro_batch or self.share, self.share), gpus=setup.gpus
-        )
+        micro_batch = min(phase.micro_batch or self.share, self.share)
+        self.saving = Saving(phase.checkpoint_blocks, micro_batch, gpus=setup.gpus)
+        self._steps: dict[tuple, Step] = {}
 
     @property
     def largest(self) -> Bucket:
         """The bucket with the most tokens, which needs the most memory."""
         return max([*self.buckets, *self.earlier], key=lambda bucket: bucket.tokens)
 
-    @functools.lru_cache  # noqa: B019 - of this plan alone
-    def step(self, checkpoint_blocks: bool, clips: int, accumulates: bool, shards: int) -> Step:
-        phase = dataclasses.replace(self.phase, checkpoint_blocks=checkpoint_blocks)
-        return trace_step(phase, self.config, self.largest, clips, accumulates, shards)
+    @property
+    def nominal(self) -> Bucket:
+        """The bucket that is closest to the phase's token length, and of these the squarest."""
+        goal = self.phase.batches.tokens
+        return min(self.buckets, key=lambda b: (abs(b.tokens - goal), abs(b.width - b.height)))
 
-    @functools.lru_cache  # noqa: B019 - of this plan alone
-    def encoding(self, clips: int) -> tuple[int, int]:
-        """The most bytes and the operations of encoding, see `trace_encoding`: of the worst of all buckets."""
-        # the first chunk has the most frames: at most 9 of a bucket's
-        worst = max(self.buckets, key=lambda b: (min(b.length, 9) * b.width * b.height, b.length))
-        longest = max(self.buckets, key=lambda b: b.length * b.width * b.height)
-        return (
-            trace_encoding(self.phase, self.vae, worst, clips)[0],
-            trace_encoding(self.phase, self.vae, longest, clips)[1],
-        )
+    def accumulates(self, saving: Saving) -> bool:
+        """Whether a step has several micro-batches."""
+        return self.phase.batches.batch_size // saving.gpus > saving.micro_batch
+
+    def traced(self, saving: Saving, bucket: Bucket | None = None) -> Step:
+        """A step with clips of a bucket (default: the largest)."""
+        bucket = bucket or self.largest
+        key = saving.checkpoint_blocks, saving.micro_batch, self.accumulates(saving), saving.gpus, bucket
+        if key not in self._steps:
+            phase = dataclasses.replace(self.phase, checkpoint_blocks=saving.checkpoint_blocks)
+            clips, accumulates, gpus = key[1:4]
+            self._steps[key] = trace_step(phase, self.config, bucket, clips, accumulates, gpus)
+        return self._steps[key]
+
+    @functools.cached_property
+    def encoding(self) -> tuple[int, int]:
+        """The most bytes and operations of encoding one clip, see `trace_encoding`: of the worst of all buckets."""
+        # the first chunk is the largest: 9 frames, or a shorter clip
+        first = max(self.buckets, key=lambda b: min(b.length, 9) * b.width * b.height)
+        size, _ = trace_encoding(self.phase, self.vae, dataclasses.replace(first, length=min(first.length, 9)), 1)
+        return size, trace_encoding(self.phase, self.vae, max(self.buckets, key=pixels_of), 1)[1]
 
     @functools.cached_property
     def frozen_bytes(self) -> int:
         """Of the VAE and T5."""
         with torch.device("meta"):
             vae = sum(p.numel() for p in CogVideoXVAE(self.vae).parameters())
-        return (vae + self.t5_parameters) * (2 if self.phase.mixed_precision == "bf16" else 4)
+        return (vae + self.t5_parameters) * self.frozen_element
 
-    def peak(self, saving: Saving) -> int:
-        """The most bytes on a GPU at once."""
-        clips, shards = saving.micro_batch, saving.gpus if saving.sharded else 1
-        accumulates = self.phase.batches.batch_size // saving.gpus > clips
-        step = self.step(saving.checkpoint_blocks, clips, accumulates, shards)
+    @property
+    def frozen_element(self) -> int:
+        """Bytes of a frozen weight, and of what matrix products take."""
+        return 2 if self.phase.mixed_precision == "bf16" else 4
+
+    def peak(self, saving: Saving, bucket: Bucket | None = None) -> int:
+        """The most bytes on a GPU at once, with clips of a bucket (default: the largest)."""
+        step, shards = self.traced(saving, bucket), saving.gpus if saving.sharded else 1
         state = step.frozen + step.trained + step.moments * (EIGHT_BIT if saving.eight_bit else 1) + step.average
         # FSDP 2 keeps whole gradients between the micro-batches, and sums them once per step
-        left = step.trained if accumulates else 0
+        left = step.trained if self.accumulates(saving) else 0
         passes, update = step.passes, step.trained + step.update
         if saving.sharded:
-            half = 2 if self.phase.mixed_precision == "bf16" else 4
-            gathered = 2 * step.block * half + 2 * step.trained_block * 4  # this block's and the next, and gradients
+            # the weights of a block and of the next one, and a block's gradients before and after their sum
+            gathered = 2 * step.block * self.frozen_element + 2 * step.trained_block * 4
             state, passes, update = state / shards, step.passes_sharded + gathered, update / shards
         elif saving.gpus > 1:
             state += step.trained  # DDP sums gradients in a copy
         if saving.cached:
             return int(state + max(left + passes, update))
-        biggest = max([*self.buckets, *self.earlier], key=lambda b: b.length * b.width * b.height)
-        pixels = clips * biggest.length * biggest.width * biggest.height * 4  # of one channel
-        video = 4 * pixels  # three channels and the mask
-        encode = left + self.encoding(clips)[0] + video + 6 * pixels  # the video in -1..1, and the masked one
+        biggest = max(pixels_of(b) for b in ([bucket] if bucket else [*self.buckets, *self.earlier]))
+        channel = saving.micro_batch * biggest * 4  # float32
+        video = 4 * channel  # three channels and the mask
+        encode = left + saving.micro_batch * self.encoding[0] + video + 6 * channel  # in -1..1, and the masked one
         return int(state + self.frozen_bytes + max(encode, left + passes + video, update))
 
     def fits(self, saving: Saving) -> bool:
         return self.peak(saving) <= self.gpu.memory
 
-    def remedy(self) -> tuple[list[str], Saving] | None:
-        """The fewest changes with which the phase fits, as the reader makes them; None if none do."""
+    def remedies(self) -> list[tuple[list[str], Saving]]:
+        """The fewest changes with which the phase fits, as the reader makes them: all ways of that many changes."""
         gpus, options = self.setup.gpus, {}
         if not self.saving.checkpoint_blocks:
             options["checkpoint_blocks = true"] = {"checkpoint_blocks": True}
         if self.saving.micro_batch > 1:
             options["micro_batch = 1"] = {"micro_batch": 1}
-        if gpus > 1:
-            options[f"FSDP 2 or ZeRO-3 on the {gpus} GPUs"] = {"sharded": True}
         options["cached latents and text features"] = {"cached": True}
+        if gpus > 1:
+            options[f"FSDP 2 or ZeRO-3 on {gpus} GPUs"] = {"sharded": True}
         options["8-bit AdamW"] = {"eight_bit": True}
-        for count in range(len(options) + 1):
+        for count in range(1, len(options) + 1):
+            found = []
             for names in itertools.combinations(options, count):
                 changes = {key: value for name in names for key, value in options[name].items()}
-                if changes.get("sharded") and changes.get("eight_bit"):
-                    continue  # the 8-bit optimizer does not take shards
                 saving = dataclasses.replace(self.saving, **changes)
-                if self.fits(saving):
-                    return list(names), saving
+                if not (saving.sharded and saving.eight_bit) and self.fits(saving):  # it does not take shards
+                    found.append((list(names), saving))
+            if found:
+                return found
         return self.more_gpus()
 
-    def more_gpus(self) -> tuple[list[str], Saving] | None:
-        saving = Saving(checkpoint_blocks=True, micro_batch=1, cached=True, sharded=True)
-        gpus = self.setup.gpus * 2
-        while gpus <= min(MOST_GPUS, self.phase.batches.batch_size):
-            saving = dataclasses.replace(saving, gpus=gpus)
-            if self.phase.batches.batch_size % gpus == 0 and self.fits(saving):
+    def more_gpus(self) -> list[tuple[list[str], Saving]]:
+        """The fewest GPUs with which the phase fits with all that saves memory, as in `remedies`."""
+        saving = Saving(checkpoint_blocks=True, micro_batch=1, cached=True, sharded=True, gpus=2 * self.setup.gpus)
+        batch = self.phase.batches.batch_size
+        while batch % saving.gpus == 0:
+            if self.fits(saving):
                 changes = ["checkpoint_blocks = true", "micro_batch = 1", "cached latents and text features"]
-                return [*changes, f"FSDP 2 or ZeRO-3 on {gpus} GPUs"], saving
-            gpus *= 2
-        return None
+                return [([*changes, f"FSDP 2 or ZeRO-3 on {saving.gpus} GPUs"], saving)]
+            saving = dataclasses.replace(saving, gpus=2 * saving.gpus)
+        return []
 
     def state_bytes(self) -> int:
         """Weights, gradients, moments and the average, of all GPUs together."""
-        step = self.step(self.saving.checkpoint_blocks, self.saving.micro_batch, self.accumulates, self.setup.gpus)
+        step = self.traced(self.saving)
         return step.frozen + 2 * step.trained + step.moments + step.average
-
-    @property
-    def accumulates(self) -> bool:
-        return self.share > self.saving.micro_batch
 
     def clip_flops(self, checkpoint_blocks: bool | None = None) -> float:
         """Operations of a clip's step, the mean of all buckets; recomputation counts.
 
         Attention grows with the square of the tokens, and everything else with the tokens.
         """
-        saved = self.saving.checkpoint_blocks if checkpoint_blocks is None else checkpoint_blocks
-        step, clips = (
-            self.step(saved, self.saving.micro_batch, self.accumulates, self.setup.gpus),
-            self.saving.micro_batch,
-        )
-        most = self.tokens(self.largest)
+        saving = self.saving
+        if checkpoint_blocks is not None:
+            saving = dataclasses.replace(saving, checkpoint_blocks=checkpoint_blocks)
+        step, most = self.traced(saving), self.tokens(self.largest)
 
         def mean(buckets: list[Bucket]) -> float:
             ratios = [self.tokens(bucket) / most for bucket in buckets]
-            return sum(step.attention_flops * r**2 + step.other_flops * r for r in ratios) / len(ratios) / clips
+            flops = sum(step.attention_flops * r**2 + step.other_flops * r for r in ratios)
+            return flops / len(ratios) / saving.micro_batch
 
         share = self.phase.batches.earlier_share if self.earlier else 0.0
         return mean(self.buckets) * (1 - share) + (mean(self.earlier) * share if self.earlier else 0.0)
@@ -221,10 +236,10 @@ class Plan:
         """Operations of encoding a clip: the VAE once more for an InP model's known part, and T5."""
         known = 1 - self.phase.masks.get("nothing", 0.0) / sum(self.phase.masks.values())
         passes = 1 + known if self.config.conditioning == "inpaint" else 1
-        return self.encoding(1)[1] * passes + 2 * self.t5_parameters * TEXT_TOKENS
+        return self.encoding[1] * passes + 2 * self.t5_parameters * TEXT_TOKENS
 
     def hours(self, flops: float) -> float:
-        """Of the phase, at the setup's utilisation."""
+        """Of the phase, at the setup's utilisation, with so many operations for each clip."""
         rate = self.setup.gpus * self.gpu.rate * self.setup.utilisation
         return self.phase.steps * self.phase.batches.batch_size * flops / rate / 3600
 
@@ -233,6 +248,10 @@ class Plan:
         mean = sum(b.tokens for b in self.buckets) / len(self.buckets)
         latents = mean * self.config.patch_size**2 * self.config.in_channels * 2
         return self.setup.clips * latents, self.setup.clips * TEXT_TOKENS * self.config.text_embed_dim * 2.0
+
+
+def pixels_of(bucket: Bucket) -> int:
+    return bucket.length * bucket.height * bucket.width
 
 
 def model_of(phase: Phase) -> tuple[TransformerConfig, VAEConfig, int]:

@@ -6,7 +6,7 @@ from collections.abc import Mapping
 
 from ..data.buckets import Bucket
 from ..loop.config import Phase
-from .plan import Plan, Setup
+from .plan import Plan, Saving, Setup
 
 
 def report(phases: Mapping[str, Phase], setup: Setup) -> str:
@@ -87,26 +87,40 @@ def buckets(plan: Plan) -> str:
 
 def memory(plan: Plan) -> str:
     """Peaks of a GPU with and without checkpointing and shards, and what they are made of."""
-    saving, step = plan.saving, plan.step(True, plan.saving.micro_batch, plan.accumulates, plan.setup.gpus)
+    both = [dataclasses.replace(plan.saving, checkpoint_blocks=checkpoint) for checkpoint in (True, False)]
     rows = [["the most on a GPU", "checkpoint_blocks", "without"]]
     kinds = {"whole on each GPU": False, f"in {plan.setup.gpus} shards": True}
     for kind, sharded in kinds.items() if plan.setup.gpus > 1 else [("one GPU", False)]:
         for end, cached in ((", encoding in the step", False), (", cached latents", True)):
-            variants = (
-                dataclasses.replace(saving, sharded=sharded, cached=cached, checkpoint_blocks=checkpoint)
-                for checkpoint in (True, False)
-            )
+            variants = [dataclasses.replace(saving, sharded=sharded, cached=cached) for saving in both]
             rows.append([kind + end, *(shown(plan, plan.peak(variant)) for variant in variants)])
-    state = plan.state_bytes()
-    without = plan.step(False, saving.micro_batch, plan.accumulates, plan.setup.gpus)
-    made_of = (
-        f"The largest bucket has {plan.largest.tokens} tokens ({plan.largest.width} x {plan.largest.height}, "
-        f"{plan.largest.length} frames). The state of all GPUs is {gigabytes(state)} (weights, gradients, moments, "
-        f"average), {gigabytes(state / plan.setup.gpus)} in a shard. A forward and backward pass adds "
-        f"{gigabytes(step.passes)} with checkpoint_blocks and {gigabytes(without.passes)} without, and the update "
-        f"{gigabytes(step.update)}. The VAE and T5 have {gigabytes(plan.frozen_bytes)}."
+    return "\n\n".join([table(rows), made_of(plan, *both), alone(plan, *both)])
+
+
+def size(bucket: Bucket) -> str:
+    return f"{bucket.tokens} tokens ({bucket.width} x {bucket.height}, {bucket.length} frames)"
+
+
+def made_of(plan: Plan, checkpointed: Saving, plain: Saving) -> str:
+    state, step = plan.state_bytes(), plan.traced(checkpointed)
+    return (
+        f"These are for the largest bucket, {size(plan.largest)}. The state of all GPUs is {gigabytes(state)} (weights, "
+        f"gradients, moments, average), {gigabytes(state / plan.setup.gpus)} in a shard. A forward and backward pass "
+        f"adds {gigabytes(step.passes)} with checkpoint_blocks and {gigabytes(plan.traced(plain).passes)} without, "
+        f"and the update {gigabytes(step.update)}. The VAE and T5 have {gigabytes(plan.frozen_bytes)}."
     )
-    return f"{table(rows)}\n\n{made_of}"
+
+
+def alone(plan: Plan, *both: Saving) -> str:
+    """One GPU with clips of the phase's own token length."""
+    savings = [dataclasses.replace(saving, cached=True, gpus=1) for saving in both]
+    with_it, without = (gigabytes(plan.peak(saving, plan.nominal)) for saving in savings)
+    passes, plain = (gigabytes(plan.traced(saving, plan.nominal).passes) for saving in savings)
+    clips = plan.saving.micro_batch
+    return (
+        f"At {size(plan.nominal)} one GPU alone with cached latents needs {with_it} with checkpoint_blocks and "
+        f"{without} without. Of these, the passes of {clips} clip{'s' if clips > 1 else ''} add {passes} and {plain}."
+    )
 
 
 def verdict(plan: Plan) -> str:
@@ -114,13 +128,12 @@ def verdict(plan: Plan) -> str:
     peak, name = plan.peak(plan.saving), f"{plan.setup.gpus} x {plan.gpu.name}"
     if plan.fits(plan.saving):
         return f"It fits as it is, whole on each GPU: {gigabytes(peak)} of {gigabytes(plan.gpu.memory)}."
-    found = plan.remedy()
-    if found is None:
+    found = [f"{' and '.join(changes)}: {gigabytes(plan.peak(saving))}" for changes, saving in plan.remedies()]
+    if not found:
         return f"**It does not fit** on {name}, and nothing that this trainer has makes it fit: take larger GPUs."
-    changes, saving = found
     return (
         f"**It does not fit whole on each GPU** ({gigabytes(peak)} of {gigabytes(plan.gpu.memory)}). It fits with "
-        f"{' and '.join(changes)}: {gigabytes(plan.peak(saving))}."
+        f"{', or '.join(found)}."
     )
 
 
@@ -128,7 +141,7 @@ def costs(plan: Plan) -> str:
     flops, encoding = plan.clip_flops(), plan.encoding_flops()
     latents, text = plan.cache_bytes()
     lines = [
-        f"A step has {flops * plan.phase.batches.batch_size / 1e18:.1f} EFLOP, with recomputation as the phase says "
+        f"A step has {flops * plan.phase.batches.batch_size / 1e15:,.0f} PFLOP, with recomputation as the phase says "
         f"({plan.clip_flops(True) / plan.clip_flops(False) - 1:+.0%} with checkpoint_blocks). "
         f"All steps take {plan.hours(flops):,.0f} hours.",
         f"Encoding the clips in the step adds {plan.hours(encoding):,.0f} hours ({encoding / flops:.0%}).",

@@ -170,9 +170,9 @@ class Step:
     other_flops: int
 
 
-# Blocks of the two traces that `trace_step` makes. With one more block each, all that `Step` has grows by the same:
-# the most bytes are live either at the start of the backward pass or at its end.
-FEW, MORE = 3, 5
+# Blocks of the two traces that `trace_step` makes. With every block more, all that `Step` has grows by the same: the
+# most bytes are live either at the start of the backward pass or at its end.
+FEW, MORE = 2, 3
 
 
 def trace_step(
