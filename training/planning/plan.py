@@ -10,7 +10,7 @@ import torch
 from ...model_loading.files.checkpoint import load_vae_config, open_checkpoint
 from ...model_loading.files.safetensors_files import open_weights
 from ...model_loading.networks.config import TEXT_TOKENS, TransformerConfig, VAEConfig
-from ...model_loading.networks.vae import CogVideoXVAE
+from ...model_loading.networks.vae import ENCODE_FRAMES, CogVideoXVAE, encode_chunks
 from ..data.buckets import Bucket
 from ..loop.config import Phase
 from ..loop.source import phase_buckets
@@ -129,12 +129,14 @@ class Plan:
         return self._steps[key]
 
     @functools.cached_property
-    def encoding(self) -> tuple[int, int]:
-        """The most bytes and operations of encoding one clip, see `trace_encoding`: of the worst of all buckets."""
-        # the first chunk is the largest: 9 frames, or a shorter clip
-        first = max(self.buckets, key=lambda b: min(b.length, 9) * b.width * b.height)
-        size, _ = trace_encoding(self.phase, self.vae, dataclasses.replace(first, length=min(first.length, 9)), 1)
-        return size, trace_encoding(self.phase, self.vae, max(self.buckets, key=pixels_of), 1)[1]
+    def encoding(self) -> tuple[int, float]:
+        """Encoding one clip: the most bytes of all buckets, and the operations, their mean."""
+        firsts = [dataclasses.replace(bucket, length=encode_chunks(bucket.length)[0].stop) for bucket in self.buckets]
+        largest = max(firsts, key=pixels_of)  # a clip's first chunk is its largest
+        two = dataclasses.replace(largest, length=largest.length + ENCODE_FRAMES)  # later ones have the causal cache
+        size, flops = trace_encoding(self.phase, self.vae, two, 1)
+        mean = sum(map(pixels_of, self.buckets)) / len(self.buckets)
+        return size, flops * mean / pixels_of(two)
 
     @functools.cached_property
     def frozen_bytes(self) -> int:

@@ -102,11 +102,11 @@ def size(bucket: Bucket) -> str:
 
 
 def made_of(plan: Plan, checkpointed: Saving, plain: Saving) -> str:
-    state, step = plan.state_bytes(), plan.traced(checkpointed)
+    state, step, without = plan.state_bytes(), plan.traced(checkpointed), plan.traced(plain)
     return (
-        f"These are for the largest bucket, {size(plan.largest)}. The state of all GPUs is {gigabytes(state)} (weights, "
-        f"gradients, moments, average), {gigabytes(state / plan.setup.gpus)} in a shard. A forward and backward pass "
-        f"adds {gigabytes(step.passes)} with checkpoint_blocks and {gigabytes(plan.traced(plain).passes)} without, "
+        f"These are for the largest bucket, {size(plan.largest)}. The state of all GPUs is {gigabytes(state)} "
+        f"(weights, gradients, moments, average), {gigabytes(state / plan.setup.gpus)} in a shard. A forward and "
+        f"backward pass adds {gigabytes(step.passes)} with checkpoint_blocks and {gigabytes(without.passes)} without, "
         f"and the update {gigabytes(step.update)}. The VAE and T5 have {gigabytes(plan.frozen_bytes)}."
     )
 

@@ -133,9 +133,10 @@ class LiveBytes(TorchDispatchMode):
         for parameter in parameters:
             parameter.register_post_accumulate_grad_hook(keep)
 
-    def peak(self, of_gradients: float = 1, of_casts: float = 1) -> int:
-        """The most live bytes, with a share of the gradients and of the casts."""
-        return int(max(other + gradient * of_gradients + cast * of_casts for other, gradient, cast in self.timeline))
+    def peak(self, part: slice = slice(None), of_gradients: float = 1, of_casts: float = 1) -> int:
+        """The most live bytes in a part of the timeline, with a share of the gradients and of the casts."""
+        moments = self.timeline[part]
+        return int(max(other + gradient * of_gradients + cast * of_casts for other, gradient, cast in moments))
 
 
 def tensors_of(tree) -> list[torch.Tensor]:
@@ -163,15 +164,28 @@ class Step:
     average: int
     block: int  # numbers in a block's weights
     trained_block: int  # those of them that are trained
-    passes: int  # the most that the passes add to the weights, moments and average
-    passes_sharded: int  # the same where gradients are in shards, and weights are gathered in the type of the products
+    # the most that the passes add to the weights, moments and average, with their new gradients
+    forward: int
+    backward: int
+    # the same where gradients are in shards, and weights are gathered in the type of the products
+    forward_sharded: int
+    backward_sharded: int
     update: int  # the most that the update adds to the state
     attention_flops: int  # of both passes
     other_flops: int
 
+    @property
+    def passes(self) -> int:
+        return max(self.forward, self.backward)
 
-# Blocks of the two traces that `trace_step` makes. With every block more, all that `Step` has grows by the same: the
-# most bytes are live either at the start of the backward pass or at its end.
+    @property
+    def passes_sharded(self) -> int:
+        return max(self.forward_sharded, self.backward_sharded)
+
+
+# Blocks of the two traces that `trace_step` makes. With every block more, all that `Step` has grows by the same. In
+# the forward pass the most bytes are live at its end. In the backward pass, either at its start, or at its end: where
+# a block's gradients have more bytes than what is kept of it.
 FEW, MORE = 2, 3
 
 
@@ -197,12 +211,20 @@ def trace_step(
 
 
 def trace_all_blocks(
-    phase: Phase, config: TransformerConfig, bucket: Bucket, clips: int, accumulates: bool = False, shards: int = 1
+    # what
+    phase: Phase,
+    config: TransformerConfig,
+    bucket: Bucket,
+    clips: int,
+    # how
+    accumulates: bool = False,
+    shards: int = 1,
+    attention: Callable = fused_attention,
 ) -> Step:
     """`trace_step` with every block."""
     from torch._subclasses.fake_tensor import FakeTensorMode
 
-    transformer = make_transformer(phase, config)
+    transformer = make_transformer(phase, config, attention)
     with FakeTensorMode(), GPUAutocast():
         materialise(transformer)
         run = Run(phase, TransformerTask(transformer, config.default_schedule.alphas_cumprod()))
@@ -212,7 +234,9 @@ def trace_all_blocks(
         live = LiveBytes(run.parameters)
         live.keep_gradients(run.parameters)
         with live:
-            run.passes(encoded(phase, config, bucket, clips))
+            loss = run.forward(encoded(phase, config, bucket, clips))
+            turn = len(live.timeline)
+            loss.backward()
         update = LiveBytes()
         with update:
             run.update()
@@ -226,8 +250,10 @@ def trace_all_blocks(
         average=bytes_of(run.average.shadow_params) if run.average else 0,
         block=sum(p.numel() for p in block),
         trained_block=sum(p.numel() for p in block if p.requires_grad),
-        passes=live.peak(),
-        passes_sharded=live.peak(1 / shards, 0),
+        forward=live.peak(slice(turn)),
+        backward=live.peak(slice(turn, None)),
+        forward_sharded=live.peak(slice(turn), 1 / shards, 0),
+        backward_sharded=live.peak(slice(turn, None), 1 / shards, 0),
         update=update.peak(),
         attention_flops=attention,
         other_flops=live.flops.total() - attention,
@@ -269,10 +295,9 @@ class Run:
         decay = phase.optimizer.ema_decay
         self.average = EMAModel(self.parameters, decay, foreach=True) if decay else None
 
-    def passes(self, clips: Encoded) -> None:
+    def forward(self, clips: Encoded) -> torch.Tensor:
         with torch.autocast("cpu", torch.bfloat16, enabled=self.phase.mixed_precision == "bf16"):
-            loss = self.task(clips).mean()
-        loss.backward()
+            return self.task(clips).mean()
 
     def update(self) -> None:
         torch.nn.utils.clip_grad_norm_(self.parameters, self.phase.optimizer.max_grad_norm)
