@@ -37,13 +37,13 @@ class Batches:
 
     tokens: int
     sizes: tuple[tuple[int, int], ...] = ()
-    bases: tuple[int, ...] = ()  # resolutions at which VideoX-Fun's 40 shapes are added to the sizes: 512, 768 ...
     max_length: int = 49
     tolerance: float = 0.1
     batch_size: int = 16
     noises_per_clip: int = 1  # timesteps and noises for each encoded clip
     earlier_tokens: tuple[int, ...] = ()  # token lengths of earlier phases, repeated so that the model keeps them
     earlier_share: float = 0.25  # how often a clip is drawn at one of them
+    bases: tuple[int, ...] = ()  # resolutions at which VideoX-Fun's 40 shapes are added to the sizes: 512, 768 ...
 
 
 @dataclasses.dataclass(frozen=True)
