@@ -7,6 +7,8 @@ import torch
 from cogvideox_fun.model_loading.errors import CheckpointError
 from cogvideox_fun.model_loading.files.checkpoint import open_checkpoint
 from cogvideox_fun.model_loading.standalone import Pipeline, load_transformer
+from cogvideox_fun.training.loop.config import Batches, Phase
+from cogvideox_fun.training.tasks.parts import Parts
 from cogvideox_fun.training.tasks.start import start_model
 from safetensors.torch import load_file, save_file
 from tiny_model import TINY, write_tiny_model
@@ -141,3 +143,9 @@ def test_a_folder_with_a_model_is_kept(tmp_path):
     source = write_tiny_model(tmp_path / "text", "2b-text")
     with pytest.raises(ValueError, match="has a model: give another folder"):
         start_model(source, source, "inpaint")
+
+
+def test_a_phase_says_which_family_it_trains(tiny_model):
+    phase = Phase("full", str(tiny_model), "", 1, Batches(80, ((64, 64),)), family="5b")
+    with pytest.raises(ValueError, match="is a 2B model, expected 5B, as family says"):
+        Parts(phase)
