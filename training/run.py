@@ -1,8 +1,10 @@
 """Train CogVideoX-Fun models by token length.
 
   nano FOLDER       train the nano model from nothing, all phases in order, and store it in a folder
-  init FOLDER       write the untrained nano model
   encode CONFIG     encode the clips of a phase once, to train from them
+  init FOLDER       start an InP or Control model from a text model
+  init-nano FOLDER  write the untrained nano model
+  plan CONFIG...    what phases need: memory, operations, hours and disk, without a GPU and without the model
   train CONFIG      run one phase of a TOML file; an interrupted run continues
   export FOLDER     store a trained model folder in float16
   manifest FOLDER   list and measure the clips of a large data set once
@@ -33,9 +35,19 @@ def parse_args() -> argparse.Namespace:
     commands = parser.add_subparsers(dest="command", required=True)
     whole = commands.add_parser("nano", help="train the nano model from nothing, and store it")
     whole.add_argument("output", type=Path, help="where to store it, in float16")
-    init = commands.add_parser("init", help="write the untrained nano model")
+    init = commands.add_parser("init", help="start an InP or Control model from a text model")
     init.add_argument("folder", type=Path, help="where to")
-    init.add_argument("--seed", type=int, default=0)
+    init.add_argument("--from", dest="source", type=Path, required=True, help="the folder of a text or InP model")
+    init.add_argument(
+        "--to", choices=["inpaint", "control"], default="inpaint", help="what to make (default: inpaint)"
+    )
+    init.add_argument(
+        "--reference-noise", action="store_true", help="noise on known pixels, as V1.1's InP models have"
+    )
+    untrained = commands.add_parser("init-nano", help="write the untrained nano model")
+    untrained.add_argument("folder", type=Path, help="where to")
+    untrained.add_argument("--seed", type=int, default=0)
+    add_plan(commands)
     train = commands.add_parser("train", help="run one phase")
     train.add_argument("config", type=Path, help="a TOML file; its fields are those of training/loop/config.py")
     train.add_argument("--model", type=Path, help="start from this folder instead of the configuration's")
@@ -77,6 +89,20 @@ def parse_args() -> argparse.Namespace:
     return parser.parse_args()
 
 
+def add_plan(commands) -> None:
+    from cogvideox_fun.training.planning.plan import GPUS
+
+    plan = commands.add_parser("plan", help="what phases need, without a GPU and without the model")
+    plan.add_argument("configs", type=Path, nargs="+", metavar="CONFIG", help="TOML files of phases")
+    plan.add_argument("--gpus", type=int, default=8)
+    plan.add_argument("--gpu", choices=list(GPUS), default="h100")
+    plan.add_argument("--utilisation", type=float, default=0.4, help="of the GPU's dense bf16 rate (default: 0.4)")
+    plan.add_argument(
+        "--clips", type=int, default=1_200_000, help="clips whose latents are cached (default: 1.2 million)"
+    )
+    plan.add_argument("--output", type=Path, help="also write the plan to this file")
+
+
 def main() -> None:
     args = parse_args()
     logging.basicConfig(level=logging.INFO, format="%(levelname)s %(message)s")
@@ -91,9 +117,27 @@ def nano(args) -> None:
 
 
 def init(args) -> None:
+    from cogvideox_fun.training.tasks.start import start_model
+
+    start_model(args.source, args.folder, args.to, args.reference_noise)
+
+
+def init_nano(args) -> None:
     from cogvideox_fun.training.nano.make import write_untrained
 
     write_untrained(args.folder, args.seed)
+
+
+def plan(args) -> None:
+    from cogvideox_fun.training.loop.config import read_phase
+    from cogvideox_fun.training.planning.plan import Setup
+    from cogvideox_fun.training.planning.report import report
+
+    phases = {path.stem: read_phase(path) for path in args.configs}
+    text = report(phases, Setup(args.gpu, args.gpus, args.utilisation, args.clips))
+    print(text)
+    if args.output:
+        args.output.write_text(text, encoding="utf-8")
 
 
 def train(args) -> None:
@@ -164,6 +208,8 @@ COMMANDS = {
     "nano": nano,
     "init": init,
     "encode": encode,
+    "init-nano": init_nano,
+    "plan": plan,
     "train": train,
     "export": export,
     "manifest": manifest,

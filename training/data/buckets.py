@@ -29,6 +29,7 @@ class Bucket:
     width: int
     height: int
     length: int
+    base: int = dataclasses.field(default=0, compare=False)  # the resolution of its shape; 0 where sizes are listed
 
     @property
     def tokens(self) -> int:
@@ -92,7 +93,8 @@ class BucketBatches:
     Args:
         buckets: see `token_buckets`.
         batch_size: clips in a batch, of all processes together.
-        aspects: width / height of every clip: it goes into the bucket that is closest in shape. None for procedural
+        aspects: width / height of every clip: it goes into the bucket that is closest in shape, of a base resolution
+            that is drawn. None for procedural
             clips, which have any size and never end.
         lengths: frames of every clip: it goes only into buckets that it is long enough for. Clips that are too short
             for all ``buckets`` are never drawn and are listed in ``too_short``. None for clips of any length.
@@ -152,7 +154,10 @@ class BucketBatches:
         aspect = None if self.aspects is None else float(self.aspects[index])
         earlier = _fitting(self.earlier, length)
         buckets = earlier if earlier and rng.random() < self.earlier_share else _fitting(self.buckets, length)
-        return rng.choice(_closest(buckets, aspect))
+        if aspect is None:
+            return rng.choice(buckets)
+        base = rng.choice(sorted({bucket.base for bucket in buckets}))  # rounding gives each its own aspects
+        return rng.choice(_closest([bucket for bucket in buckets if bucket.base == base], aspect))
 
     def __iter__(self) -> Iterator[list[Draw]]:
         rng = random.Random(f"batches {self.seed}")  # noqa: S311 - not for secrets

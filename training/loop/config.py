@@ -12,6 +12,7 @@ from ..data.masks import KINDS
 from ..data.shapes import HELD_OUT, NEW_SHAPE, SHAPES
 
 TASKS = ("vae", "full", "lora")
+FAMILIES = {"": None, "2b": "2B", "5b": "5B", "v1.5": "5B V1.5"}  # the names in `TransformerConfig.family`
 MASK_WEIGHTS = {"start": 0.25, "end": 0.1, "start_end": 0.2, "region": 0.2, "everything": 0.05, "nothing": 0.2}
 
 
@@ -39,13 +40,14 @@ class Batches:
     """Token length, sizes (width, height) in pixels, and clips in a batch of all processes together."""
 
     tokens: int
-    sizes: tuple[tuple[int, int], ...]
+    sizes: tuple[tuple[int, int], ...] = ()
     max_length: int = 49
     tolerance: float = 0.1
     batch_size: int = 16
     noises_per_clip: int = 1  # timesteps and noises for each encoded clip
     earlier_tokens: tuple[int, ...] = ()  # token lengths of earlier phases, repeated so that the model keeps them
     earlier_share: float = 0.25  # how often a clip is drawn at one of them
+    bases: tuple[int, ...] = ()  # resolutions at which VideoX-Fun's 40 shapes are added to the sizes: 512, 768 ...
 
 
 @dataclasses.dataclass(frozen=True)
@@ -80,6 +82,7 @@ class Phase:
     save_every: int = 500  # steps between checkpoints
     micro_batch: int = 0  # clips per process and forward pass; 0 = all of its share of a batch
     # the transformer alone
+    family: str = ""  # 2b, 5b or v1.5: what the model must be; `plan` needs it where the model is not there yet
     checkpoint_blocks: bool = False  # recompute each block for its gradient, which saves memory
     caption_dropout: float = 0.1
     train_text_encoder: bool = False
@@ -155,6 +158,8 @@ def _check(phase: Phase, where: str) -> None:
         check(name, lambda value: 0 <= value <= 1, "0 to 1")
     for name in ("seed", "data.seed"):
         check(name, lambda value: 0 <= value < HELD_OUT, f"0 to {HELD_OUT - 1}: the evaluation uses the others")
+    check("family", lambda value: value in FAMILIES, f"one of {list(FAMILIES)}")
+    check("batches", lambda batches: batches.sizes or batches.bases, "sizes or bases")
     check("micro_batch", lambda value: value >= 0, "0 or more")
     check("data.workers", lambda value: value >= -1, "0 or more, or -1 to choose")
     check("data.fps", lambda value: value >= 0, "frames a second, or 0 for all frames")

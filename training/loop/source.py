@@ -1,15 +1,17 @@
 """A phase's batches: its clips, its buckets, and the processes that read them."""
 
+import dataclasses
 import logging
 from collections.abc import Iterator
 from itertools import islice
 
+from ...sampling.buckets import ASPECT_RATIOS_512, bucket_size
 from ..data.buckets import Bucket, BucketBatches, token_buckets
 from ..data.cache import Cache, CachedDraws, CachedSamples
 from ..data.clips import Clips, FolderClips, ShapeClips
 from ..data.manifest import ManifestClips
 from ..data.samples import Batch, Samples, load
-from .config import Data, Phase
+from .config import Batches, Data, Phase
 
 log = logging.getLogger(__name__)
 
@@ -40,6 +42,18 @@ def worker_count(data: Data) -> int:
     return FILE_WORKERS if data.manifest or data.folders or data.cache else 0
 
 
+def phase_buckets(options: Batches, tokens: int, patch_t: int | None = None) -> list[Bucket]:
+    """The buckets of a token length: of the listed sizes, and of VideoX-Fun's 40 shapes at each base resolution.
+
+    Raises:
+        ValueError: no size fits.
+    """
+    bases = {bucket_size(shape, base): base for base in options.bases for shape in ASPECT_RATIOS_512}
+    sizes = [*options.sizes, *bases]
+    buckets = token_buckets(tokens, sizes, options.max_length, options.tolerance, patch_t)
+    return [dataclasses.replace(b, base=bases.get((b.width, b.height), 0)) for b in buckets]
+
+
 def phase_draws(
     phase: Phase, clips: Clips, rank: int = 0, world: int = 1, patch_t: int | None = None
 ) -> BucketBatches:
@@ -52,13 +66,15 @@ def phase_draws(
         ValueError: no size fits the token length, or no clip is long enough.
     """
     options = phase.batches
-
-    def buckets(tokens: int) -> list[Bucket]:
-        return token_buckets(tokens, options.sizes, options.max_length, options.tolerance, patch_t)
-
-    earlier = [bucket for tokens in options.earlier_tokens for bucket in buckets(tokens)]
+    earlier = [bucket for tokens in options.earlier_tokens for bucket in phase_buckets(options, tokens, patch_t)]
     draws = BucketBatches(
-        *(buckets(options.tokens), options.batch_size, phase.seed, clips.aspects, clips.lengths),
+        *(
+            phase_buckets(options, options.tokens, patch_t),
+            options.batch_size,
+            phase.seed,
+            clips.aspects,
+            clips.lengths,
+        ),
         *(rank, world),
         *(earlier, options.earlier_share),
     )

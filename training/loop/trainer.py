@@ -95,7 +95,7 @@ class Trainer:
         lr = learning_rate(self.phase.optimizer, self.step, self.phase.steps)
         for group in self.optimizer.param_groups:
             group["lr"] = lr
-        loss = self.gradients(to_device(batch, self.accelerator.device))
+        loss = self.gradients(batch)
         norm = self.accelerator.clip_grad_norm_(self.parameters.values(), self.phase.optimizer.max_grad_norm)
         if not math.isfinite(norm):
             found = f"the gradient of step {self.step} is {float(norm)} (its loss is {float(loss)})"
@@ -113,6 +113,7 @@ class Trainer:
         total = torch.zeros((), device=self.accelerator.device)
         for start in range(0, clips, size):
             part = {key: value[start : start + size] for key, value in batch.items()}
+            part = to_device(part, self.accelerator.device)  # the pixels of all can have more than 10 GB
             last = start + size >= clips  # processes exchange gradients once per step
             with contextlib.nullcontext() if last else self.accelerator.no_sync(self.wrapped):
                 with self.accelerator.autocast():

@@ -16,7 +16,7 @@ from ...model_loading.standalone import TextEncoder, load_transformer, load_vae,
 from ...sampling.preview import BIAS, FACTORS
 from ..data.cache import Cache
 from ..data.samples import Batch
-from ..loop.config import Phase
+from ..loop.config import FAMILIES, Phase
 from .encoders import Encoded, Encoders
 from .hub import FILES, PARTS, save_weights, write_json, write_text_encoder
 from .lora import add_lora, lora_state
@@ -64,16 +64,16 @@ class Parts:
                 load_vae(source.vae), phase.kl_weight, phase.masked, phase.train_encoder, phase.agreement_weight
             )
             return
+        if phase.family and source.config.family != FAMILIES[phase.family]:
+            raise ValueError(
+                f"{phase.model} is a {source.config.family} model, expected {FAMILIES[phase.family]}, as family says: "
+                "give another model, or change family"
+            )
         lora = phase.task == "lora"
         transformer = load_transformer(
             source, dtype if lora else torch.float32, position_mode=phase.positions, attention=attention
-        ).train()
-        if phase.checkpoint_blocks:
-            checkpoint_blocks(transformer)
-        if lora:
-            add_lora(transformer, phase.lora_rank, phase.lora_alpha)
-        else:
-            transformer.requires_grad_(True)
+        )
+        prepare_transformer(transformer, phase)
         self.texts = open_whole(phase.text_encoder) if phase.text_encoder else source
         if phase.data.cache:
             check_origin(Cache(phase.data.cache), origin(phase, source, self.texts))
@@ -124,6 +124,17 @@ def replace_copy(source: str, target: str) -> None:
     temporary = Path(f"{target}.tmp")
     shutil.copyfile(source, temporary)
     temporary.replace(target)
+
+
+def prepare_transformer(transformer: CogVideoXTransformer, phase: Phase) -> None:
+    """Make the phase's parameters those that require a gradient, with LoRA layers and checkpointing as it says."""
+    transformer.train()
+    if phase.checkpoint_blocks:
+        checkpoint_blocks(transformer)
+    if phase.task == "lora":
+        add_lora(transformer, phase.lora_rank, phase.lora_alpha)
+    else:
+        transformer.requires_grad_(True)
 
 
 def checkpoint_blocks(transformer: CogVideoXTransformer) -> None:

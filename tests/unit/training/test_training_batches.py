@@ -1,5 +1,6 @@
 """Token-length buckets, random masks, videos from folders, and that a sample depends only on its seed and number."""
 
+import dataclasses
 import itertools
 import random
 
@@ -11,8 +12,8 @@ from cogvideox_fun.training.data import masks, shapes
 from cogvideox_fun.training.data.buckets import Bucket, BucketBatches, token_buckets
 from cogvideox_fun.training.data.clips import FolderClips, ShapeClips
 from cogvideox_fun.training.data.samples import Samples, load
-from cogvideox_fun.training.loop.config import MASK_WEIGHTS, Batches, Phase, read_phase
-from cogvideox_fun.training.loop.source import open_clips, phase_batches, phase_draws
+from cogvideox_fun.training.loop.config import MASK_WEIGHTS, Batches, Data, Phase, read_phase
+from cogvideox_fun.training.loop.source import open_clips, phase_batches, phase_buckets, phase_draws
 from pack import ROOT
 from video_files import counted, write_video
 
@@ -57,6 +58,9 @@ def test_every_batch_of_a_phase_has_its_token_length(path):
     """Or one of the earlier phases' lengths that it repeats, each as often as the phase says."""
     phase = read_phase(path)
     goals, seen = {phase.batches.tokens, *phase.batches.earlier_tokens}, []
+    phase = dataclasses.replace(phase, data=dataclasses.replace(phase.data, cache=""))  # which is made from these draws
+    if phase.data.manifest:  # which is the reader's
+        phase = dataclasses.replace(phase, data=Data(), batches=dataclasses.replace(phase.batches, batch_size=1))
     for draws in itertools.islice(phase_draws(phase, open_clips(phase.data)), 300):
         assert len(draws) == phase.batches.batch_size
         (bucket,) = {draw.bucket for draw in draws}
@@ -92,6 +96,17 @@ def test_clips_go_to_the_closest_shape_that_they_are_long_enough_for():
     assert len({draw.number for draw in draws}) == 60
     with pytest.raises(ValueError, match="the longest has 4 frames, and the shortest bucket takes 5"):
         BucketBatches(buckets, 2, 0, [1.5, 1.5], [4, 1])
+
+
+def test_bases_give_the_shapes_of_a_video_at_each_resolution():
+    """A wide clip is drawn at every base, each time in the shape that is closest to its own."""
+    options = Batches(13312, bases=(512, 640, 768, 1024, 1280))
+    found = phase_buckets(options, 13312)
+    assert {(512, 512), (672, 384), (1344, 768)} <= {(bucket.width, bucket.height) for bucket in found}
+    drawn = draws_of(BucketBatches(found, 1, 0, [16 / 9], [100]), 60)
+    sizes = {draw.bucket.base: (draw.bucket.width, draw.bucket.height, draw.bucket.length) for draw in drawn}
+    expected = {512: (672, 384, 49), 640: (832, 480, 33), 768: (1008, 576, 21), 1024: (1344, 768, 9)}
+    assert sizes == expected | {1280: (1680, 960, 5)}
 
 
 def test_clips_that_are_too_short_for_an_earlier_length():
