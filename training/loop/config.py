@@ -7,7 +7,7 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 
 from ...sampling.positions import POSITION_MODES
-from ..data.masks import KINDS
+from ..data.masks import KINDS, VIDEOX_FUN
 from ..data.shapes import HELD_OUT, NEW_SHAPE, SHAPES
 
 TASKS = ("vae", "full", "lora")
@@ -78,6 +78,8 @@ class Phase:
     # the transformer alone
     checkpoint_blocks: bool = False  # recompute each block for its gradient, which saves memory
     caption_dropout: float = 0.1
+    control_dropout: float = 0.0  # how often a Control model gets zeros: see `Encoders`
+    snr_gamma: float = 0.0  # min-SNR weights of the loss, 0 = off: see `snr_weight`
     train_text_encoder: bool = False
     text_encoder: str = ""  # a model folder whose text encoder and tokenizer replace the model's
     positions: str = "fun"  # fun (interpolated), cut or generated: see `sampling.positions.PositionOptions`
@@ -141,17 +143,19 @@ def _check(phase: Phase, where: str) -> None:
     shapes = [*SHAPES, NEW_SHAPE]
     for name, allowed in {"task": TASKS, "mixed_precision": ("no", "bf16"), "positions": POSITION_MODES}.items():
         check(name, lambda value, allowed=allowed: value in allowed, f"one of {list(allowed)}")
-    check("masks", lambda m: all(kind in KINDS and m[kind] >= 0 for kind in m), f"weights from 0 for {list(KINDS)}")
+    kinds = [*KINDS, VIDEOX_FUN]
+    check("masks", lambda m: all(kind in kinds and m[kind] >= 0 for kind in m), f"weights from 0 for {kinds}")
     check("masks", lambda masks: sum(masks.values()) > 0, "a weight above 0")
     check("data.shapes", lambda value: value and set(value) <= set(shapes), f"some of {shapes}")
     check("optimizer.betas", lambda b: len(b) == 2 and all(0 <= v < 1 for v in b), "two numbers from 0 to less than 1")
     for name in ("batches.earlier_share", "batches.tolerance", "optimizer.ema_decay"):
         check(name, lambda value: 0 <= value < 1, "0 to less than 1")
-    for name in ("caption_dropout", "masked"):
+    for name in ("caption_dropout", "control_dropout", "masked"):
         check(name, lambda value: 0 <= value <= 1, "0 to 1")
     for name in ("seed", "data.seed"):
         check(name, lambda value: 0 <= value < HELD_OUT, f"0 to {HELD_OUT - 1}: the evaluation uses the others")
-    check("micro_batch", lambda value: value >= 0, "0 or more")
+    for name in ("micro_batch", "snr_gamma"):
+        check(name, lambda value: value >= 0, "0 or more")
     counts = "tokens", "batch_size", "noises_per_clip"
     for name in ("steps", "save_every", "lora_rank", "optimizer.learning_rate", *(f"batches.{c}" for c in counts)):
         check(name, lambda value: value > 0, "more than 0")

@@ -57,10 +57,10 @@ class Parts:
         text_encoder = TextEncoder(self.texts.text_encoder, self.texts.tokenizer, text_dtype)
         self.encoders = Encoders(
             *(source.config, load_vae(source.vae, dtype), text_encoder),
-            *(source.scale_factor, phase.caption_dropout, phase.train_text_encoder),
+            *(source.scale_factor, phase.caption_dropout, phase.train_text_encoder, phase.control_dropout),
         )
         t5 = text_encoder.model.requires_grad_(True) if phase.train_text_encoder else None
-        self.task = TransformerTask(transformer, source.schedule.alphas_cumprod(), t5)
+        self.task = TransformerTask(transformer, source.schedule.alphas_cumprod(), t5, phase.snr_gamma)
 
     @property
     def patch_t(self) -> int | None:
