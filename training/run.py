@@ -78,6 +78,7 @@ def init(args) -> None:
 
 
 def train(args) -> None:
+    from cogvideox_fun.training.loop.breaks import explained
     from cogvideox_fun.training.loop.config import read_phase
     from cogvideox_fun.training.loop.phase import processes, run_phase
 
@@ -85,7 +86,7 @@ def train(args) -> None:
     if args.steps is not None:
         changes["steps"] = args.steps
     phase = read_phase(args.config, **changes)
-    with processes(args.cpu):
+    with processes(args.cpu) as state, explained(phase, state.is_main_process):
         run_phase(phase, args.cpu, args.until)
 
 

@@ -49,5 +49,8 @@ def phase_batches(
 ) -> Iterator[Batch]:
     """The batches of a phase from step ``start`` on; see `phase_draws` for the other arguments."""
     draws = islice(phase_draws(phase, clips, rank, world, patch_t), start, None)
-    samples = Samples(clips, phase.seed, phase.masks, phase.batches.noises_per_clip)
-    return load(samples, draws, phase.data.workers)
+    return load(phase_samples(phase, clips), draws, phase.data.workers)
+
+
+def phase_samples(phase: Phase, clips: Clips) -> Samples:
+    return Samples(clips, phase.seed, phase.masks, phase.batches.noises_per_clip)

@@ -5,7 +5,6 @@ import dataclasses
 import json
 import logging
 import math
-import time
 from pathlib import Path
 
 import torch
@@ -14,9 +13,11 @@ from tqdm import tqdm
 from ..data.samples import Batch
 from ..tasks.parts import Parts
 from .config import Optimizer, Phase
-from .progress import LossTable, plot_losses, read_losses
+from .monitor import Monitor
+from .progress import plot_losses, read_losses
 from .source import open_clips, phase_batches
 from .state import Checkpoints
+from .validation import Validator
 
 log = logging.getLogger(__name__)
 
@@ -40,7 +41,8 @@ def about(phase: Phase) -> str:
     """What a checkpoint must have in common with the run that continues it. Paths and what saves memory may change."""
     fields = dataclasses.asdict(phase)
     del fields["data"]["workers"]
-    for free in ("model", "output", "text_encoder", "save_every", "steps", "micro_batch", "checkpoint_blocks"):
+    memory = "micro_batch", "checkpoint_blocks"
+    for free in ("model", "output", "text_encoder", "save_every", "steps", "logging", "validation", *memory):
         del fields[free]
     return json.dumps(fields, indent=0, default=dict)
 
@@ -72,6 +74,9 @@ class Trainer:
         self.wrapped, self.optimizer = accelerator.prepare(task, optimizer)
         self.ema = EMAModel(self.parameters.values(), options.ema_decay, foreach=True)
         self.checkpoints = Checkpoints(accelerator, self.folder, about(phase), self.parameters, self.ema)
+        self.validator = Validator(phase, parts, accelerator, self.folder) if phase.validation.every else None
+        self.losses: list[torch.Tensor] = []  # of the last step, a tensor for each micro-batch
+        self.gradient_norm = math.nan  # of the last step, before it was limited
         self.step = self.checkpoints.load()
         self._agree_on_step()
 
@@ -99,6 +104,7 @@ class Trainer:
         if not math.isfinite(norm):
             found = f"the gradient of step {self.step} is {float(norm)} (its loss is {float(loss)})"
             raise FloatingPointError(f"{found}: lower the learning rate")
+        self.gradient_norm = float(norm)
         self.optimizer.step()
         self.optimizer.zero_grad()
         self.ema.step(self.parameters.values())
@@ -110,15 +116,28 @@ class Trainer:
         clips = len(batch["captions"])
         size = self.phase.micro_batch or clips
         total = torch.zeros((), device=self.accelerator.device)
+        self.losses = []
         for start in range(0, clips, size):
             part = {key: value[start : start + size] for key, value in batch.items()}
             last = start + size >= clips  # processes exchange gradients once per step
             with contextlib.nullcontext() if last else self.accelerator.no_sync(self.wrapped):
                 with self.accelerator.autocast():
-                    loss = self.wrapped(self.parts.prepare(part)).mean() * (len(part["captions"]) / clips)
+                    losses = self.wrapped(self.parts.prepare(part))
+                    loss = losses.mean() * (len(part["captions"]) / clips)
                 self.accelerator.backward(loss)
             total += loss.detach().float()
+            self.losses.append(losses.detach())
         return total
+
+    def weights(self, average: bool) -> dict[str, torch.Tensor]:
+        """What is trained, whole, or its average, by its names in the task. Every process calls it."""
+        values = self.ema.shadow_params if average else [p.detach() for p in self.parameters.values()]
+        return dict(zip(self.parameters, values, strict=True))
+
+    def validate(self) -> None:
+        """Make the validation's clips if they are due."""
+        if self.validator is not None and self.validator.due(self.step):
+            self.validator(self.step, self.weights(self.phase.validation.weights == "average"))
 
     def run(self, until: int | None = None) -> None:
         """Train up to ``until`` steps (default: all of the phase), saving as often as the phase says.
@@ -128,23 +147,22 @@ class Trainer:
         """
         until = self.phase.steps if until is None else min(until, self.phase.steps)
         main = self.accelerator.is_main_process
-        self.folder.mkdir(parents=True, exist_ok=True)
-        table = LossTable(self.folder / "loss.csv", self.step) if main else None
         clips = open_clips(self.phase.data)
         shared = self.accelerator.process_index, self.accelerator.num_processes
-        started = time.monotonic()
+        batches = phase_batches(self.phase, clips, *shared, start=self.step, patch_t=self.parts.patch_t)
         progress = tqdm(initial=self.step, total=self.phase.steps, unit="step", disable=not main)
-        with progress:
-            for batch in phase_batches(self.phase, clips, *shared, start=self.step, patch_t=self.parts.patch_t):
+        with Monitor(self.phase, self.accelerator, self.folder, self.step) as monitor, progress:
+            self.validate()
+            for batch in monitor.timed(batches):
                 if self.step >= until:
                     break
                 loss = float(self.train_step(batch))
-                if main:
-                    lr = self.optimizer.param_groups[0]["lr"]
-                    table.add(self.step - 1, loss, lr, time.monotonic() - started)
-                    progress.update()
-                    progress.set_postfix(loss=f"{loss:.4f}", refresh=False)
+                rate = self.optimizer.param_groups[0]["lr"]
+                monitor.record(self.step - 1, batch, self.losses, loss, rate, self.gradient_norm)
+                progress.update()
+                progress.set_postfix(loss=f"{loss:.4f}", refresh=False)
                 if self.step % self.phase.save_every == 0 or self.step == until:
                     self.checkpoints.save(self.step)
+                self.validate()
         if main and until:
             plot_losses(self.folder / "loss.png", {self.phase.task: read_losses(self.folder / "loss.csv")})

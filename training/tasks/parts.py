@@ -8,6 +8,7 @@ from pathlib import Path
 import torch
 from torch.utils.checkpoint import checkpoint
 
+from ...model_loading.files.checkpoint import Checkpoint
 from ...model_loading.files.safetensors_files import open_weights, read_json
 from ...model_loading.networks.blocks import sdpa
 from ...model_loading.networks.transformer import CogVideoXTransformer
@@ -25,6 +26,21 @@ from .vae import VAETask
 LORA_FILE = "lora.safetensors"
 
 
+def make_encoders(phase: Phase, source: Checkpoint, texts: Checkpoint, dtype: torch.dtype) -> Encoders:
+    """The frozen VAE and T5 of a phase.
+
+    Args:
+        source: the model that is trained.
+        texts: the folder with its text encoder and tokenizer.
+    """
+    text_dtype = torch.float32 if phase.train_text_encoder else dtype
+    text_encoder = TextEncoder(texts.text_encoder, texts.tokenizer, text_dtype)
+    return Encoders(
+        *(source.config, load_vae(source.vae, dtype), text_encoder),
+        *(source.scale_factor, phase.caption_dropout, phase.train_text_encoder, phase.control_dropout),
+    )
+
+
 class Parts:
     """A phase's ``task``, the frozen ``encoders`` before it (None for the VAE), and how its result is written.
 
@@ -34,7 +50,7 @@ class Parts:
     """
 
     def __init__(self, phase: Phase, dtype: torch.dtype = torch.float32, attention: Callable = sdpa):
-        self.phase = phase
+        self.phase, self.dtype, self.attention = phase, dtype, attention
         self.checkpoint = source = open_whole(phase.model)
         self.encoders = None
         if phase.task == "vae":
@@ -52,14 +68,9 @@ class Parts:
             add_lora(transformer, phase.lora_rank, phase.lora_alpha)
         else:
             transformer.requires_grad_(True)
-        text_dtype = torch.float32 if phase.train_text_encoder else dtype
         self.texts = open_whole(phase.text_encoder) if phase.text_encoder else source
-        text_encoder = TextEncoder(self.texts.text_encoder, self.texts.tokenizer, text_dtype)
-        self.encoders = Encoders(
-            *(source.config, load_vae(source.vae, dtype), text_encoder),
-            *(source.scale_factor, phase.caption_dropout, phase.train_text_encoder, phase.control_dropout),
-        )
-        t5 = text_encoder.model.requires_grad_(True) if phase.train_text_encoder else None
+        self.encoders = make_encoders(phase, source, self.texts, dtype)
+        t5 = self.encoders.text_encoder.model.requires_grad_(True) if phase.train_text_encoder else None
         self.task = TransformerTask(transformer, source.schedule.alphas_cumprod(), t5, phase.snr_gamma)
 
     @property
