@@ -52,23 +52,25 @@ def explained(phase: Phase, main: bool) -> Iterator[None]:
     SIGTERM breaks it as Ctrl+C does.
 
     Args:
-        main: whether this is the main process. The others raise the error as it is.
+        main: whether this is the main process. The others log nothing.
 
     Raises:
-        SystemExit: on the main process, with 130 after Ctrl+C, 143 after SIGTERM, and 1 after an error.
+        SystemExit: 130 after Ctrl+C, 143 after SIGTERM, and on the main process 1 after an error. Other processes
+            raise the error as it is.
     """
     own_thread = threading.current_thread() is threading.main_thread()  # no other may set a handler
     before = signal.signal(signal.SIGTERM, _terminate) if own_thread else None
     try:
         yield
     except (Exception, KeyboardInterrupt, Terminated) as error:
-        if not main:
-            raise
         codes = {KeyboardInterrupt: ("interrupted", 130), Terminated: ("terminated", 143)}
         what, code = codes.get(type(error), (type(error).__name__, 1))
+        if code == 1 and not main:
+            raise
         if code == 1:
             log.error("%s", error, exc_info=error)
-        log.error("stopped (%s) %s; to go on: %s", what, where_it_stands(phase), started_by())
+        if main:
+            log.error("stopped (%s) %s; to go on: %s", what, where_it_stands(phase), started_by())
         raise SystemExit(code) from None
     finally:
         if own_thread:

@@ -53,7 +53,7 @@ def run_phase(phase: Phase, cpu: bool = False, until: int | None = None) -> None
     from accelerate.utils import set_seed
 
     check_trackers(phase.logging.trackers)
-    trackers = {"log_with": list(phase.logging.trackers), "project_dir": str(Path(phase.output) / "run")}
+    trackers = {"log_with": list(phase.logging.trackers) or None, "project_dir": str(Path(phase.output) / "run")}
     accelerator = Accelerator(cpu=cpu, mixed_precision=phase.mixed_precision, **trackers)
     set_seed(phase.seed)  # for the initial values of LoRA layers; everything else has a seed per sample
     frozen = torch.bfloat16 if phase.mixed_precision == "bf16" else torch.float32

@@ -152,7 +152,11 @@ class Validator:
         if not is_whole(parts.task, weights):
             parts = Parts(self.phase, parts.dtype, parts.attention)
             parts.task.to(self.accelerator.device)
-        with exchanged(parts.task, weights), self.accelerator.autocast():
+        bf16 = self.phase.mixed_precision == "bf16"
+        with (
+            exchanged(parts.task, weights),
+            torch.autocast(self.accelerator.device.type, torch.bfloat16, enabled=bf16),
+        ):
             table = self.restored(parts) if self.phase.task == "vae" else self.generated(parts)
         self.write(step, table)
 
