@@ -74,7 +74,7 @@ class TextEncoder:
     @torch.no_grad()
     def __call__(self, prompt: str) -> torch.Tensor:
         """Features of a prompt, [1, L, d_model]."""
-        return self.model(input_ids=tokenize(self.tokenizer, prompt)).last_hidden_state
+        return self.model(input_ids=tokenize(self.tokenizer, prompt).to(self.model.device)).last_hidden_state
 
 
 @dataclasses.dataclass
@@ -198,7 +198,9 @@ class Pipeline:
 
         def predict(x: torch.Tensor, timestep: float) -> torch.Tensor:
             batch = x.repeat(repeats, 1, 1, 1, 1)
-            v = self.transformer(batch, torch.full((len(batch),), timestep), text, concat_latents=concat_latents)
+            v = self.transformer(
+                batch, torch.full((len(batch),), timestep, device=x.device), text, concat_latents=concat_latents
+            )
             uncond, *cond = v.chunk(repeats)
             return uncond + cfg * (cond[0] - uncond) if cond else uncond
 

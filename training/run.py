@@ -141,6 +141,7 @@ def plan(args) -> None:
 
 
 def train(args) -> None:
+    from cogvideox_fun.training.loop.breaks import explained
     from cogvideox_fun.training.loop.config import read_phase
     from cogvideox_fun.training.loop.phase import processes, run_phase
 
@@ -148,7 +149,7 @@ def train(args) -> None:
     if args.steps is not None:
         changes["steps"] = args.steps
     phase = read_phase(args.config, **changes)
-    with processes(args.cpu):
+    with processes(args.cpu) as state, explained(phase, state.is_main_process):
         run_phase(phase, args.cpu, args.until)
 
 

@@ -5,7 +5,6 @@ several processes see the same samples.
 """
 
 import random
-import time
 from collections.abc import Iterable, Iterator, Mapping
 from typing import TypedDict
 
@@ -116,17 +115,3 @@ def load(samples: Dataset, draws: Iterable[list[Draw]], workers: int = 0) -> Ite
             They live until the iterator is deleted. 0 makes samples when they are asked for.
     """
     return iter(DataLoader(samples, batch_sampler=draws, collate_fn=collate, num_workers=workers))
-
-
-class Timed(Iterator):
-    """An iterator that counts the ``seconds`` spent waiting for its values."""
-
-    def __init__(self, values: Iterable):
-        self.values, self.seconds = iter(values), 0.0
-
-    def __next__(self):
-        started = time.perf_counter()
-        try:
-            return next(self.values)
-        finally:
-            self.seconds += time.perf_counter() - started

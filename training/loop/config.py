@@ -8,7 +8,7 @@ from pathlib import Path
 
 from ...sampling.positions import POSITION_MODES
 from ..data.control import EDGES
-from ..data.masks import KINDS
+from ..data.masks import KINDS, VIDEOX_FUN
 from ..data.shapes import HELD_OUT, NEW_SHAPE, SHAPES
 
 TASKS = ("vae", "full", "lora")
@@ -62,6 +62,32 @@ class Optimizer:
 
 
 @dataclasses.dataclass(frozen=True)
+class Logging:
+    """Where losses and pictures go beside the run's folder."""
+
+    trackers: tuple[str, ...] = ()  # of accelerate, such as tensorboard or wandb
+    project: str = "cogvideox-fun"  # what the trackers call the run
+
+
+@dataclasses.dataclass(frozen=True)
+class Validation:
+    """Clips to look at while the model is trained, always from the same seeds: see `Validator`."""
+
+    every: int = 0  # steps between; 0 = none
+    weights: str = "average"  # or current
+    # what to make
+    rows: tuple[str, ...] = ()  # of start, start_end, region and text; Control: control. Empty = all
+    clips: int = 2  # for each row
+    folders: tuple[str, ...] = ()  # of videos; empty = held-out shapes, or the first clips of the training
+    prompts: tuple[str, ...] = ()  # in place of the clips' captions
+    size: tuple[int, ...] = ()  # width, height, frames; empty = the phase's first bucket
+    # how
+    steps: int = 20
+    cfg: float = 6.0
+    seed: int = 0
+
+
+@dataclasses.dataclass(frozen=True)
 class Phase:
     """One run of the trainer.
 
@@ -77,6 +103,8 @@ class Phase:
     data: Data = Data()
     optimizer: Optimizer = Optimizer()
     masks: Mapping[str, float] = dataclasses.field(default_factory=lambda: dict(MASK_WEIGHTS))
+    logging: Logging = Logging()
+    validation: Validation = Validation()
     seed: int = 0
     mixed_precision: str = "no"  # no or bf16; the 5B models overflow in fp16
     save_every: int = 500  # steps between checkpoints
@@ -85,6 +113,8 @@ class Phase:
     family: str = ""  # 2b, 5b or v1.5: what the model must be; `plan` needs it where the model is not there yet
     checkpoint_blocks: bool = False  # recompute each block for its gradient, which saves memory
     caption_dropout: float = 0.1
+    control_dropout: float = 0.0  # how often a Control model gets zeros: see `Encoders`
+    snr_gamma: float = 0.0  # min-SNR weights of the loss, 0 = off: see `snr_weight`
     train_text_encoder: bool = False
     text_encoder: str = ""  # a model folder whose text encoder and tokenizer replace the model's
     positions: str = "fun"  # fun (interpolated), cut or generated: see `sampling.positions.PositionOptions`
@@ -146,21 +176,23 @@ def _check(phase: Phase, where: str) -> None:
             raise ConfigError(f"{where}: {name} is {shown!r}, expected {expected}")
 
     shapes = [*SHAPES, NEW_SHAPE]
-    for name, allowed in {"task": TASKS, "mixed_precision": ("no", "bf16"), "positions": POSITION_MODES}.items():
+    choices = {"task": TASKS, "mixed_precision": ("no", "bf16"), "positions": POSITION_MODES}
+    for name, allowed in {**choices, "validation.weights": ("average", "current")}.items():
         check(name, lambda value, allowed=allowed: value in allowed, f"one of {list(allowed)}")
-    check("masks", lambda m: all(kind in KINDS and m[kind] >= 0 for kind in m), f"weights from 0 for {list(KINDS)}")
+    check("validation.size", lambda size: len(size) in (0, 3), "width, height and frames")
+    kinds = [*KINDS, VIDEOX_FUN]
+    check("masks", lambda m: all(kind in kinds and m[kind] >= 0 for kind in m), f"weights from 0 for {kinds}")
     check("masks", lambda masks: sum(masks.values()) > 0, "a weight above 0")
     check("data.shapes", lambda value: value and set(value) <= set(shapes), f"some of {shapes}")
     check("optimizer.betas", lambda b: len(b) == 2 and all(0 <= v < 1 for v in b), "two numbers from 0 to less than 1")
     for name in ("batches.earlier_share", "batches.tolerance", "optimizer.ema_decay"):
         check(name, lambda value: 0 <= value < 1, "0 to less than 1")
-    for name in ("caption_dropout", "masked"):
+    for name in ("caption_dropout", "control_dropout", "masked"):
         check(name, lambda value: 0 <= value <= 1, "0 to 1")
-    for name in ("seed", "data.seed"):
+    for name in ("seed", "data.seed", "validation.seed"):
         check(name, lambda value: 0 <= value < HELD_OUT, f"0 to {HELD_OUT - 1}: the evaluation uses the others")
     check("family", lambda value: value in FAMILIES, f"one of {list(FAMILIES)}")
     check("batches", lambda batches: batches.sizes or batches.bases, "sizes or bases")
-    check("micro_batch", lambda value: value >= 0, "0 or more")
     check("data.workers", lambda value: value >= -1, "0 or more, or -1 to choose")
     check("data.fps", lambda value: value >= 0, "frames a second, or 0 for all frames")
     check(
@@ -168,8 +200,11 @@ def _check(phase: Phase, where: str) -> None:
     )
     videos = phase.data.manifest or phase.data.folders
     check("data.control", lambda value: value in ("", EDGES) or videos, f"{EDGES!r}: procedural clips have no files")
+    for name in ("micro_batch", "snr_gamma", "validation.every"):
+        check(name, lambda value: value >= 0, "0 or more")
     counts = "tokens", "batch_size", "noises_per_clip"
-    for name in ("steps", "save_every", "lora_rank", "optimizer.learning_rate", *(f"batches.{c}" for c in counts)):
+    counts = *(f"batches.{name}" for name in counts), "validation.steps", "validation.clips"
+    for name in ("steps", "save_every", "lora_rank", "optimizer.learning_rate", *counts):
         check(name, lambda value: value > 0, "more than 0")
 
     if phase.data.cache:
@@ -209,10 +244,13 @@ def read_phase(path: str | Path, **changes) -> Phase:
     _check(phase, str(path))
     base = path.resolve().parent
     manifest = str(base / phase.data.manifest) if phase.data.manifest else ""
-    folders = tuple(str(base / folder) for folder in phase.data.folders)
     cache = str(base / phase.data.cache) if phase.data.cache else ""
-    data = dataclasses.replace(phase.data, manifest=manifest, folders=folders, cache=cache)
+    phase = dataclasses.replace(phase, data=dataclasses.replace(phase.data, manifest=manifest, cache=cache))
+    data, validation = (
+        dataclasses.replace(part, folders=tuple(str(base / folder) for folder in part.folders))
+        for part in (phase.data, phase.validation)
+    )
     paths = {
         name: str(base / getattr(phase, name)) for name in ("model", "output", "text_encoder") if getattr(phase, name)
     }
-    return dataclasses.replace(phase, data=data, **paths)
+    return dataclasses.replace(phase, data=data, validation=validation, **paths)

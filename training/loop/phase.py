@@ -12,6 +12,7 @@ from ...model_loading.networks.blocks import sdpa
 from ..tasks.attention import product_attention
 from ..tasks.parts import Parts, convolve_in_float32, measure_scale
 from .config import Phase
+from .monitor import check_trackers
 from .source import open_clips, phase_batches
 from .trainer import Trainer
 
@@ -51,7 +52,9 @@ def run_phase(phase: Phase, cpu: bool = False, until: int | None = None) -> None
     from accelerate import Accelerator
     from accelerate.utils import set_seed
 
-    accelerator = Accelerator(cpu=cpu, mixed_precision=phase.mixed_precision)
+    check_trackers(phase.logging.trackers)
+    trackers = {"log_with": list(phase.logging.trackers) or None, "project_dir": str(Path(phase.output) / "run")}
+    accelerator = Accelerator(cpu=cpu, mixed_precision=phase.mixed_precision, **trackers)
     set_seed(phase.seed)  # for the initial values of LoRA layers; everything else has a seed per sample
     frozen = torch.bfloat16 if phase.mixed_precision == "bf16" else torch.float32
     on_cpu = accelerator.device.type == "cpu"

@@ -1,38 +1,49 @@
-"""The losses of a run as a table and as a picture."""
+"""The losses of a run as tables and as a picture."""
 
 import csv
 from pathlib import Path
 
-COLUMNS = ("step", "loss", "learning_rate", "seconds")
+LOSS_COLUMNS = (
+    *("step", "loss", "learning_rate", "seconds"),
+    *("step_seconds", "gradient_norm", "tokens_per_second", "data_share", "memory_gb"),
+)
+PART_COLUMNS = ("step", "bucket", "timesteps", "count", "loss")  # of the losses of a step, by bucket and timestep
 
 
-class LossTable:
-    """``loss.csv``: a row per step.
+class Table:
+    """A CSV file that a run adds rows to, step by step, and continues after an interruption.
 
     Args:
-        first: the first step of this run; later rows of an interrupted run are removed.
+        columns: the first is ``step``. Rows of an older version of the file get empty values for new columns.
+        first: the first step of this run. Rows of later steps are removed.
     """
 
-    def __init__(self, path: Path, first: int):
-        self.path = path
-        rows = [row for row in read_losses(path) if row["step"] < first] if path.is_file() else []
-        self.seconds = rows[-1]["seconds"] if rows else 0.0  # of the runs before
+    def __init__(self, path: Path, columns: tuple[str, ...], first: int):
+        self.path, self.columns = path, columns
+        rows = [row for row in read_rows(path) if int(row["step"]) < first] if path.is_file() else []
+        self.last = rows[-1] if rows else {}  # of the runs before
         temporary = path.with_suffix(".tmp")
         with temporary.open("w", newline="") as file:
-            writer = csv.writer(file)
-            writer.writerow(COLUMNS)
-            writer.writerows([f"{row[name]:.6g}" for name in COLUMNS] for row in rows)
+            writer = csv.DictWriter(file, columns, extrasaction="ignore")
+            writer.writeheader()
+            writer.writerows(rows)
         temporary.replace(path)
 
-    def add(self, step: int, loss: float, learning_rate: float, seconds: float) -> None:
+    def add(self, *rows: dict) -> None:
+        shown = [{name: f"{v:.6g}" if isinstance(v, float) else v for name, v in row.items()} for row in rows]
         with self.path.open("a", newline="") as file:
-            csv.writer(file).writerow([step, f"{loss:.6g}", f"{learning_rate:.6g}", f"{self.seconds + seconds:.6g}"])
+            csv.DictWriter(file, self.columns).writerows(shown)
+
+
+def read_rows(path: Path) -> list[dict[str, str]]:
+    """The rows of a CSV file. A row that is shorter than the header was cut off by an interruption and is left out."""
+    with Path(path).open(newline="") as file:
+        return [row for row in csv.DictReader(file) if None not in row.values()]
 
 
 def read_losses(path: Path) -> list[dict[str, float]]:
-    """The rows of a ``loss.csv``."""
-    with Path(path).open(newline="") as file:
-        return [{name: float(value) for name, value in row.items()} for row in csv.DictReader(file)]
+    """The rows of a ``loss.csv``, without the values that it lacks."""
+    return [{name: float(value) for name, value in row.items() if value} for row in read_rows(path)]
 
 
 def smooth(values: list[float], window: int) -> list[float]:

@@ -93,8 +93,11 @@ def phase_batches(
     if phase.data.cache:
         return cached_batches(phase, rank, world, start)
     draws = islice(phase_draws(phase, clips, rank, world, patch_t), start, None)
-    samples = Samples(clips, phase.seed, phase.masks, phase.batches.noises_per_clip, phase.data.control)
-    return load(samples, draws, worker_count(phase.data))
+    return load(phase_samples(phase, clips), draws, worker_count(phase.data))
+
+
+def phase_samples(phase: Phase, clips: Clips) -> Samples:
+    return Samples(clips, phase.seed, phase.masks, phase.batches.noises_per_clip, phase.data.control)
 
 
 def cached_batches(phase: Phase, rank: int = 0, world: int = 1, start: int = 0) -> Iterator[Batch]:

@@ -5,18 +5,19 @@ import dataclasses
 import json
 import logging
 import math
-import time
 from pathlib import Path
 
 import torch
 from tqdm import tqdm
 
-from ..data.samples import Batch, Timed
+from ..data.samples import Batch
 from ..tasks.parts import Parts
 from .config import Optimizer, Phase
-from .progress import LossTable, plot_losses, read_losses
+from .monitor import Monitor
+from .progress import plot_losses, read_losses
 from .source import open_clips, phase_batches
 from .state import Checkpoints
+from .validation import Validator
 
 log = logging.getLogger(__name__)
 
@@ -41,7 +42,8 @@ def about(phase: Phase) -> str:
     fields = dataclasses.asdict(phase)
     del fields["data"]["workers"]
     fields["data"]["cache"] = bool(fields["data"]["cache"])
-    for free in ("model", "output", "text_encoder", "save_every", "steps", "micro_batch", "checkpoint_blocks"):
+    memory = "micro_batch", "checkpoint_blocks"
+    for free in ("model", "output", "text_encoder", "save_every", "steps", "logging", "validation", *memory):
         del fields[free]
     return json.dumps(fields, indent=0, default=dict)
 
@@ -73,6 +75,9 @@ class Trainer:
         self.wrapped, self.optimizer = accelerator.prepare(task, optimizer)
         self.ema = EMAModel(self.parameters.values(), options.ema_decay, foreach=True)
         self.checkpoints = Checkpoints(accelerator, self.folder, about(phase), self.parameters, self.ema)
+        self.validator = Validator(phase, parts, accelerator, self.folder) if phase.validation.every else None
+        self.losses: list[torch.Tensor] = []  # of the last step, a tensor for each micro-batch
+        self.gradient_norm = math.nan  # of the last step, before it was limited
         self.step = self.checkpoints.load()
         self._agree_on_step()
 
@@ -100,6 +105,7 @@ class Trainer:
         if not math.isfinite(norm):
             found = f"the gradient of step {self.step} is {float(norm)} (its loss is {float(loss)})"
             raise FloatingPointError(f"{found}: lower the learning rate")
+        self.gradient_norm = float(norm)
         self.optimizer.step()
         self.optimizer.zero_grad()
         self.ema.step(self.parameters.values())
@@ -111,16 +117,29 @@ class Trainer:
         clips = len(batch["captions"])
         size = self.phase.micro_batch or clips
         total = torch.zeros((), device=self.accelerator.device)
+        self.losses = []
         for start in range(0, clips, size):
             part = {key: value[start : start + size] for key, value in batch.items()}
             part = to_device(part, self.accelerator.device)  # the pixels of all can have more than 10 GB
             last = start + size >= clips  # processes exchange gradients once per step
             with contextlib.nullcontext() if last else self.accelerator.no_sync(self.wrapped):
                 with self.accelerator.autocast():
-                    loss = self.wrapped(self.parts.prepare(part)).mean() * (len(part["captions"]) / clips)
+                    losses = self.wrapped(self.parts.prepare(part))
+                    loss = losses.mean() * (len(part["captions"]) / clips)
                 self.accelerator.backward(loss)
             total += loss.detach().float()
+            self.losses.append(losses.detach())
         return total
+
+    def weights(self, average: bool) -> dict[str, torch.Tensor]:
+        """What is trained, whole, or its average, by its names in the task. Every process calls it."""
+        values = self.ema.shadow_params if average else [p.detach() for p in self.parameters.values()]
+        return dict(zip(self.parameters, values, strict=True))
+
+    def validate(self) -> None:
+        """Make the validation's clips if they are due."""
+        if self.validator is not None and self.validator.due(self.step):
+            self.validator(self.step, self.weights(self.phase.validation.weights == "average"))
 
     def run(self, until: int | None = None) -> None:
         """Train up to ``until`` steps (default: all of the phase), saving as often as the phase says.
@@ -130,25 +149,22 @@ class Trainer:
         """
         until = self.phase.steps if until is None else min(until, self.phase.steps)
         main = self.accelerator.is_main_process
-        self.folder.mkdir(parents=True, exist_ok=True)
-        table = LossTable(self.folder / "loss.csv", self.step) if main else None
         clips = open_clips(self.phase.data)
         shared = self.accelerator.process_index, self.accelerator.num_processes
-        started = time.monotonic()
+        batches = phase_batches(self.phase, clips, *shared, start=self.step, patch_t=self.parts.patch_t)
         progress = tqdm(initial=self.step, total=self.phase.steps, unit="step", disable=not main)
-        with progress:
-            batches = Timed(phase_batches(self.phase, clips, *shared, start=self.step, patch_t=self.parts.patch_t))
-            for batch in batches:
+        with Monitor(self.phase, self.accelerator, self.folder, self.step) as monitor, progress:
+            self.validate()
+            for batch in monitor.timed(batches):
                 if self.step >= until:
                     break
                 loss = float(self.train_step(batch))
-                if main:
-                    lr = self.optimizer.param_groups[0]["lr"]
-                    table.add(self.step - 1, loss, lr, time.monotonic() - started)
-                    progress.update()
-                    progress.set_postfix(loss=f"{loss:.4f}", refresh=False)
+                rate = self.optimizer.param_groups[0]["lr"]
+                monitor.record(self.step - 1, batch, self.losses, loss, rate, self.gradient_norm)
+                progress.update()
+                progress.set_postfix(loss=f"{loss:.4f}", refresh=False)
                 if self.step % self.phase.save_every == 0 or self.step == until:
                     self.checkpoints.save(self.step)
+                self.validate()
         if main and until:
-            log.info("waited %.1f of %.1f seconds for data", batches.seconds, time.monotonic() - started)
             plot_losses(self.folder / "loss.png", {self.phase.task: read_losses(self.folder / "loss.csv")})

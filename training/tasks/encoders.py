@@ -27,6 +27,16 @@ class Encoded(TypedDict, total=False):
     time: torch.Tensor  # B R, uniform in 0..1: how far along the schedule
 
 
+def drop_control(latent: torch.Tensor, seeds: torch.Tensor, share: float) -> torch.Tensor:
+    """Control latents B C t h w with zeros for a share of the clips.
+
+    Args:
+        seeds: [B], uniform in 0..2^62: a batch's ``reference_seed``, which a Control model needs for nothing else.
+    """
+    dropped = seeds.float() / 2**62 < share
+    return latent.masked_fill(dropped[:, None, None, None, None], 0.0)
+
+
 class Encoders:
     """A frozen VAE and T5. The VAE of a model is used as in sampling.
 
@@ -34,6 +44,8 @@ class Encoders:
         config: of the transformer that is trained: it decides what conditioning is made.
         caption_dropout: how often a caption is replaced by an empty one, for guidance.
         train_text_encoder: T5 is trained: leave it out, and give it tokens.
+        control_dropout: how often a Control model gets zeros in place of the control video. VideoX-Fun's trainer of
+            CogVideoX never does this (0). Its trainers of Wan do it for 10 % of the clips.
 
     Raises:
         ValueError: the transformer is of a kind that can't be trained.
@@ -49,17 +61,19 @@ class Encoders:
         scale_factor: float,
         caption_dropout: float,
         train_text_encoder: bool = False,
+        control_dropout: float = 0.0,
     ):
-        if config.conditioning not in ("text", "inpaint"):
+        if config.conditioning not in ("text", "inpaint", "control"):
             raise ValueError(
-                f"the model takes {config.conditioning} latents, and no source has them: train an InP or text model"
+                f"the model takes {config.conditioning} latents, and no source has them: train an InP, Control or "
+                "text model"
             )
         self.config = config
         self.vae = vae.requires_grad_(False).eval()
         self.text_encoder = text_encoder
         self.scale_factor, self.caption_dropout = scale_factor, caption_dropout
-        self.train_text_encoder = train_text_encoder
         self.cut = False  # a caption was too long
+        self.train_text_encoder, self.control_dropout = train_text_encoder, control_dropout
         if not train_text_encoder:
             text_encoder.model.requires_grad_(False).eval()
 
@@ -92,14 +106,21 @@ class Encoders:
         return moments[:, : self.vae.config.latent_channels].float() * self.scale_factor
 
     def conditioning(self, batch: Batch, video: torch.Tensor, latent: torch.Tensor) -> torch.Tensor | None:
-        """The 17 channels of an InP model, as in sampling: zeros for a clip of which nothing is known.
+        """The channels beyond the noise, as in sampling: 17 of an InP model, 16 of a Control model (see `control`).
+
+        An InP model gets zeros for a clip of which nothing is known.
 
         Args:
             video: the batch's, -1..1.
             latent: of the whole video.
+
+        Raises:
+            ValueError: the model takes a control video, and the batch has none.
         """
         if self.config.conditioning == "text":
             return None
+        if self.config.conditioning == "control":
+            return self.control(batch)
         mask = batch["mask"]
         extra = latent.new_zeros(len(latent), 17, *latent.shape[2:])
         some = ~mask.flatten(1).bool().all(dim=1)  # at least one pixel is known
@@ -108,6 +129,18 @@ class Encoders:
             small = resize_mask_3d(mask[some][:, None], *latent.shape[2:])
             extra[some] = inpaint_latents(small, self.encode(masked[some]), self.scale_factor)
         return extra
+
+    def control(self, batch: Batch) -> torch.Tensor:
+        """The scaled latent of the control video, B 16 T h w: the distribution's mode, as in sampling.
+
+        Control videos get no reference noise, on V1.1 neither: VideoX-Fun adds it to InP models alone.
+        """
+        if "control" not in batch:
+            raise ValueError(
+                "the model takes a control video, and the batch has none: set control in [data] to 'edges', or to "
+                "the suffix of the control videos beside the clips, such as '_depth'"
+            )
+        return drop_control(self.encode(batch["control"] * 2 - 1), batch["reference_seed"], self.control_dropout)
 
     def reference(self, batch: Batch, masked: torch.Tensor) -> torch.Tensor:
         """The masked video B F H W 3, with noise if the configuration asks for it. Black stays black."""

@@ -51,6 +51,7 @@ def origin(phase: Phase, checkpoint: Checkpoint, texts: Checkpoint) -> dict:
         "text encoder": _hash(texts.text_encoder, "*.safetensors"),
         "tokenizer": _hash(texts.tokenizer, "spiece.model", "tokenizer*.json"),
         "masks": dict(phase.masks),
+        "control_dropout": phase.control_dropout,
         **{f"batches.{name}": value for name, value in batches.items() if name not in FREE_BATCHES},
         **{f"data.{name}": value for name, value in data.items() if name not in FREE_DATA},
     }

@@ -39,7 +39,7 @@ def make_encoders(phase: Phase, source: Checkpoint, texts: Checkpoint, dtype: to
     text_encoder = TextEncoder(texts.text_encoder, texts.tokenizer, text_dtype)
     return Encoders(
         *(source.config, load_vae(source.vae, dtype), text_encoder),
-        *(source.scale_factor, phase.caption_dropout, phase.train_text_encoder),
+        *(source.scale_factor, phase.caption_dropout, phase.train_text_encoder, phase.control_dropout),
     )
 
 
@@ -54,7 +54,7 @@ class Parts:
     """
 
     def __init__(self, phase: Phase, dtype: torch.dtype = torch.float32, attention: Callable = sdpa):
-        self.phase = phase
+        self.phase, self.dtype, self.attention = phase, dtype, attention
         # A LoRA from a cache needs the transformer alone; a whole model is written with its VAE and T5.
         alone = phase.task == "lora" and phase.data.cache
         self.checkpoint = source = open_checkpoint(phase.model) if alone else open_whole(phase.model)
@@ -80,7 +80,7 @@ class Parts:
         else:
             self.encoders = make_encoders(phase, source, self.texts, dtype)
         t5 = self.encoders.text_encoder.model.requires_grad_(True) if phase.train_text_encoder else None
-        self.task = TransformerTask(transformer, source.schedule.alphas_cumprod(), t5)
+        self.task = TransformerTask(transformer, source.schedule.alphas_cumprod(), t5, phase.snr_gamma)
 
     @property
     def patch_t(self) -> int | None:

@@ -17,6 +17,19 @@ def noised(clean: torch.Tensor, noise: torch.Tensor, alpha: torch.Tensor) -> tor
     return alpha.sqrt() * clean + (1 - alpha).sqrt() * noise
 
 
+def snr_weight(alpha: torch.Tensor, gamma: float) -> torch.Tensor:
+    """The weight of a v-prediction's squared error, ``min(snr, gamma) / (snr + 1)`` (min-SNR, Hang et al. 2023).
+
+    With ``snr = a / (1 - a)`` this is ``min(a, gamma (1 - a))``, which is finite for every a. The last timestep of a
+    schedule with zero-terminal SNR has the weight 0.
+
+    Args:
+        alpha: signal power, 0..1.
+        gamma: above 0; the paper uses 5.
+    """
+    return torch.minimum(alpha, gamma * (1 - alpha))
+
+
 class TransformerTask(nn.Module):
     """The squared error of v, for encoded clips.
 
@@ -24,10 +37,18 @@ class TransformerTask(nn.Module):
         transformer: parameters that require a gradient are trained.
         alphas: signal power per timestep, see `NoiseSchedule.alphas_cumprod`.
         t5: transformers' T5 encoder, if it is trained, too.
+        snr_gamma: see `snr_weight`; 0 = every timestep has the weight 1.
     """
 
-    def __init__(self, transformer: CogVideoXTransformer, alphas: torch.Tensor, t5: nn.Module | None = None):
+    def __init__(
+        self,
+        transformer: CogVideoXTransformer,
+        alphas: torch.Tensor,
+        t5: nn.Module | None = None,
+        snr_gamma: float = 0.0,
+    ):
         super().__init__()
+        self.snr_gamma = snr_gamma
         self.transformer = transformer
         # With autocast the sum over all blocks would have half precision, which is too coarse to copy known pixels.
         transformer.patch_embed.register_forward_hook(lambda module, args, out: tuple(x.float() for x in out))
@@ -45,5 +66,7 @@ class TransformerTask(nn.Module):
         timestep = (time * len(self.alphas)).long().clamp(max=len(self.alphas) - 1)
         alpha = self.alphas[timestep].float()[:, None, None, None, None]
         v = self.transformer(noised(latent, noise, alpha), timestep, context, concat_latents=extra)
-        error = (v.float() - v_target(latent, noise, alpha)).square().flatten(1).mean(1)
-        return error.unflatten(0, clips["time"].shape)
+        loss = (v.float() - v_target(latent, noise, alpha)).square().flatten(1).mean(1)
+        if self.snr_gamma:
+            loss = loss * snr_weight(alpha.flatten(), self.snr_gamma)
+        return loss.view_as(clips["time"])

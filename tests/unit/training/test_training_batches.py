@@ -58,7 +58,7 @@ def test_every_batch_of_a_phase_has_its_token_length(path):
     """Or one of the earlier phases' lengths that it repeats, each as often as the phase says."""
     phase = read_phase(path)
     goals, seen = {phase.batches.tokens, *phase.batches.earlier_tokens}, []
-    phase = dataclasses.replace(phase, data=dataclasses.replace(phase.data, cache=""))  # which is made from these draws
+    phase = dataclasses.replace(phase, data=dataclasses.replace(phase.data, cache=""))  # made from these draws
     if phase.data.manifest:  # which is the reader's
         phase = dataclasses.replace(phase, data=Data(), batches=dataclasses.replace(phase.batches, batch_size=1))
     for draws in itertools.islice(phase_draws(phase, open_clips(phase.data)), 300):

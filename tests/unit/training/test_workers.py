@@ -12,7 +12,6 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from cogvideox_fun.training.data import samples
 from cogvideox_fun.training.data.manifest import write_manifest
 from cogvideox_fun.training.loop.config import Batches, Data, Phase
 from cogvideox_fun.training.loop.source import open_clips, phase_batches, phase_draws, worker_count
@@ -134,12 +133,6 @@ def test_ctrl_c_ends_the_workers_without_a_word(manifest, tmp_path):
     assert not any(Path(f"/proc/{pid}").exists() for pid in workers)
     lines = (tmp_path / "errors").read_text().splitlines()
     assert all("3.mp4: no such file" in line for line in lines), lines
-
-
-def test_seconds_of_waiting_are_counted(monkeypatch):
-    monkeypatch.setattr(samples.time, "perf_counter", itertools.count(0, 2).__next__)
-    timed = samples.Timed([3, 4])
-    assert (list(timed), timed.seconds) == ([3, 4], 6), "two values and the end"
 
 
 @pytest.mark.parametrize(
