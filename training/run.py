@@ -3,7 +3,7 @@
   nano FOLDER       train the nano model from nothing, all phases in order, and store it in a folder
   init FOLDER       write the untrained nano model
   train CONFIG      run one phase of a TOML file; an interrupted run continues
-  export FOLDER     store a trained model folder in float16
+  export FOLDER     store a trained model folder in float16, or the newest checkpoint of a run
   evaluate          measure what a model can do on held-out scenes
   positions CONFIG  train a phase with each position table, and measure each
 
@@ -38,8 +38,8 @@ def parse_args() -> argparse.Namespace:
     train.add_argument("--steps", type=int, help="of the whole phase, instead of the configuration's")
     train.add_argument("--until", type=int, help="stop after this step, to continue later")
     train.add_argument("--cpu", action="store_true", help="use the CPU even where there is a GPU")
-    export = commands.add_parser("export", help="store a trained model folder in float16")
-    export.add_argument("folder", type=Path, help="the folder to read")
+    export = commands.add_parser("export", help="store a trained model or the newest checkpoint of a run")
+    export.add_argument("folder", type=Path, help="a model folder, stored in float16, or the output of a run")
     export.add_argument("output", type=Path, help="the folder to write")
     measure = commands.add_parser("evaluate", help="measure what a model can do on held-out scenes")
     measure.add_argument("--model", type=Path, default=ROOT / "models" / "nano", help="a model folder")
@@ -90,9 +90,13 @@ def train(args) -> None:
 
 
 def export(args) -> None:
+    from cogvideox_fun.training.loop.phase import export_run
     from cogvideox_fun.training.tasks.parts import export_half
 
-    export_half(args.folder, args.output)
+    if (args.folder / "run").is_dir():
+        export_run(args.folder, args.output)
+    else:
+        export_half(args.folder, args.output)
 
 
 def evaluate(args) -> None:

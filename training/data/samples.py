@@ -81,4 +81,5 @@ def load(samples: Dataset, draws: Iterable[list[Draw]], workers: int = 0) -> Ite
     Args:
         workers: processes that make samples ahead of time; 0 makes them when they are asked for.
     """
-    return iter(DataLoader(samples, batch_sampler=draws, collate_fn=collate, num_workers=workers))
+    own = torch.Generator()  # for the workers' seeds, which nothing uses: the global one stays as it is
+    return iter(DataLoader(samples, batch_sampler=draws, collate_fn=collate, num_workers=workers, generator=own))

@@ -11,6 +11,7 @@ from ..data.masks import KINDS
 from ..data.shapes import HELD_OUT, NEW_SHAPE, SHAPES
 
 TASKS = ("vae", "full", "lora")
+OPTIMIZERS = ("adamw", "adamw8bit")
 MASK_WEIGHTS = {"start": 0.25, "end": 0.1, "start_end": 0.2, "region": 0.2, "everything": 0.05, "nothing": 0.2}
 
 
@@ -52,7 +53,8 @@ class Optimizer:
     weight_decay: float = 1e-2
     betas: tuple[float, ...] = (0.9, 0.99)
     max_grad_norm: float = 1.0
-    ema_decay: float = 0.999
+    ema_decay: float = 0.999  # of the average of the weights; 0 = no average, and no memory for it
+    kind: str = "adamw"  # or adamw8bit: bitsandbytes' 8-bit moments, on a GPU
 
 
 @dataclasses.dataclass(frozen=True)
@@ -139,7 +141,8 @@ def _check(phase: Phase, where: str) -> None:
             raise ConfigError(f"{where}: {name} is {shown!r}, expected {expected}")
 
     shapes = [*SHAPES, NEW_SHAPE]
-    for name, allowed in {"task": TASKS, "mixed_precision": ("no", "bf16"), "positions": POSITION_MODES}.items():
+    choices = {"task": TASKS, "mixed_precision": ("no", "bf16"), "positions": POSITION_MODES}
+    for name, allowed in {**choices, "optimizer.kind": OPTIMIZERS}.items():
         check(name, lambda value, allowed=allowed: value in allowed, f"one of {list(allowed)}")
     check("masks", lambda m: all(kind in KINDS and m[kind] >= 0 for kind in m), f"weights from 0 for {list(KINDS)}")
     check("masks", lambda masks: sum(masks.values()) > 0, "a weight above 0")
@@ -155,6 +158,15 @@ def _check(phase: Phase, where: str) -> None:
     counts = "tokens", "batch_size", "noises_per_clip"
     for name in ("steps", "save_every", "lora_rank", "optimizer.learning_rate", *(f"batches.{c}" for c in counts)):
         check(name, lambda value: value > 0, "more than 0")
+
+
+def phase_of_values(values: Mapping, where: str) -> Phase:
+    """A phase from the values of its fields, as a checkpoint keeps them; see `read_phase`.
+
+    Raises:
+        ConfigError: they are not those of a phase.
+    """
+    return _read(Phase, values, where)
 
 
 def read_phase(path: str | Path, **changes) -> Phase:
