@@ -8,6 +8,7 @@ import contextlib
 import math
 import os
 from collections.abc import Callable, Iterable, Iterator
+from functools import partial
 
 import torch
 from torch import nn
@@ -173,6 +174,9 @@ class Fsdp2(Engine):
             "offload_policy": plugin.cpu_offload,
             "mp_policy": MixedPrecisionPolicy(dtype, torch.float32, cast_forward_inputs=False),
         }
+        norm_in_float32(task)
+        # FSDP's hook on what a model returns would be lost if that were a view that someone writes into.
+        task.transformer.register_forward_hook(lambda module, args, out: out.clone())
         self.roots = []
         for model, blocks in models_with_blocks(task):
             for block in blocks:
@@ -193,6 +197,18 @@ def models_with_blocks(task: nn.Module) -> list[tuple[nn.Module, nn.ModuleList]]
     if task.t5 is not None:
         models.append((task.t5, task.t5.encoder.block))
     return models
+
+
+def norm_in_float32(task: nn.Module) -> None:
+    """Compute layer norms of bf16 weights in float32, as autocast does on a GPU and does not on a CPU."""
+    for module in task.modules():
+        if isinstance(module, nn.LayerNorm):
+            module.forward = partial(_norm, module)
+
+
+def _norm(module: nn.LayerNorm, x: torch.Tensor) -> torch.Tensor:
+    weight, bias = (None if p is None else p.float() for p in (module.weight, module.bias))
+    return nn.functional.layer_norm(x.float(), module.normalized_shape, weight, bias, module.eps)
 
 
 def make_engine(phase: Phase, task: nn.Module, accelerator) -> Engine:

@@ -6,7 +6,7 @@ import torch
 from torch import nn
 
 from .config import Phase
-from .engines import AVERAGE, WEIGHTS, Engine, Read, make_optimizer, start_state
+from .engines import AVERAGE, WEIGHTS, Engine, Read, make_optimizer, norm_in_float32, start_state
 
 READ_AT_ONCE = 2**28  # numbers that a process holds while it reads a checkpoint: 1 GiB in float32
 
@@ -33,6 +33,7 @@ class Zero(Engine):
             raise ValueError(f"the ZeRO stage is {self.stage}, expected 1 to 3: use DDP to share nothing")
         trained = [p for p in task.parameters() if p.requires_grad]
         optimizer = make_optimizer(self.phase.optimizer, trained, self.device)
+        norm_in_float32(task)
         buffers = {name: buffer.clone() for name, buffer in task.named_buffers()}
         engine, self.zero, *_ = deepspeed.initialize(model=task, optimizer=optimizer, config=config)
         for name, buffer in buffers.items():  # bf16 rounded them
@@ -106,9 +107,9 @@ class Zero(Engine):
         if self.stage < 3:
             parameter.data.copy_(value)
             return
-        from deepspeed.zero import GatheredParameters
+        import deepspeed
 
-        with GatheredParameters([parameter], modifier_rank=0):
+        with deepspeed.zero.GatheredParameters([parameter], modifier_rank=0):
             parameter.data.copy_(value)
 
     def chunks(self) -> list[list[str]]:
