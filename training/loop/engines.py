@@ -182,7 +182,9 @@ class Fsdp2(Engine):
             for block in blocks:
                 fully_shard(block, **options)
             self.roots.append(fully_shard(model, **options))
-        return task.to(self.device) if plugin.cpu_offload is None else task
+        for name, buffer in list(task.named_buffers(recurse=False)):  # the models' own were moved by fully_shard
+            task.register_buffer(name, buffer.to(self.device), persistent=False)
+        return task
 
     @contextlib.contextmanager
     def exchange(self, last: bool) -> Iterator[None]:

@@ -49,11 +49,12 @@ class Checkpoints:
             self._on_main(lambda: self._end(unfinished, target))
         except (OSError, CheckpointException) as error:
             cause = next(iter(error.failures.values()))[0] if isinstance(error, CheckpointException) else error
+            free = shutil.disk_usage(self.folder).free // 2**20
             if self.accelerator.is_main_process:
                 shutil.rmtree(unfinished, ignore_errors=True)
             raise OSError(
-                f"the checkpoint of step {step} can't be written to {self.folder} ({cause}): make room or give another "
-                "output folder, and run the same command; the older checkpoint is kept"
+                f"the checkpoint of step {step} can't be written to {self.folder}, where {free} MiB are free ({cause}): "
+                "make room, or move the folder to a larger disk, and run the same command; the older checkpoint is kept"
             ) from error
 
     def load(self) -> int:

@@ -3,6 +3,7 @@
 import argparse
 import json
 import os
+import re
 import subprocess
 import sys
 import time
@@ -137,7 +138,7 @@ def test_what_breaks_one_process_stops_both_and_changes_nothing(folder, engine):
     for rank in range(2):
         nan, full, same = (folder / engine / f"failures_{rank}").read_text().splitlines()
         assert nan.startswith(f"the gradient of step {STEPS + 1} is nan"), nan
-        assert "step 99 can't be written" in full and "File too large" in full and "the older" in full, full
+        assert re.search("step 99 can't be written to .* MiB are free .* the older checkpoint is kept", full), full
         assert same == "same: True"
 
 
