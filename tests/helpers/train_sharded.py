@@ -3,6 +3,7 @@
 Arguments: the model's folder, the folder for the runs, and a JSON file with the environment of every engine.
 """
 
+import dataclasses
 import json
 import os
 import resource
@@ -32,8 +33,7 @@ def trainer_of(model: str | Path, folder: Path, task: str = "full", **changes) -
     optimizer = Optimizer(1e-3, warmup_steps=2)
     phase = Phase(task, str(model), "", 9, batches, Data(seed=5), optimizer, save_every=99)
     torch.manual_seed(0)
-    for name, value in changes.items():
-        object.__setattr__(phase, name, value)
+    phase = dataclasses.replace(phase, train_text_encoder=task == "full", **changes)
     return Trainer(phase, Parts(phase), Accelerator(cpu=True), folder)
 
 

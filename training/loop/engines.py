@@ -7,6 +7,7 @@ DeepSpeed engine is in `zero`.
 import contextlib
 import math
 import os
+import warnings
 from collections.abc import Callable, Iterable, Iterator
 from functools import partial
 
@@ -175,8 +176,6 @@ class Fsdp2(Engine):
             "mp_policy": MixedPrecisionPolicy(dtype, torch.float32, cast_forward_inputs=False),
         }
         norm_in_float32(task)
-        # FSDP's hook on what a model returns would be lost if that were a view that someone writes into.
-        task.transformer.register_forward_hook(lambda module, args, out: out.clone())
         self.roots = []
         for model, blocks in models_with_blocks(task):
             for block in blocks:
@@ -190,7 +189,9 @@ class Fsdp2(Engine):
     def exchange(self, last: bool) -> Iterator[None]:
         for root in self.roots:
             root.set_requires_gradient_sync(last)
-        yield
+        with warnings.catch_warnings():  # FSDP warns of views that are returned, in case someone writes into them
+            warnings.filterwarnings("ignore", "FSDP2-wrapped module")
+            yield
 
 
 def models_with_blocks(task: nn.Module) -> list[tuple[nn.Module, nn.ModuleList]]:

@@ -48,7 +48,8 @@ def folder(tiny_model, tmp_path_factory):
     command = [sys.executable, "-m", "accelerate.commands.accelerate_cli", "launch", "--config_file"]
     command += [str(CONFIGS / "ddp.yaml"), "--num_processes", "2", "--main_process_port", "0"]
     command += [str(ROOT / "tests" / "helpers" / "train_sharded.py"), str(tiny_model), str(folder)]
-    variables = {**os.environ, "OMP_NUM_THREADS": "1", "DS_ACCELERATOR": "cpu"}
+    oldest = {"ATEN_CPU_CAPABILITY": "default", "ONEDNN_MAX_CPU_ISA": "SSE41"}  # so that sums are in another order
+    variables = {**os.environ, "OMP_NUM_THREADS": "1", "DS_ACCELERATOR": "cpu", **oldest}
     with (folder / "log").open("w") as log:
         launched = subprocess.Popen([*command, str(folder / "engines.json")], stdout=log, stderr=log, env=variables)
         try:
@@ -151,6 +152,6 @@ def test_an_unfinished_run_is_exported(folder, engine, tmp_path):
     average = read_tensors(newest(folder / engine / "second"), "average")
     open_whole(tmp_path / "model")
     written = load_file(tmp_path / "model" / "transformer" / "diffusion_pytorch_model.safetensors")
-    assert {f"transformer.{name}" for name in written} == set(average)
+    assert {f"transformer.{name}" for name in written} == {name for name in average if not name.startswith("t5.")}
     for name, value in written.items():
         assert torch.equal(value, average[f"transformer.{name}"]), name
