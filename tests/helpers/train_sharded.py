@@ -63,33 +63,32 @@ def train(model: str, folder: Path) -> None:
     trainer.accelerator.wait_for_everyone()
     run(trainer_of(model, folder / "parts", **saving), STEPS)
     trainer = trainer_of(model, folder / "lora", "lora", mixed_precision="bf16", **saving)
-    run(trainer, 2)
+    run(trainer, 1)
     frozen = trainer.task.transformer.proj_out.weight
     local = getattr(frozen, "ds_tensor", frozen.to_local() if hasattr(frozen, "to_local") else frozen)
-    (folder / f"frozen_{trainer.accelerator.process_index}").write_text(str(local.numel() / trained_numel(frozen)))
-
-
-def trained_numel(parameter: torch.Tensor) -> int:
-    return getattr(parameter, "ds_numel", parameter.numel())
+    share = local.numel() / getattr(frozen, "ds_numel", frozen.numel())
+    (folder / f"frozen_{trainer.accelerator.process_index}").write_text(str(share))
 
 
 def everything(trainer: Trainer) -> dict[str, torch.Tensor]:
     """The state of this process, copied."""
-    states = {kind: trainer.engine.state(kind) for kind in trainer.engine.kinds()}
-    local = {f"{k}.{n}": v.to_local() if hasattr(v, "to_local") else v for k, s in states.items() for n, v in s.items()}
-    return {name: value.clone() for name, value in local.items()}
+    found = {}
+    for kind in trainer.engine.kinds():
+        for name, value in trainer.engine.state(kind).items():
+            found[f"{kind}.{name}"] = (value.to_local() if hasattr(value, "to_local") else value).clone()
+    return found
 
 
 def fail(trainer: Trainer) -> str:
     """What a NaN and a full disk on the second process alone do; nothing may change, and every process must know."""
-    rank, before = trainer.accelerator.process_index, everything(trainer)
+    rank, before, found = trainer.accelerator.process_index, everything(trainer), ""
     batch = next(phase_batches(trainer.phase, open_clips(trainer.phase.data), rank, 2))
     if rank == 1:
         batch["noise"][0] = torch.nan
     try:
         trainer.train_step(batch)
     except FloatingPointError as error:
-        found = f"{error}\n"
+        found += f"{error}\n"
     soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
     if rank == 1:
         resource.setrlimit(resource.RLIMIT_FSIZE, (20_000, hard))
@@ -119,12 +118,10 @@ def main() -> None:
     accelerator = Accelerator(cpu=True)
     for step in (train, finish):
         for name, environment in engines.items():
-            started = time.monotonic()
             os.environ.update(environment)
             step(model, folder / name)
             for variable in environment:
                 del os.environ[variable]
-            print(step.__name__, name, round(time.monotonic() - started, 1))
         if accelerator.is_main_process:
             (folder / "waiting").touch()
         while step is train and not (folder / "go on").exists():

@@ -153,8 +153,8 @@ class Engine:
 class Fsdp2(Engine):
     """FSDP 2: parameters, gradients, moments and the average in shards, a block at a time made whole.
 
-    With bf16 a block is gathered in bf16, and its gradient is summed in float32. The sum over the blocks stays float32,
-    because inputs are not cast.
+    With bf16 a block is gathered in bf16, and its gradient is summed in float32. Inputs are not cast, so that the sum
+    over the blocks stays float32.
 
     Raises:
         ValueError: the configuration asks for FSDP 1.
@@ -167,7 +167,9 @@ class Fsdp2(Engine):
 
         plugin = FullyShardedDataParallelPlugin()
         if plugin.fsdp_version != 2:
-            raise ValueError(f"fsdp_version is {plugin.fsdp_version}, expected 2: set it in accelerate's configuration")
+            raise ValueError(
+                f"fsdp_version is {plugin.fsdp_version}, expected 2: set it in accelerate's configuration"
+            )
         dtype = torch.bfloat16 if self.phase.mixed_precision == "bf16" else None
         options = {
             "mesh": init_device_mesh(self.device.type, (self.world,)),
@@ -220,9 +222,10 @@ def make_engine(phase: Phase, task: nn.Module, accelerator) -> Engine:
     Raises:
         ValueError: it can't train this phase.
     """
-    name = next((n for n in ("FSDP", "DEEPSPEED") if os.environ.get(f"ACCELERATE_USE_{n}", "").lower() == "true"), None)
-    if name is None:
+    names = [n for n in ("FSDP", "DEEPSPEED") if os.environ.get(f"ACCELERATE_USE_{n}", "").lower() == "true"]
+    if not names:
         return Engine(phase, task, accelerator)
+    (name,) = names
     if phase.task == "vae":
         raise ValueError(f"the task is 'vae' and the engine {name}, expected DDP: the VAE is small and is not sharded")
     if phase.optimizer.kind != "adamw":

@@ -53,8 +53,9 @@ class Checkpoints:
             if self.accelerator.is_main_process:
                 shutil.rmtree(unfinished, ignore_errors=True)
             raise OSError(
-                f"the checkpoint of step {step} can't be written to {self.folder}, where {free} MiB are free ({cause}): "
-                "make room, or move the folder to a larger disk, and run the same command; the older checkpoint is kept"
+                f"the checkpoint of step {step} can't be written to {self.folder}, where {free} MiB are free ({cause})"
+                ": make room, or move the folder to a larger disk, and run the same command; the older checkpoint is "
+                "kept"
             ) from error
 
     def load(self) -> int:
@@ -172,11 +173,13 @@ def read_phase_of(path: Path) -> Phase:
 
 def shapes(folder: Path) -> dict[str, torch.Size]:
     """The shapes of the tensors in one folder of a checkpoint."""
-    return {name: found.size for name, found in dcp.FileSystemReader(folder).read_metadata().state_dict_metadata.items()}
+    return {
+        name: found.size for name, found in dcp.FileSystemReader(folder).read_metadata().state_dict_metadata.items()
+    }
 
 
 def read_tensors(path: Path, kind: str | None = None) -> dict[str, torch.Tensor]:
-    """Read a kind of tensors from a checkpoint, whole, on the CPU; by default the average, or the weights without one."""
+    """A kind of tensors of a checkpoint, whole, on the CPU; by default the average, or the weights without one."""
     kind = kind or (AVERAGE if (path / AVERAGE).is_dir() else WEIGHTS)
     metadata = dcp.FileSystemReader(path / kind).read_metadata().state_dict_metadata
     tensors = {name: torch.empty(found.size, dtype=found.properties.dtype) for name, found in metadata.items()}

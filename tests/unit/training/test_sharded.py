@@ -83,13 +83,11 @@ def assert_same_moments(run, expected) -> None:
     """The mean gradients of two runs are equal except for the order of float32 sums.
 
     Weights can't be compared: a gradient that is only rounding, as that of the keys' bias, moves its weight by a whole
-    step. The tolerance is relative to the model's largest gradient, which can't vanish.
+    step. The tolerance is relative to the model's largest gradient, which can't vanish: 1.5e-6 of it were seen.
     """
     found, wanted = (read_tensors(newest(path), "exp_avg") for path in (run, expected))
     assert found.keys() == wanted.keys() and len(found) > 40
     largest = max(float(value.abs().max()) for value in wanted.values())
-    worst = max(float((found[name] - value).abs().max()) for name, value in wanted.items())
-    print(worst / largest)
     for name, value in wanted.items():
         assert torch.allclose(found[name], value, rtol=1e-4, atol=1e-5 * largest), name
 
