@@ -135,7 +135,7 @@ class Checkpoints:
         known = {name: value for name, value in own.items() if saved.get(name) == value.shape}
         read(known, folder)
         for name, value in known.items():
-            torch.set_rng_state(value) if name.startswith("cpu") else torch.cuda.set_rng_state(value)
+            torch.set_rng_state(value) if name.startswith("cpu") else torch.cuda.set_rng_state(value, device)
 
 
 @contextlib.contextmanager
