@@ -69,7 +69,10 @@ class Engine:
     Attributes:
         parameters: what is trained, by name; in shards where the engine shards.
         optimizer: its ``param_groups`` have the learning rate.
+        sharded: no process has the whole model, and all of them must call it together.
     """
+
+    sharded = False
 
     def __init__(self, phase: Phase, task: nn.Module, accelerator):
         self.phase, self.accelerator, self.device = phase, accelerator, accelerator.device
@@ -159,6 +162,8 @@ class Fsdp2(Engine):
     Raises:
         ValueError: the configuration asks for FSDP 1.
     """
+
+    sharded = True
 
     def share(self, task: nn.Module) -> nn.Module:
         from accelerate.utils import FullyShardedDataParallelPlugin

@@ -21,6 +21,8 @@ class Zero(Engine):
         ValueError: DeepSpeed is missing, or the stage shards nothing.
     """
 
+    sharded = True
+
     def share(self, task: nn.Module) -> nn.Module:
         try:
             import deepspeed
