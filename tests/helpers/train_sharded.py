@@ -24,6 +24,7 @@ from cogvideox_fun.training.loop.config import Batches, Data, Optimizer, Phase  
 from cogvideox_fun.training.loop.source import open_clips, phase_batches  # noqa: E402
 from cogvideox_fun.training.loop.trainer import Trainer  # noqa: E402
 from cogvideox_fun.training.tasks.parts import Parts  # noqa: E402
+from safetensors.torch import save_file  # noqa: E402
 
 STEPS = 3  # of an unbroken run
 
@@ -106,6 +107,9 @@ def finish(model: str, folder: Path) -> None:
     """Go on from what one process left."""
     trainer = trainer_of(model, folder / "moved")
     run(trainer, STEPS + 1)
+    weights = trainer.weights(average=True)
+    if trainer.accelerator.is_main_process:
+        save_file(weights, folder / "weights.safetensors")
     (folder / f"failures_{trainer.accelerator.process_index}").write_text(fail(trainer))
 
 

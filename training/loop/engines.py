@@ -143,6 +143,11 @@ class Engine:
         states = {name: self.optimizer.state[p] for name, p in self.parameters.items()}
         return {name: state[kind] for name, state in states.items() if kind in state}
 
+    def gathered(self, kind: str) -> Iterator[tuple[str, torch.Tensor]]:
+        """The tensors of a kind, whole, one after the other. Every process must take them all."""
+        for name, value in self.state(kind).items():
+            yield name, value.full_tensor() if hasattr(value, "full_tensor") else value
+
     def load(self, kind: str, read: Read) -> None:
         read(self.state(kind))
 

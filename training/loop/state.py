@@ -135,7 +135,9 @@ class Checkpoints:
         known = {name: value for name, value in own.items() if saved.get(name) == value.shape}
         read(known, folder)
         for name, value in known.items():
-            torch.set_rng_state(value) if name.startswith("cpu") else torch.cuda.set_rng_state(value, device)
+            torch.set_rng_state(value) if name.startswith("cpu") else torch.cuda.set_rng_state(
+                value, self.accelerator.device
+            )
 
 
 @contextlib.contextmanager

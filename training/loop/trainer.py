@@ -13,7 +13,7 @@ from tqdm import tqdm
 from ..data.samples import Batch
 from ..tasks.parts import Parts
 from .config import Optimizer, Phase
-from .engines import make_engine
+from .engines import AVERAGE, WEIGHTS, make_engine
 from .progress import LossTable, plot_losses, read_losses
 from .source import open_clips, phase_batches
 from .state import Checkpoints
@@ -97,6 +97,15 @@ class Trainer:
                 self.engine.backward(loss)
             total += loss.detach().float()
         return total
+
+    def weights(self, average: bool) -> dict[str, torch.Tensor]:
+        """What is trained, or its average, whole and by name, on the main process. Every process calls it."""
+        kind = AVERAGE if average and self.engine.ema is not None else WEIGHTS
+        main, found = self.accelerator.is_main_process, {}
+        for name, value in self.engine.gathered(kind):
+            if main:
+                found[name] = value.cpu() if self.engine.sharded else value
+        return found
 
     def run(self, until: int | None = None) -> None:
         """Train up to ``until`` steps (default: all of the phase), saving as often as the phase says.

@@ -1,5 +1,6 @@
 """DeepSpeed ZeRO: an engine for `accelerate launch` with a DeepSpeed configuration."""
 
+from collections.abc import Iterator
 from functools import partial
 
 import torch
@@ -77,17 +78,17 @@ class Zero(Engine):
 
     def state(self, kind: str) -> dict[str, torch.Tensor]:
         """Whole tensors on the CPU, of every parameter on one process."""
+        own = self.accelerator.process_index
+        return {name: value.cpu() for i, (name, value) in enumerate(self.gathered(kind)) if i % self.world == own}
+
+    def gathered(self, kind: str) -> Iterator[tuple[str, torch.Tensor]]:
         from deepspeed.utils import safe_get_full_fp32_param, safe_get_full_optimizer_state
 
-        found = {}
-        for number, (name, parameter) in enumerate(self.parameters.items()):
+        for name, parameter in self.parameters.items():
             if kind == WEIGHTS:
-                value = safe_get_full_fp32_param(parameter)
+                yield name, safe_get_full_fp32_param(parameter)
             else:
-                value = safe_get_full_optimizer_state(parameter, kind)
-            if number % self.world == self.accelerator.process_index:
-                found[name] = value.cpu()
-        return found
+                yield name, safe_get_full_optimizer_state(parameter, kind)
 
     def load(self, kind: str, read: Read) -> None:
         from deepspeed.utils import safe_set_full_fp32_param, safe_set_full_optimizer_state

@@ -111,6 +111,13 @@ def test_two_processes_then_one_then_two(folder, engine):
     """Steps 1 and 2 in two processes, step 3 in one, step 4 in two."""
     assert newest(folder / engine / "moved").name == f"checkpoint_{STEPS + 1:07d}"
     assert_same_moments(folder / engine / "moved", folder / "one" / "whole")
+    weights, average = (
+        load_file(folder / engine / "weights.safetensors"),
+        read_tensors(newest(folder / engine / "moved")),
+    )
+    assert weights.keys() == average.keys() and all(
+        torch.equal(value, average[name]) for name, value in weights.items()
+    )
 
 
 @of_engines(*ENGINES)
