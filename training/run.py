@@ -6,7 +6,7 @@
   init-nano FOLDER  write the untrained nano model
   plan CONFIG...    what phases need: memory, operations, hours and disk, without a GPU and without the model
   train CONFIG      run one phase of a TOML file; an interrupted run continues
-  export FOLDER     store a trained model folder in float16
+  export FOLDER     store a trained model folder in float16, or the newest checkpoint of a run
   manifest FOLDER   list and measure the clips of a large data set once
   evaluate          measure what a model can do on held-out scenes
   positions OUTPUT  train from one size to others with both position tables, and measure each
@@ -65,8 +65,8 @@ def parse_args() -> argparse.Namespace:
     amount = encode.add_mutually_exclusive_group(required=True)
     amount.add_argument("--count", type=int, help="how many of the phase's draws")
     amount.add_argument("--epochs", type=int, help="how many passes over all clips, each with masks of its own")
-    export = commands.add_parser("export", help="store a trained model folder in float16")
-    export.add_argument("folder", type=Path, help="the folder to read")
+    export = commands.add_parser("export", help="store a trained model or the newest checkpoint of a run")
+    export.add_argument("folder", type=Path, help="a model folder, stored in float16, or the output of a run")
     export.add_argument("output", type=Path, help="the folder to write")
     listed = commands.add_parser("manifest", help="list and measure the clips in folders once, for [data] manifest")
     listed.add_argument("folders", type=Path, nargs="+", help="of videos with captions, in any depth")
@@ -165,9 +165,13 @@ def encode(args) -> None:
 
 
 def export(args) -> None:
+    from cogvideox_fun.training.loop.phase import export_run
     from cogvideox_fun.training.tasks.parts import export_half
 
-    export_half(args.folder, args.output)
+    if (args.folder / "run").is_dir():
+        export_run(args.folder, args.output)
+    else:
+        export_half(args.folder, args.output)
 
 
 def manifest(args) -> None:

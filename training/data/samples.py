@@ -114,4 +114,5 @@ def load(samples: Dataset, draws: Iterable[list[Draw]], workers: int = 0) -> Ite
         workers: processes that make samples ahead of time, up to two batches each, with one thread of PyTorch each.
             They live until the iterator is deleted. 0 makes samples when they are asked for.
     """
-    return iter(DataLoader(samples, batch_sampler=draws, collate_fn=collate, num_workers=workers))
+    own = torch.Generator()  # for the workers' seeds, which nothing uses: the global one stays as it is
+    return iter(DataLoader(samples, batch_sampler=draws, collate_fn=collate, num_workers=workers, generator=own))

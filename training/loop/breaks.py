@@ -11,6 +11,7 @@ from pathlib import Path
 
 from .config import Phase
 from .progress import read_rows
+from .state import newest
 
 log = logging.getLogger(__name__)
 
@@ -36,7 +37,7 @@ def where_it_stands(phase: Phase) -> str:
     folder = Path(phase.output) / "run"
     rows = read_rows(folder / "loss.csv") if (folder / "loss.csv").is_file() else []
     done = int(rows[-1]["step"]) + 1 if rows else 0
-    checkpoint = max(folder.glob("checkpoint_*"), default=None)
+    checkpoint = newest(folder)
     kept = f"the last checkpoint is {checkpoint}" if checkpoint else "there is no checkpoint yet"
     return f"after step {done} of {phase.steps}; {kept}"
 

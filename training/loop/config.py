@@ -13,6 +13,7 @@ from ..data.shapes import HELD_OUT, NEW_SHAPE, SHAPES
 
 TASKS = ("vae", "full", "lora")
 FAMILIES = {"": None, "2b": "2B", "5b": "5B", "v1.5": "5B V1.5"}  # the names in `TransformerConfig.family`
+OPTIMIZERS = ("adamw", "adamw8bit")
 MASK_WEIGHTS = {"start": 0.25, "end": 0.1, "start_end": 0.2, "region": 0.2, "everything": 0.05, "nothing": 0.2}
 
 
@@ -58,7 +59,8 @@ class Optimizer:
     weight_decay: float = 1e-2
     betas: tuple[float, ...] = (0.9, 0.99)
     max_grad_norm: float = 1.0
-    ema_decay: float = 0.999
+    ema_decay: float = 0.999  # of the average of the weights; 0 = no average, and no memory for it
+    kind: str = "adamw"  # or adamw8bit: bitsandbytes' 8-bit moments, on a GPU
 
 
 @dataclasses.dataclass(frozen=True)
@@ -177,7 +179,8 @@ def _check(phase: Phase, where: str) -> None:
 
     shapes = [*SHAPES, NEW_SHAPE]
     choices = {"task": TASKS, "mixed_precision": ("no", "bf16"), "positions": POSITION_MODES}
-    for name, allowed in {**choices, "validation.weights": ("average", "current")}.items():
+    choices |= {"optimizer.kind": OPTIMIZERS, "validation.weights": ("average", "current")}
+    for name, allowed in choices.items():
         check(name, lambda value, allowed=allowed: value in allowed, f"one of {list(allowed)}")
     check("validation.size", lambda size: len(size) in (0, 3), "width, height and frames")
     kinds = [*KINDS, VIDEOX_FUN]
@@ -219,6 +222,15 @@ def check_cacheable(phase: Phase, where: str) -> None:
         raise ConfigError(
             f"{where}: train_text_encoder is True, expected false: a cache has the features of a frozen T5"
         )
+
+
+def phase_of_values(values: Mapping, where: str) -> Phase:
+    """A phase from the values of its fields, as a checkpoint keeps them; see `read_phase`.
+
+    Raises:
+        ConfigError: they are not those of a phase.
+    """
+    return _read(Phase, values, where)
 
 
 def read_phase(path: str | Path, **changes) -> Phase:

@@ -10,10 +10,11 @@ import torch
 
 from ...model_loading.networks.blocks import sdpa
 from ..tasks.attention import product_attention
-from ..tasks.parts import Parts, convolve_in_float32, measure_scale
+from ..tasks.parts import Parts, convolve_in_float32, measure_scale, trained_vae, write_result
 from .config import Phase
 from .monitor import check_trackers
 from .source import open_clips, phase_batches
+from .state import newest, read_phase_of, read_tensors
 from .trainer import Trainer
 
 log = logging.getLogger(__name__)
@@ -67,21 +68,33 @@ def run_phase(phase: Phase, cpu: bool = False, until: int | None = None) -> None
     trainer.run(until)
     if trainer.step < phase.steps:
         log.info("stopped at step %d of %d: run the same command to continue", trainer.step, phase.steps)
-    else:
-        finish(phase, trainer, parts)
+    elif accelerator.is_main_process:
+        finish(newest(trainer.folder), Path(phase.output) / "model")
     accelerator.wait_for_everyone()
 
 
-def finish(phase: Phase, trainer: Trainer, parts: Parts) -> None:
-    """Write the averaged weights as the phase's model."""
-    trainer.ema.copy_to(trainer.parameters.values())
-    if not trainer.accelerator.is_main_process:
-        return
-    output = Path(phase.output) / "model"
-    scale_factor = parts.checkpoint.scale_factor
+def finish(checkpoint: Path, output: Path) -> None:
+    """Write the model of a checkpoint: the average of its weights, or the weights where there is no average."""
+    phase, state = read_phase_of(checkpoint), read_tensors(checkpoint)
+    scale_factor = None
     if phase.task == "vae" and phase.train_encoder:
-        parts.task.vae.cpu().eval()
         samples = islice(phase_batches(phase, open_clips(phase.data)), SCALE_BATCHES)
-        scale_factor = measure_scale(parts.task.vae, (batch["video"] for batch in samples))
-    parts.write(output, scale_factor)
+        scale_factor = measure_scale(trained_vae(phase, state), (batch["video"] for batch in samples))
+    write_result(phase, state, output, scale_factor)
     log.info("%s: written", output)
+
+
+def export_run(folder: str | Path, output: str | Path) -> None:
+    """Write the model of a run's newest checkpoint, whether the run is done or not.
+
+    Args:
+        folder: the run's output.
+
+    Raises:
+        ValueError: it has no checkpoint.
+    """
+    checkpoint = newest(Path(folder) / "run")
+    if checkpoint is None:
+        raise ValueError(f"{folder} has no run/checkpoint_*: give the output folder of a run that saved one")
+    log.info("exporting %s", checkpoint)
+    finish(checkpoint, Path(output))

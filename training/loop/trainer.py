@@ -1,6 +1,5 @@
 """The training loop: one task, its batches and an optimizer, with accelerate."""
 
-import contextlib
 import dataclasses
 import json
 import logging
@@ -13,6 +12,7 @@ from tqdm import tqdm
 from ..data.samples import Batch
 from ..tasks.parts import Parts
 from .config import Optimizer, Phase
+from .engines import AVERAGE, WEIGHTS, make_engine
 from .monitor import Monitor
 from .progress import plot_losses, read_losses
 from .source import open_clips, phase_batches
@@ -61,35 +61,17 @@ class Trainer:
     """
 
     def __init__(self, phase: Phase, parts: Parts, accelerator, folder: str | Path):
-        from diffusers.training_utils import EMAModel
-
         self.phase, self.parts, self.accelerator, self.folder = phase, parts, accelerator, Path(folder)
-        self.task = task = parts.task.to(accelerator.device)
+        self.task = parts.task
         if parts.encoders is not None:
             parts.encoders.to(accelerator.device)
-        self.parameters = {name: p for name, p in task.named_parameters() if p.requires_grad}
-        options = phase.optimizer
-        optimizer = torch.optim.AdamW(
-            self.parameters.values(), options.learning_rate, options.betas, weight_decay=options.weight_decay
-        )
-        self.wrapped, self.optimizer = accelerator.prepare(task, optimizer)
-        self.ema = EMAModel(self.parameters.values(), options.ema_decay, foreach=True)
-        self.checkpoints = Checkpoints(accelerator, self.folder, about(phase), self.parameters, self.ema)
+        self.engine = make_engine(phase, parts.task, accelerator)
+        self.parameters, self.optimizer = self.engine.parameters, self.engine.optimizer
+        self.checkpoints = Checkpoints(accelerator, self.folder, about(phase), self.engine)
         self.validator = Validator(phase, parts, accelerator, self.folder) if phase.validation.every else None
         self.losses: list[torch.Tensor] = []  # of the last step, a tensor for each micro-batch
         self.gradient_norm = math.nan  # of the last step, before it was limited
         self.step = self.checkpoints.load()
-        self._agree_on_step()
-
-    def _agree_on_step(self) -> None:
-        """Raise a ValueError unless all processes found the same checkpoint."""
-        mine = torch.tensor([self.step], device=self.accelerator.device)
-        steps = self.accelerator.gather(mine).tolist()
-        if len(set(steps)) > 1:
-            raise ValueError(
-                f"the processes found checkpoints of the steps {steps} in {self.folder}: put the output on a disk "
-                "that all machines share, or copy the checkpoint to each machine"
-            )
 
     def train_step(self, batch: Batch) -> torch.Tensor:
         """One step; returns the loss, of all processes together.
@@ -101,14 +83,11 @@ class Trainer:
         for group in self.optimizer.param_groups:
             group["lr"] = lr
         loss = self.gradients(batch)
-        norm = self.accelerator.clip_grad_norm_(self.parameters.values(), self.phase.optimizer.max_grad_norm)
+        norm = self.engine.update()
         if not math.isfinite(norm):
-            found = f"the gradient of step {self.step} is {float(norm)} (its loss is {float(loss)})"
+            found = f"the gradient of step {self.step} is {norm} (its loss is {float(loss)})"
             raise FloatingPointError(f"{found}: lower the learning rate")
-        self.gradient_norm = float(norm)
-        self.optimizer.step()
-        self.optimizer.zero_grad()
-        self.ema.step(self.parameters.values())
+        self.gradient_norm = norm
         self.step += 1
         return self.accelerator.reduce(loss, "mean")
 
@@ -121,20 +100,23 @@ class Trainer:
         for start in range(0, clips, size):
             part = {key: value[start : start + size] for key, value in batch.items()}
             part = to_device(part, self.accelerator.device)  # the pixels of all can have more than 10 GB
-            last = start + size >= clips  # processes exchange gradients once per step
-            with contextlib.nullcontext() if last else self.accelerator.no_sync(self.wrapped):
-                with self.accelerator.autocast():
-                    losses = self.wrapped(self.parts.prepare(part))
+            with self.engine.exchange(last=start + size >= clips):
+                with self.engine.autocast():
+                    losses = self.engine.module(self.parts.prepare(part))
                     loss = losses.mean() * (len(part["captions"]) / clips)
-                self.accelerator.backward(loss)
+                self.engine.backward(loss)
             total += loss.detach().float()
             self.losses.append(losses.detach())
         return total
 
     def weights(self, average: bool) -> dict[str, torch.Tensor]:
-        """What is trained, whole, or its average, by its names in the task. Every process calls it."""
-        values = self.ema.shadow_params if average else [p.detach() for p in self.parameters.values()]
-        return dict(zip(self.parameters, values, strict=True))
+        """What is trained, or its average, whole and by name, on the main process. Every process calls it."""
+        kind = AVERAGE if average and self.engine.ema is not None else WEIGHTS
+        main, found = self.accelerator.is_main_process, {}
+        for name, value in self.engine.gathered(kind):
+            if main:
+                found[name] = value.cpu() if self.engine.sharded else value
+        return found
 
     def validate(self) -> None:
         """Make the validation's clips if they are due."""

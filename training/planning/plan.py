@@ -100,7 +100,13 @@ class Plan:
         self.earlier = [b for tokens in options.earlier_tokens for b in phase_buckets(options, tokens, patch_t)]
         self.share = options.batch_size // setup.gpus
         micro_batch = min(phase.micro_batch or self.share, self.share)
-        self.saving = Saving(phase.checkpoint_blocks, micro_batch, gpus=setup.gpus)
+        self.saving = Saving(
+            phase.checkpoint_blocks,
+            micro_batch,
+            cached=bool(phase.data.cache),
+            eight_bit=phase.optimizer.kind == "adamw8bit",
+            gpus=setup.gpus,
+        )
         self._steps: dict[tuple, Step] = {}
 
     @property

@@ -3,6 +3,7 @@
 W x + (alpha / rank) B A x, with B zero at the start (Hu et al. 2021).
 """
 
+from collections.abc import Mapping
 from pathlib import Path
 
 import torch
@@ -27,23 +28,25 @@ def add_lora(model: nn.Module, rank: int, alpha: float) -> None:
             parameter.data = parameter.data.float()  # peft makes them in the dtype of the frozen layer
 
 
-def lora_state(model: nn.Module) -> dict[str, torch.Tensor]:
-    """The tensors of a LoRA file: ``diffusion_model.<layer>.lora_down.weight``, ``.lora_up.weight``, ``.alpha``."""
-    from peft.tuners.lora import LoraLayer
+def lora_file(state: Mapping[str, torch.Tensor], alpha: float) -> dict[str, torch.Tensor]:
+    """The tensors of a LoRA file: ``diffusion_model.<layer>.lora_down.weight``, ``.lora_up.weight``, ``.alpha``.
 
-    state = {}
-    for name, layer in model.named_modules():
-        if isinstance(layer, LoraLayer):
-            key = f"diffusion_model.{name}"
-            state[f"{key}.lora_down.weight"] = layer.lora_A["default"].weight.detach().clone()
-            state[f"{key}.lora_up.weight"] = layer.lora_B["default"].weight.detach().clone()
-            state[f"{key}.alpha"] = torch.tensor(float(layer.lora_alpha["default"]))
-    return state
+    Args:
+        state: of the transformer, with peft's names: ``<layer>.lora_A.default.weight`` and ``.lora_B.``.
+    """
+    renamed = {}
+    for name, value in state.items():
+        for part, key in (("lora_A", "lora_down"), ("lora_B", "lora_up")):
+            layer, found, _ = name.partition(f".{part}.default.weight")
+            if found:
+                renamed[f"diffusion_model.{layer}.{key}.weight"] = value
+                renamed[f"diffusion_model.{layer}.alpha"] = torch.tensor(float(alpha))
+    return renamed
 
 
 @torch.no_grad()
 def apply_lora(model: nn.Module, path: Path, strength: float = 1.0) -> None:
-    """Add a LoRA file in the keys of `lora_state` to a model's weights, in place.
+    """Add a LoRA file in the keys of `lora_file` to a model's weights, in place.
 
     Raises:
         ValueError: the model lacks a layer of the file, or has it in another shape.

@@ -1,7 +1,7 @@
 """Make tasks from model folders, and write what was trained into a model folder."""
 
 import shutil
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from pathlib import Path
 
@@ -12,14 +12,15 @@ from ...model_loading.files.checkpoint import Checkpoint, open_checkpoint
 from ...model_loading.files.safetensors_files import open_weights, read_json
 from ...model_loading.networks.blocks import sdpa
 from ...model_loading.networks.transformer import CogVideoXTransformer
+from ...model_loading.networks.vae import CogVideoXVAE
 from ...model_loading.standalone import TextEncoder, load_transformer, load_vae, open_whole
 from ...sampling.preview import BIAS, FACTORS
 from ..data.cache import Cache
 from ..data.samples import Batch
 from ..loop.config import FAMILIES, Phase
 from .encoders import Encoded, Encoders
-from .hub import FILES, PARTS, save_weights, write_json, write_text_encoder
-from .lora import add_lora, lora_state
+from .hub import FILES, PARTS, save_weights, write_json
+from .lora import add_lora, lora_file
 from .origin import check_origin, origin
 from .preview import fit_preview
 from .transformer import TransformerTask
@@ -44,7 +45,7 @@ def make_encoders(phase: Phase, source: Checkpoint, texts: Checkpoint, dtype: to
 
 
 class Parts:
-    """A phase's ``task``, the frozen ``encoders`` before it, and how its result is written.
+    """A phase's ``task``, and the frozen ``encoders`` before it.
 
     The VAE's task has no ``encoders`` (None), and neither has training from a cache.
 
@@ -91,32 +92,48 @@ class Parts:
         """A batch on its device as the input of the task."""
         return batch if self.encoders is None else self.encoders(batch)
 
-    def write(self, output: str | Path, scale_factor: float) -> None:
-        """Write the model folder with the trained weights, or the LoRA's file.
 
-        Args:
-            scale_factor: of the latent space, see `measure_scale`.
-        """
-        output = Path(output)
-        if self.phase.task == "lora":
-            save_weights(output / LORA_FILE, lora_state(self.task.transformer), torch.float16)  # as LoRA files are
-            return
-        shutil.copytree(self.phase.model, output, dirs_exist_ok=True, copy_function=replace_copy)
-        if self.phase.task == "vae":
-            replace_weights(output, "vae", self.task.vae.state_dict())
+def strip(state: Mapping[str, torch.Tensor], prefix: str) -> dict[str, torch.Tensor]:
+    """The tensors whose names begin with a prefix, without it."""
+    return {name.removeprefix(prefix): value for name, value in state.items() if name.startswith(prefix)}
+
+
+def trained_vae(phase: Phase, state: Mapping[str, torch.Tensor]) -> CogVideoXVAE:
+    """The VAE of a phase with its trained weights."""
+    vae = load_vae(open_whole(phase.model).vae)
+    vae.load_state_dict(strip(state, "vae."), strict=False)  # a frozen encoder is not in a checkpoint
+    return vae
+
+
+def write_result(
+    phase: Phase, state: Mapping[str, torch.Tensor], output: str | Path, scale_factor: float | None = None
+) -> None:
+    """Write the model folder with the trained weights, or the LoRA's file.
+
+    Args:
+        state: what was trained, by the names of the task's parameters.
+        scale_factor: of a new latent space, see `measure_scale`.
+    """
+    output = Path(output)
+    if phase.task == "lora":
+        weights = lora_file(strip(state, "transformer."), phase.lora_alpha)
+        save_weights(output / LORA_FILE, weights, torch.float16)  # as LoRA files are
+        return
+    shutil.copytree(phase.model, output, dirs_exist_ok=True, copy_function=replace_copy)
+    if phase.task == "vae":
+        replace_weights(output, "vae", trained_vae(phase, state).state_dict())
+        if scale_factor is not None:  # in another latent space the previews' factors are wrong
             config = read_json(output / "vae" / "config.json")
-            if self.phase.train_encoder:  # in another latent space the previews' factors are wrong
-                config = {key: value for key, value in config.items() if key not in (FACTORS, BIAS)}
+            config = {key: value for key, value in config.items() if key not in (FACTORS, BIAS)}
             write_json(output / "vae" / "config.json", {**config, "scaling_factor": scale_factor})
-            return
-        replace_weights(output, "transformer", self.task.transformer.state_dict())
-        if self.phase.text_encoder:
-            for part in ("text_encoder", "tokenizer"):
-                shutil.rmtree(output / part)
-                shutil.copytree(Path(self.phase.text_encoder) / part, output / part)
-        if self.phase.train_text_encoder:
-            remove_weights(output / "text_encoder")
-            write_text_encoder(output, self.task.t5)
+        return
+    replace_weights(output, "transformer", strip(state, "transformer."))
+    if phase.text_encoder:
+        for part in ("text_encoder", "tokenizer"):
+            shutil.rmtree(output / part)
+            shutil.copytree(Path(phase.text_encoder) / part, output / part)
+    if phase.train_text_encoder:
+        replace_weights(output, "text_encoder", strip(state, "t5."))
 
 
 def replace_copy(source: str, target: str) -> None:
@@ -147,12 +164,13 @@ def convolve_in_float32(task: torch.nn.Module) -> None:
     """Run the trained convolutions without autocast; everything else keeps it."""
     for module in task.modules():
         if isinstance(module, torch.nn.Conv2d | torch.nn.Conv3d) and module.weight.requires_grad:
-            module.forward = partial(_without_autocast, module.forward)
+            module.forward = partial(_convolve, module)
 
 
-def _without_autocast(forward: Callable, x: torch.Tensor) -> torch.Tensor:
+def _convolve(module: torch.nn.Conv2d | torch.nn.Conv3d, x: torch.Tensor) -> torch.Tensor:
     with torch.autocast(x.device.type, enabled=False):
-        return forward(x.float())
+        bias = None if module.bias is None else module.bias.float()
+        return module._conv_forward(x.float(), module.weight.float(), bias)
 
 
 def remove_weights(folder: Path) -> None:

@@ -1,6 +1,5 @@
-"""The training loop: it learns, a resumed run equals an unbroken one, and two processes make the gradients of one."""
+"""The training loop: it learns, and a resumed run equals an unbroken one."""
 
-import os
 import subprocess
 import sys
 from pathlib import Path
@@ -11,6 +10,7 @@ from accelerate import Accelerator
 from cogvideox_fun.training.loop.config import Batches, ConfigError, Data, Optimizer, Phase, read_phase
 from cogvideox_fun.training.loop.progress import read_losses
 from cogvideox_fun.training.loop.source import open_clips, phase_batches
+from cogvideox_fun.training.loop.state import read_tensors
 from cogvideox_fun.training.loop.trainer import Trainer, learning_rate
 from cogvideox_fun.training.tasks.parts import Parts
 from pack import ROOT
@@ -43,19 +43,16 @@ def test_training_lowers_the_loss(tiny_model, tmp_path, task):
     assert losses[-1] < 0.97 * losses[0]
     for name, parameter in trainer.task.named_parameters():
         assert parameter.requires_grad or torch.equal(parameter, before[name]), name
-    average = dict(zip(trainer.parameters, trainer.ema.shadow_params, strict=True))
+    average = trainer.engine.state("average")
     for other in (trainer.parameters, before):
         assert any(not torch.equal(average[name], other[name]) for name in average)
 
 
 def checkpoint(folder: Path) -> dict[str, torch.Tensor]:
-    """Weights, average and optimizer of the only checkpoint of a run."""
+    """Everything in the only checkpoint of a run."""
     (path,) = folder.glob("checkpoint_*")
-    state = load_file(path / "trained.safetensors")
-    average = torch.load(path / "custom_checkpoint_0.pkl", weights_only=True)["shadow_params"]
-    moments = torch.load(path / "optimizer.bin", weights_only=True)["state"]
-    state |= {f"average.{index}": value for index, value in enumerate(average)}
-    return state | {f"{kind}.{i}": value for i, kinds in moments.items() for kind, value in kinds.items()}
+    kinds = sorted(part.name for part in path.iterdir() if part.is_dir())
+    return {f"{kind}.{name}": value for kind in kinds for name, value in read_tensors(path, kind).items()}
 
 
 def test_a_resumed_run_is_bit_equal(tiny_model, tmp_path):
@@ -69,7 +66,8 @@ def test_a_resumed_run_is_bit_equal(tiny_model, tmp_path):
     assert trainer.step == 3
     trainer.run()
     whole, parts = checkpoint(tmp_path / "whole"), checkpoint(tmp_path / "parts")
-    assert whole.keys() == parts.keys() and "exp_avg.0" in whole and "average.0" in whole
+    assert whole.keys() == parts.keys()
+    assert {key.split(".")[0] for key in whole} == {"weights", "average", "exp_avg", "exp_avg_sq", "generators"}
     for key, value in whole.items():
         assert torch.equal(parts[key], value), key
     losses = [[row["loss"] for row in read_losses(tmp_path / name / "loss.csv")] for name in ("whole", "parts")]
@@ -154,50 +152,6 @@ def test_the_learning_rate_rises_then_falls():
     rates = [learning_rate(options, step, 110) for step in range(110)]
     assert rates[:10] == pytest.approx([(i + 1) / 10 for i in range(10)])
     assert rates[60] == pytest.approx(0.6) and rates[-1] == pytest.approx(0.2, abs=1e-3)
-
-
-GRADIENTS = """
-import os, sys
-from pathlib import Path
-sys.path += [{tools!r}, {tests!r}]
-import pack
-pack.load_pack()
-import torch
-from safetensors.torch import save_file
-from test_trainer import open_clips, phase_batches, trainer_of
-
-trainer = trainer_of({model!r}, Path({folder!r}))
-accelerator = trainer.accelerator
-shared = accelerator.process_index, accelerator.num_processes
-batch = next(phase_batches(trainer.phase, open_clips(trainer.phase.data), *shared))
-loss = accelerator.reduce(trainer.gradients(batch), "mean")
-if accelerator.is_main_process:
-    gradients = {{name: p.grad for name, p in trainer.parameters.items() if p.grad is not None}}
-    save_file({{**gradients, "loss": loss[None], "clips": torch.tensor([len(batch["video"])])}}, {folder!r} + ".st")
-accelerator.wait_for_everyone()  # gloo can abort a process whose peer has closed its connection
-accelerator.end_training()
-os._exit(0)  # and threads of its own while the interpreter ends
-"""
-
-
-def gradients(model, tmp_path, processes: int, **kernels: str) -> dict[str, torch.Tensor]:
-    folder, script = tmp_path / f"of_{processes}", tmp_path / f"gradients_{processes}.py"
-    paths = {"tools": str(ROOT / "tools"), "tests": str(Path(__file__).parent), "model": str(model)}
-    script.write_text(GRADIENTS.format(**paths, folder=str(folder)))
-    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", str(processes)]
-    environment = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT / "tests" / "helpers"), **kernels}
-    result = subprocess.run([*command, str(script)], capture_output=True, text=True, env=environment, cwd=tmp_path)
-    assert result.returncode == 0, result.stderr[-3000:]
-    return load_file(f"{folder}.st")
-
-
-def test_two_processes_make_the_gradients_of_one(tiny_model, tmp_path):
-    """The two use kernels for the oldest CPUs, so that their sums are in another order."""
-    one = gradients(tiny_model, tmp_path, 1)
-    two = gradients(tiny_model, tmp_path, 2, ATEN_CPU_CAPABILITY="default", ONEDNN_MAX_CPU_ISA="SSE41")
-    assert (int(one.pop("clips")), int(two.pop("clips"))) == (4, 2)
-    assert float(two.pop("loss")) == pytest.approx(float(one.pop("loss")), rel=1e-5)
-    assert_same_gradients(two, one)
 
 
 CONFIG = """

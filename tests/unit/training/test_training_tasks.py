@@ -15,8 +15,8 @@ from cogvideox_fun.training.loop.phase import run_phase
 from cogvideox_fun.training.loop.source import open_clips, phase_batches
 from cogvideox_fun.training.loop.trainer import Trainer
 from cogvideox_fun.training.tasks.attention import product_attention
-from cogvideox_fun.training.tasks.lora import add_lora, apply_lora, lora_state
-from cogvideox_fun.training.tasks.parts import Parts, export_half, measure_scale
+from cogvideox_fun.training.tasks.lora import add_lora, apply_lora, lora_file
+from cogvideox_fun.training.tasks.parts import Parts, export_half, measure_scale, write_result
 from cogvideox_fun.training.tasks.vae import known_cells
 from safetensors.torch import load_file, save_file
 from tiny_model import write_tiny_model
@@ -157,7 +157,7 @@ def test_lora_starts_as_nothing_and_its_file_equals_its_layers(tiny_model, tmp_p
     assert {p.dtype for p in layers.values()} == {torch.float32}
     for parameter in layers.values():
         torch.nn.init.normal_(parameter, std=0.3)
-    save_file(lora_state(trained), tmp_path / "lora.safetensors")
+    save_file(lora_file(layers, alpha=2.0), tmp_path / "lora.safetensors")
     apply_lora(merged, tmp_path / "lora.safetensors")
     with torch.no_grad():
         assert torch.allclose(trained(x, t, text), merged(x, t, text), atol=1e-5)
@@ -206,12 +206,13 @@ def test_a_written_folder_opens_with_what_was_trained(tiny_model, tmp_path, task
         index = {"weight_map": dict.fromkeys(load_file(whole), "a-00001-of-00001.safetensors")}
         whole.with_name(f"{whole.name}.index.json").write_text(json.dumps(index))
         whole.rename(whole.with_name("a-00001-of-00001.safetensors"))
-    parts = Parts(phase_of(source, task, text_encoder=str(other), train_text_encoder=True))
+    phase = phase_of(source, task, text_encoder=str(other), train_text_encoder=True)
+    parts = Parts(phase)
     with torch.no_grad():
         for parameter in parts.task.parameters():
             if parameter.requires_grad:
                 parameter.mul_(1.5)
-    parts.write(tmp_path / "out", 0.9)
+    write_result(phase, dict(parts.task.named_parameters()), tmp_path / "out", 0.9 if task == "vae" else None)
     export_half(tmp_path / "out", tmp_path / "half")
     expected = {"transformer": tiny_model, "vae": tiny_model, "text_encoder": other if task == "full" else tiny_model}
     trained = ("transformer", "text_encoder") if task == "full" else ("vae",)
