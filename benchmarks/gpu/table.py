@@ -92,13 +92,22 @@ def kernels(result: dict) -> str:
 
 def training(result: dict) -> str:
     lines = [
-        (name, value["tokens"], f"{value['seconds']:.2f}", f"{value['tokens/s']:.0f}", gb(value["peak"]))
+        (
+            name,
+            value["tokens"],
+            f"{value['seconds']:.2f}",
+            f"{value['tokens/s']:.0f}",
+            gb(value["peak"]),
+            gb(value["planned"]),
+        )
         if "seconds" in value
-        else (name, "", value["error"][:80], "", "")
+        else (name, "", value["error"][:80], "", "", "")
         for name, value in result.items()
     ]
     note = "One clip, bfloat16 with float32 weights where they are trained. Peak GB count everything.\n\n"
-    return f"## A step of training\n\n{note}" + rows(("", "tokens", "seconds", "tokens/s", "peak GB"), lines)
+    return f"## A step of training\n\n{note}" + rows(
+        ("", "tokens", "seconds", "tokens/s", "peak GB", "planned GB"), lines
+    )
 
 
 def numbers(result: dict) -> str:

@@ -13,6 +13,9 @@ import torch
 from ...model_loading.networks.config import TEXT_TOKENS, TransformerConfig
 from ...model_loading.networks.transformer import CogVideoXTransformer
 from ...sampling.geometry import token_count
+from ...training.data.buckets import Bucket
+from ...training.loop.config import Batches, Phase
+from ...training.planning.trace import trace_step
 from ...training.tasks.encoders import Encoded
 from ...training.tasks.lora import add_lora
 from ...training.tasks.parts import checkpoint_blocks
@@ -91,6 +94,19 @@ def trainable(scale: Scale, case: Case) -> TransformerTask:
     return TransformerTask(model, alphas).to(scale.device)
 
 
+def planned(scale: Scale, case: Case) -> int:
+    """The peak bytes that `plan` gives for a case on one GPU, from encoded clips."""
+    width, height, length = case.size
+    phase = Phase(
+        *("lora" if case.lora else "full", "", "", 1, Batches(token_count(*case.size), ((width, height),), length)),
+        mixed_precision="bf16",
+        checkpoint_blocks=case.checkpoint,
+        lora_rank=RANK,
+    )
+    step = trace_step(phase, scale.configs[case.family], Bucket(width, height, length), 1)
+    return step.frozen + step.trained + step.moments + step.average + max(step.passes, step.trained + step.update)
+
+
 def step_of(scale: Scale, case: Case) -> Callable[[], None]:
     """One step: forward, backward, AdamW and the average."""
     from diffusers.training_utils import EMAModel
@@ -114,7 +130,10 @@ def step_of(scale: Scale, case: Case) -> Callable[[], None]:
 
 
 def training(scale: Scale, write) -> dict:
-    """Seconds and tokens a second of a step of one clip, and the peak bytes of everything: weights, AdamW, average."""
+    """Seconds and tokens a second of a step of one clip, and the peak bytes of everything: weights, AdamW, average.
+
+    Beside the peak stands what `plan` says.
+    """
     found: dict = {}
     for case in CASES:
         used = case if scale.device.type != "cpu" else dataclasses.replace(case, size=(48, 32, 9))
@@ -140,4 +159,5 @@ def measure(scale: Scale, case: Case) -> dict:
     most = peak(two_steps, scale.device)
     taken = seconds(steps[0], scale.device, repeats=2, warm_up=0)
     tokens = token_count(*case.size)
-    return {"tokens": tokens, "peak": most, "seconds": taken, "tokens/s": tokens / taken}
+    rate = tokens / taken
+    return {"tokens": tokens, "peak": most, "planned": planned(scale, case), "seconds": taken, "tokens/s": rate}
