@@ -13,6 +13,7 @@ from pathlib import Path
 
 import torch
 
+from ...model_loading.files.safetensors_files import read_json
 from ...model_loading.standalone import Pipeline, load_transformer
 from ..data import shapes
 from ..data.buckets import Bucket, Draw, token_buckets
@@ -58,7 +59,9 @@ def compare_positions(
     """
     batches = phase.batches
     buckets = sorted(token_buckets(batches.tokens, batches.sizes, batches.max_length, batches.tolerance))
-    held_out = encode_held_out(phase, buckets, options.count)
+    bf16 = torch.autocast("cpu", torch.bfloat16, enabled=phase.mixed_precision == "bf16")  # as in training
+    with bf16:
+        held_out = encode_held_out(phase, buckets, options.count)
     results: dict[str, list[dict[str, float]]] = {table: [] for table in TABLES}
     curves = {}
     for seed in seeds:
@@ -69,7 +72,8 @@ def compare_positions(
             curves.setdefault(table, []).append([row["loss"] for row in losses])
             training = statistics.fmean(row["loss"] for row in losses[-LAST_STEPS:])
             measured = {f"training loss, last {LAST_STEPS} steps": training}
-            results[table].append({**measured, **measure(folder / "model", mode, held_out, options)})
+            with bf16:
+                results[table].append({**measured, **measured_once(folder, mode, held_out, options)})
         write_results(output, phase, seeds[: len(results["generated"])], options, results, curves)
     return markdown(results)
 
@@ -96,6 +100,16 @@ def encode_held_out(phase: Phase, buckets: Sequence[Bucket], count: int) -> dict
         draws = [Draw(i, i, bucket) for i in range(count)]
         encoded[bucket] = [encoders(b) for b in load(samples, [draws[i : i + 8] for i in range(0, count, 8)])]
     return encoded
+
+
+def measured_once(folder: Path, mode: str, held_out: dict, options: Options) -> dict[str, float]:
+    """What `measure` finds for a run's model. It is kept in the run's folder, so that it is not measured again."""
+    path, asked = folder / "measured.json", dataclasses.asdict(options)
+    if path.is_file() and (kept := read_json(path))["options"] == asked:
+        return kept["values"]
+    values = measure(folder / "model", mode, held_out, options)
+    write_json(path, {"options": asked, "values": values})
+    return values
 
 
 @torch.no_grad()
