@@ -67,12 +67,13 @@ class Engine:
         task: its parameters that require a gradient are trained. They are float32.
 
     Attributes:
+        title: what the log calls it.
         parameters: what is trained, by name; in shards where the engine shards.
         optimizer: its ``param_groups`` have the learning rate.
         sharded: no process has the whole model, and all of them must call it together.
     """
 
-    sharded = False
+    title, sharded = "DDP", False
 
     def __init__(self, phase: Phase, task: nn.Module, accelerator):
         self.phase, self.accelerator, self.device = phase, accelerator, accelerator.device
@@ -168,7 +169,7 @@ class Fsdp2(Engine):
         ValueError: the configuration asks for FSDP 1.
     """
 
-    sharded = True
+    title, sharded = "FSDP 2", True
 
     def share(self, task: nn.Module) -> nn.Module:
         from accelerate.utils import FullyShardedDataParallelPlugin

@@ -1,6 +1,7 @@
 """One phase from its configuration to its model folder."""
 
 import logging
+import os
 from collections.abc import Iterator
 from contextlib import contextmanager
 from itertools import islice
@@ -28,10 +29,20 @@ def processes(cpu: bool = False) -> Iterator:
 
     Args:
         cpu: do not use a GPU.
+
+    Raises:
+        ValueError: several processes were started, but they do not know each other. Each would train alone, and all
+            would write the same files.
     """
     from accelerate import PartialState
 
     state = PartialState(cpu=cpu)
+    started = int(os.environ.get("WORLD_SIZE", 1))
+    if state.num_processes != started:
+        raise ValueError(
+            f"{started} processes were started, but on {state.device.type} each of them found {state.num_processes}: "
+            "where there is no GPU, put --cpu after the command of run.py, not after accelerate launch"
+        )
     yield state
     state.destroy_process_group()
 
@@ -65,6 +76,9 @@ def run_phase(phase: Phase, cpu: bool = False, until: int | None = None) -> None
         log.info("this CPU has AMX: convolutions are trained in float32")
         convolve_in_float32(parts.task)
     trainer = Trainer(phase, parts, accelerator, Path(phase.output) / "run")
+    if accelerator.is_main_process:
+        count, title, kind = accelerator.num_processes, trainer.engine.title, accelerator.device.type
+        log.info("processes: %d, device: %s, engine: %s", count, kind, title)
     trainer.run(until)
     if trainer.step < phase.steps:
         log.info("stopped at step %d of %d: run the same command to continue", trainer.step, phase.steps)

@@ -22,7 +22,7 @@ class Zero(Engine):
         ValueError: DeepSpeed is missing, or the stage shards nothing.
     """
 
-    sharded = True
+    title, sharded = "DeepSpeed ZeRO", True
 
     def share(self, task: nn.Module) -> nn.Module:
         try:

@@ -14,10 +14,11 @@ from pathlib import Path
 import pytest
 import torch
 from accelerate import Accelerator, tracking
+from accelerate.state import AcceleratorState
 from cogvideox_fun.training.loop import breaks
 from cogvideox_fun.training.loop.config import Batches, ConfigError, Data, Logging, Optimizer, Phase
 from cogvideox_fun.training.loop.monitor import check_trackers
-from cogvideox_fun.training.loop.phase import run_phase
+from cogvideox_fun.training.loop.phase import processes, run_phase
 from cogvideox_fun.training.loop.progress import LOSS_COLUMNS, Table, read_losses, read_rows
 from cogvideox_fun.training.loop.source import open_clips, phase_batches
 from cogvideox_fun.training.loop.trainer import Trainer
@@ -132,6 +133,19 @@ def test_trackers_get_what_the_tables_have(tiny_model, tmp_path):
         ]
         assert found == pytest.approx(float(row["loss"]), rel=1e-4)
     assert {f"loss by bucket/{row['bucket']}" for row in parts} <= seen
+
+
+@pytest.mark.skipif(torch.accelerator.is_available(), reason="there is a GPU")
+def test_processes_that_do_not_know_each_other(monkeypatch):
+    """Without a GPU and without --cpu, accelerate leaves each process of a launch alone."""
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    AcceleratorState._reset_state(reset_partial_state=True)
+    try:
+        with pytest.raises(ValueError, match="2 processes were started, but on cpu each of them found 1: .* --cpu"):
+            with processes():
+                pass
+    finally:
+        AcceleratorState._reset_state(reset_partial_state=True)
 
 
 def test_a_tracker_that_is_not_there(tiny_model, tmp_path, monkeypatch):
