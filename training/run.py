@@ -178,7 +178,7 @@ def manifest(args) -> None:
     from cogvideox_fun.training.data.manifest import write_manifest
 
     added, left_out = write_manifest(args.folders, args.output, args.workers, args.control)
-    print(f"{args.output}: {added} clips added, {left_out} left out (see above)")
+    print(f"{args.output}: {added} clips added, {left_out} left out" + (" (see above)" if left_out else ""))
 
 
 def evaluate(args) -> None:
