@@ -38,7 +38,7 @@ def processes(cpu: bool = False) -> Iterator:
 
     state = PartialState(cpu=cpu)
     started = int(os.environ.get("WORLD_SIZE", 1))
-    if state.num_processes != started:
+    if state.num_processes < started:
         raise ValueError(
             f"{started} processes were started, but on {state.device.type} each of them found {state.num_processes}: "
             "where there is no GPU, put --cpu after the command of run.py, not after accelerate launch"
