@@ -107,7 +107,13 @@ def main() -> None:
     args = parse_args()
     logging.basicConfig(level=logging.INFO, format="%(levelname)s %(message)s")
     logging.getLogger("accelerate").setLevel(logging.WARNING)
-    COMMANDS[args.command](args)
+    from cogvideox_fun.model_loading.errors import CheckpointError
+    from cogvideox_fun.training.loop.config import ConfigError
+
+    try:
+        COMMANDS[args.command](args)
+    except (CheckpointError, ConfigError) as error:  # of the user's files: where the code raised it tells nothing more
+        raise SystemExit(f"ERROR {error}") from None
 
 
 def nano(args) -> None:

@@ -9,7 +9,8 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-from .config import Phase
+from ...model_loading.errors import CheckpointError
+from .config import ConfigError, Phase
 from .progress import read_rows
 from .state import newest
 
@@ -69,7 +70,7 @@ def explained(phase: Phase, main: bool) -> Iterator[None]:
         if code == 1 and not main:
             raise
         if code == 1:
-            log.error("%s", error, exc_info=error)
+            log.error("%s", error, exc_info=None if isinstance(error, CheckpointError | ConfigError) else error)
         if main:
             log.error("stopped (%s) %s; to go on: %s", what, where_it_stands(phase), started_by())
         raise SystemExit(code) from None
