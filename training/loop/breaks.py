@@ -65,6 +65,8 @@ def explained(phase: Phase, main: bool) -> Iterator[None]:
     try:
         yield
     except (Exception, KeyboardInterrupt, Terminated) as error:
+        if own_thread:
+            signal.signal(signal.SIGTERM, signal.SIG_IGN)  # the last line is still to be written
         codes = {KeyboardInterrupt: ("interrupted", 130), Terminated: ("terminated", 143)}
         what, code = codes.get(type(error), (type(error).__name__, 1))
         if code == 1 and not main:

@@ -229,7 +229,9 @@ def test_two_processes_report_together_and_say_how_to_go_on(tiny_model, tmp_path
                 os.killpg(process.pid, signal.SIGKILL)  # the launcher and its processes
     text = (tmp_path / "log").read_text()
     (line,) = [line for line in text.splitlines() if "stopped (" in line]
-    assert "stopped (terminated) after step" in line and "the last checkpoint is" in line, text[-3000:]
+    # If the other process ends first, the main one loses its connection before it gets the signal.
+    assert any(f"stopped ({why}) after step" in line for why in ("terminated", "RuntimeError")), text[-3000:]
+    assert "the last checkpoint is" in line
     assert "torch.distributed.run --standalone --nproc-per-node 2" in line and line.endswith("train phase.toml --cpu")
 
     phase = phase_of(tiny_model, batches=Batches(8, ((48, 32),), 5, 0.3, batch_size=4, noises_per_clip=2), steps=2)
