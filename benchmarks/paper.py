@@ -119,8 +119,8 @@ def decode_table() -> str:
     area = sum(high * wide * count for (high, wide), count in sizes.items()) / (h * w)
     tiled = sum(decode_flops((t, *size)) * count for size, count in sizes.items())
     rows = (
-        ("whole frames", 1, 1.0, decode_flops(latent), trace_decode(latent).peak),
-        ("tiles of 256 pixels", sizes.total(), area, tiled, trace_decode(latent, TILE).peak),
+        ("whole frames", 1, 1.0, decode_flops(latent), trace_decode(latent)),
+        ("tiles of 256 pixels", sizes.total(), area, tiled, trace_decode(latent, TILE)),
     )
     head = "VAE decode, 480x720x49", "tiles", "area that is computed", "TFLOP", "memory"
     lines = [
@@ -136,7 +136,7 @@ def memory_table() -> str:
     for name, config in CONFIGS.items():
         whole, half = weight_bytes(config) / 1e9, weight_bytes(config, 1) / 1e9
         for size, latent in SIZES.items():
-            active = trace_transformer(name, latent, layers=2).peak / 1e9
+            active = trace_transformer(name, latent, layers=2) / 1e9
             values = (whole, half, active, whole + active, half + active)
             lines.append((name, size, *(f"{value:.1f} GB" for value in values)))
     head = "model", "size", "weights bf16", "weights fp8", "activations of a call", "sum bf16", "sum fp8"

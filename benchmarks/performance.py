@@ -38,13 +38,13 @@ def transformer_rows(native: dict) -> Iterator[Row]:
     goals = {("5B", "480x720x49"): 1.0, ("5B", "1024x1024x49"): 2.8}
     for name in traced.CONFIGS:
         for size, latent in traced.SIZES.items():
-            ours = traced.trace_transformer(name, latent).peak
-            both = traced.trace_transformer(name, latent, batch=2).peak
+            ours = traced.trace_transformer(name, latent)
+            both = traced.trace_transformer(name, latent, batch=2)
             goal = goals.get((name, size))
             yield Row(
                 f"{name} activations, {size}, bf16",
                 f"{gigabytes(ours)}; {gigabytes(both)} with guidance in one call",
-                gigabytes(traced.trace(traced.diffusers_call(traced.CONFIGS[name], latent)).peak),
+                gigabytes(traced.trace(traced.diffusers_call(traced.CONFIGS[name], latent))),
                 gigabytes(native[size]) if native and name == "5B" else "",
                 f"at most {goal} GB" if goal else "",
                 ours <= goal * 1e9 if goal else None,
@@ -53,13 +53,13 @@ def transformer_rows(native: dict) -> Iterator[Row]:
 
 def vae_rows(native: dict) -> Iterator[Row]:
     latent = traced.SIZES["480x720x49"]
-    whole, tiled = traced.trace_decode(latent).peak, traced.trace_decode(latent, traced.TILE).peak
-    growth = whole - traced.trace_decode((5, *latent[1:])).peak
+    whole, tiled = traced.trace_decode(latent), traced.trace_decode(latent, traced.TILE)
+    growth = whole - traced.trace_decode((5, *latent[1:]))
     z = torch.empty(1, 16, *latent, **traced.META)
     decode = traced.diffusers_decoder(VAEConfig())
-    peer = gigabytes(traced.trace(lambda: decode(z)).peak)
+    peer = gigabytes(traced.trace(lambda: decode(z)))
     theirs = f"{gigabytes(native['decode'])}, in other chunks" if native else ""
-    encode = traced.trace_encode(49, 480, 720).peak
+    encode = traced.trace_encode(49, 480, 720)
     yield Row("VAE decode, 480x720x49, bf16", gigabytes(whole), peer, theirs, "at most 7.5 GB", whole <= 7.5e9)
     yield Row("VAE decode in tiles of 256 pixels", gigabytes(tiled), goal="at most 4 GB", reached=tiled <= 4e9)
     yield Row("VAE decode, 49 frames over 17", f"+{gigabytes(growth)}", goal="+0 GB", reached=growth == 0)
@@ -134,7 +134,7 @@ def measure() -> dict:
     if "loop" in comfyui:
         cost, what = comfyui["loop"] - 1, "cogvideox_ddim over ComfyUI's Euler, 50 steps without a transformer"
         rows.append(Row(what, f"{cost:+.1%}", goal="at most +5%", reached=cost <= 0.05))
-    curve = [(traced.tokens_of(latent), traced.trace_transformer("5B", latent).peak) for latent in CURVE]
+    curve = [(traced.tokens_of(latent), traced.trace_transformer("5B", latent)) for latent in CURVE]
     machine = {"cores": os.cpu_count(), "torch": torch.__version__.split("+")[0]}
     return {**machine, "rows": [dataclasses.asdict(row) for row in rows], "bytes by tokens": curve}
 

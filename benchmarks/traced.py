@@ -1,13 +1,12 @@
 """Bytes of the real 2B and 5B configurations, traced on meta tensors: exact, and without a GPU or a checkpoint.
 
-`LiveBytes` counts what is allocated at once, `MovedBytes` what every operation reads and writes. Tensors on the meta
+`MetaBytes` counts what is allocated at once, `MovedBytes` what every operation reads and writes. Tensors on the meta
 device have sizes and no data. GB are 1e9 bytes. Weights do not count, and attention counts by its output only.
 """
 
 import contextlib
 import dataclasses
 import math
-import weakref
 from collections import Counter
 from collections.abc import Callable, Iterator
 
@@ -19,6 +18,7 @@ from torch.utils._pytree import tree_leaves
 from ..model_loading.networks.config import TEXT_TOKENS, TransformerConfig
 from ..model_loading.networks.transformer import CogVideoXTransformer
 from ..model_loading.networks.vae import CogVideoXVAE, VAEConfig
+from ..training.planning.trace import LiveBytes
 
 META = {"device": "meta", "dtype": torch.bfloat16}
 CONFIGS = {
@@ -36,43 +36,16 @@ ALLOCATE = {"empty", "empty_like", "empty_strided", "new_empty", "new_empty_stri
 WRITE_ONLY = {"copy_", "fill_", "zero_"}  # the other operations in place read what they overwrite
 
 
-class LiveBytes(TorchDispatchMode):
-    """Counts the bytes of every storage on the meta device that an operation makes, until nothing holds it.
-
-    Attributes:
-        live, peak: bytes now, and the most so far. What existed before, weights for one, does not count.
-    """
+class MetaBytes(LiveBytes):
+    """The live bytes on the meta device. What moves to the CPU leaves it: ComfyUI's own VAE moves its chunks there."""
 
     def __init__(self):
-        super().__init__()
-        self.live = self.peak = 0
-        self._known: dict[int, weakref.ref] = {}
+        super().__init__(device="meta")
 
     def __torch_dispatch__(self, function, types, args=(), kwargs=None):
-        kwargs = kwargs or {}
-        for tensor in tensors_of((args, kwargs)):
-            storage = tensor.untyped_storage()
-            self._known.setdefault(storage._cdata, weakref.ref(storage))
         if function is torch.ops.aten._to_copy.default and torch.device(kwargs.get("device") or "meta").type == "cpu":
-            return torch.empty(args[0].shape, device="cpu")  # ComfyUI's own VAE moves its chunks off the GPU
-        result = function(*args, **kwargs)
-        for tensor in tensors_of(result):
-            self._count(tensor.untyped_storage())
-        return result
-
-    def _count(self, storage: torch.UntypedStorage) -> None:
-        key, size = storage._cdata, storage.nbytes()
-        known = self._known.get(key)
-        if known is not None and known() is not None:
-            return
-
-        def gone(_reference) -> None:
-            self.live -= size
-            self._known.pop(key, None)
-
-        self._known[key] = weakref.ref(storage, gone)
-        self.live += size
-        self.peak = max(self.peak, self.live)
+            return torch.empty(args[0].shape, device="cpu")
+        return super().__torch_dispatch__(function, types, args, kwargs)
 
 
 def tensors_of(tree) -> list[torch.Tensor]:
@@ -104,13 +77,13 @@ def attention_as_its_output(seen: Callable[..., None] | None = None) -> Iterator
         F.scaled_dot_product_attention = kept
 
 
-def trace(run: Callable[[], object]) -> LiveBytes:
-    """The live bytes of a call; what it returns is held until its end."""
-    mode = LiveBytes()
+def trace(run: Callable[[], object]) -> int:
+    """The most live bytes of a call; what it returns is held until its end. What existed before does not count."""
+    mode = MetaBytes()
     with torch.no_grad(), attention_as_its_output(), mode:
         result = run()
     del result
-    return mode
+    return mode.peak()
 
 
 class MovedBytes(TorchDispatchMode):
@@ -272,8 +245,8 @@ def diffusers_call(
     return lambda: model(x, text, timestep, image_rotary_emb=rope, return_dict=False)
 
 
-def trace_transformer(name: str, latent: tuple[int, int, int], batch: int = 1, layers: int | None = None) -> LiveBytes:
-    """The live bytes of `transformer_call`.
+def trace_transformer(name: str, latent: tuple[int, int, int], batch: int = 1, layers: int | None = None) -> int:
+    """The most live bytes of `transformer_call`.
 
     Args:
         layers: fewer than the model has, for what does not depend on them.
@@ -296,8 +269,8 @@ def decode_call(latent: tuple[int, int, int]) -> Callable[[], None]:
     return run
 
 
-def trace_decode(latent: tuple[int, int, int], tile: int = 0) -> LiveBytes:
-    """The live bytes of `decode_call`.
+def trace_decode(latent: tuple[int, int, int], tile: int = 0) -> int:
+    """The most live bytes of `decode_call`.
 
     Args:
         tile: latents, 0 = whole frames. One tile is as large as all.
@@ -306,7 +279,7 @@ def trace_decode(latent: tuple[int, int, int], tile: int = 0) -> LiveBytes:
     return trace(decode_call((t, min(h, tile or h), min(w, tile or w))))
 
 
-def trace_encode(frames: int, height: int, width: int) -> LiveBytes:
+def trace_encode(frames: int, height: int, width: int) -> int:
     """Encoding a video of F H W pixels likewise."""
     pixels = torch.empty(1, 3, frames, height, width, **META)
     vae = vae_on_meta()

@@ -17,8 +17,7 @@ from ...training.data.buckets import Bucket
 from ...training.loop.config import Batches, Phase
 from ...training.planning.trace import trace_step
 from ...training.tasks.encoders import Encoded
-from ...training.tasks.lora import add_lora
-from ...training.tasks.parts import checkpoint_blocks
+from ...training.tasks.parts import prepare_transformer
 from ...training.tasks.transformer import TransformerTask
 from .. import traced
 from .models import Scale, peak, seconds
@@ -83,27 +82,30 @@ def trainable(scale: Scale, case: Case) -> TransformerTask:
     state = traced.random_state(model, scale.device, dtype)
     model = model.requires_grad_(False).to_empty(device=scale.device)
     model.load_state_dict(state)
-    model.train()
-    if case.checkpoint:
-        checkpoint_blocks(model)
-    if case.lora:
-        add_lora(model, RANK, RANK)
-    else:
-        model.requires_grad_(True)
+    prepare_transformer(model, phase_of(case))
     alphas = config.default_schedule.alphas_cumprod()
     return TransformerTask(model, alphas).to(scale.device)
 
 
-def planned(scale: Scale, case: Case) -> int:
-    """The peak bytes that `plan` gives for a case on one GPU, from encoded clips."""
+def phase_of(case: Case) -> Phase:
+    """The phase of a case, without its model's folder."""
     width, height, length = case.size
-    phase = Phase(
-        *("lora" if case.lora else "full", "", "", 1, Batches(token_count(*case.size), ((width, height),), length)),
+    return Phase(
+        task="lora" if case.lora else "full",
+        model="",
+        output="",
+        steps=1,
+        batches=Batches(token_count(*case.size), ((width, height),), length),
         mixed_precision="bf16",
         checkpoint_blocks=case.checkpoint,
         lora_rank=RANK,
+        lora_alpha=float(RANK),
     )
-    step = trace_step(phase, scale.configs[case.family], Bucket(width, height, length), 1)
+
+
+def planned(scale: Scale, case: Case) -> int:
+    """The peak bytes that `plan` gives for a case on one GPU, from encoded clips."""
+    step = trace_step(phase_of(case), scale.configs[case.family], Bucket(*case.size), 1)
     return step.frozen + step.trained + step.moments + step.average + max(step.passes, step.trained + step.update)
 
 

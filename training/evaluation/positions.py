@@ -16,12 +16,13 @@ import torch
 from ...model_loading.files.safetensors_files import read_json
 from ...model_loading.standalone import Pipeline, load_transformer
 from ..data import shapes
-from ..data.buckets import Bucket, Draw, token_buckets
+from ..data.buckets import Bucket, Draw
 from ..data.clips import ShapeClips
 from ..data.samples import Samples, load
 from ..loop.config import Phase
 from ..loop.phase import run_phase
 from ..loop.progress import plot_losses, read_losses
+from ..loop.source import phase_buckets
 from ..tasks.encoders import Encoded, Encoders
 from ..tasks.hub import write_json
 from ..tasks.transformer import TransformerTask
@@ -57,8 +58,7 @@ def compare_positions(
     Returns:
         The table as markdown.
     """
-    batches = phase.batches
-    buckets = sorted(token_buckets(batches.tokens, batches.sizes, batches.max_length, batches.tolerance))
+    buckets = sorted(phase_buckets(phase.batches, phase.batches.tokens))
     bf16 = torch.autocast("cpu", torch.bfloat16, enabled=phase.mixed_precision == "bf16")  # as in training
     with bf16:
         held_out = encode_held_out(phase, buckets, options.count)

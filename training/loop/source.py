@@ -15,7 +15,6 @@ from .config import Batches, Data, Phase
 
 log = logging.getLogger(__name__)
 
-
 TOO_SHORT_SHOWN = 5  # clips that are named; the others are counted
 FILE_WORKERS = 2  # processes that read videos or a cache, if the configuration does not say
 
@@ -67,17 +66,9 @@ def phase_draws(
     """
     options = phase.batches
     earlier = [bucket for tokens in options.earlier_tokens for bucket in phase_buckets(options, tokens, patch_t)]
-    draws = BucketBatches(
-        *(
-            phase_buckets(options, options.tokens, patch_t),
-            options.batch_size,
-            phase.seed,
-            clips.aspects,
-            clips.lengths,
-        ),
-        *(rank, world),
-        *(earlier, options.earlier_share),
-    )
+    buckets = phase_buckets(options, options.tokens, patch_t)
+    what = buckets, options.batch_size, phase.seed, clips.aspects, clips.lengths
+    draws = BucketBatches(*what, rank, world, earlier, options.earlier_share)
     for index in draws.too_short[:TOO_SHORT_SHOWN].tolist():
         found = f"{clips.path(index)} has {clips.lengths[index]} frames at the phase's rate"
         log.warning("%s, expected at least %d: left out", found, draws.shortest)
@@ -97,6 +88,7 @@ def phase_batches(
 
 
 def phase_samples(phase: Phase, clips: Clips) -> Samples:
+    """The samples of a phase, with its masks, noises and control videos."""
     return Samples(clips, phase.seed, phase.masks, phase.batches.noises_per_clip, phase.data.control)
 
 

@@ -73,7 +73,8 @@ def fused_attention(q, k, v, heads: int, transformer_options: dict | None = None
 
 
 class LiveBytes(TorchDispatchMode):
-    """The bytes of every storage that an operation makes, until nothing holds it, by kind, and what is computed.
+    """The bytes of every storage that an operation makes on a device, until nothing holds it, by kind, and what is
+    computed.
 
     Kinds: "gradient" (see `keep_gradients`), "cast" (copies of ``weights`` in another type, which autocast keeps until
     the end of the forward pass) and "other". What existed before does not count.
@@ -84,8 +85,9 @@ class LiveBytes(TorchDispatchMode):
             would hold tensors from the backward pass until its end.
     """
 
-    def __init__(self, weights: list[torch.Tensor] = ()):
+    def __init__(self, weights: list[torch.Tensor] = (), device: str = "cpu"):
         super().__init__()
+        self.device = device
         self.live = {"other": 0, "gradient": 0, "cast": 0}
         self.timeline: list[tuple[int, int, int]] = [(0, 0, 0)]
         self.flops: Counter[str] = Counter()
@@ -94,7 +96,7 @@ class LiveBytes(TorchDispatchMode):
 
     def __torch_dispatch__(self, function, types, args=(), kwargs=None):
         kwargs = kwargs or {}
-        for tensor in tensors_of((args, kwargs)):
+        for tensor in self.tensors_of((args, kwargs)):
             storage = tensor.untyped_storage()
             self._known.setdefault(storage._cdata, [weakref.ref(storage), None])
         result = function(*args, **kwargs)
@@ -102,9 +104,13 @@ class LiveBytes(TorchDispatchMode):
         if packet in flop_registry:
             self.flops[packet.__name__] += flop_registry[packet](*args, **kwargs, out_val=result)
         cast = function is torch.ops.aten._to_copy.default and key_of(args[0]) in self._weights
-        for tensor in tensors_of(result):
+        for tensor in self.tensors_of(result):
             self._count(tensor.untyped_storage(), "cast" if cast else "other")
         return result
+
+    def tensors_of(self, tree) -> list[torch.Tensor]:
+        leaves = tree_leaves(tree)
+        return [leaf for leaf in leaves if isinstance(leaf, torch.Tensor) and leaf.device.type == self.device]
 
     def _count(self, storage: torch.UntypedStorage, kind: str) -> None:
         key, size = storage._cdata, storage.nbytes()
@@ -137,10 +143,6 @@ class LiveBytes(TorchDispatchMode):
         """The most live bytes in a part of the timeline, with a share of the gradients and of the casts."""
         moments = self.timeline[part]
         return int(max(other + gradient * of_gradients + cast * of_casts for other, gradient, cast in moments))
-
-
-def tensors_of(tree) -> list[torch.Tensor]:
-    return [leaf for leaf in tree_leaves(tree) if isinstance(leaf, torch.Tensor)]
 
 
 def key_of(tensor: torch.Tensor) -> int:

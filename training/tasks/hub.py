@@ -20,15 +20,24 @@ FILES = {
 
 
 def write_json(path: Path, value: dict) -> None:
+    """Write a JSON file. An older file of the name is replaced, not written into: it may be a hard link."""
     path.parent.mkdir(parents=True, exist_ok=True)
-    path.write_text(json.dumps(value, indent=2) + "\n", encoding="utf-8")
+    temporary = path.with_suffix(".tmp")
+    temporary.write_text(json.dumps(value, indent=2) + "\n", encoding="utf-8")
+    temporary.replace(path)
 
 
-def save_weights(path: Path, state: dict[str, torch.Tensor], dtype: torch.dtype | None = None) -> None:
+def save_weights(
+    path: Path,
+    state: dict[str, torch.Tensor],
+    dtype: torch.dtype | None = None,
+    metadata: dict[str, str] | None = None,
+) -> None:
     """Write a safetensors file, in ``dtype`` or that of its tensors. An older file stays until it is complete."""
     path.parent.mkdir(parents=True, exist_ok=True)
     temporary = path.with_suffix(".tmp")
-    save_file({key: value.to(dtype or value.dtype).cpu().contiguous() for key, value in state.items()}, temporary)
+    tensors = {key: value.to(dtype or value.dtype).cpu().contiguous() for key, value in state.items()}
+    save_file(tensors, temporary, metadata)
     temporary.replace(path)
 
 

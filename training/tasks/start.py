@@ -10,14 +10,14 @@ import shutil
 from pathlib import Path
 
 import torch
-from safetensors.torch import load_file, save_file
+from safetensors.torch import load_file
 
 from ...model_loading.errors import CheckpointError
 from ...model_loading.files.checkpoint import Checkpoint
 from ...model_loading.files.safetensors_files import read_json
 from ...model_loading.networks.config import TransformerConfig
 from ...model_loading.standalone import open_whole
-from .hub import PARTS, write_json
+from .hub import PARTS, save_weights, write_json
 
 log = logging.getLogger(__name__)
 
@@ -57,12 +57,12 @@ def start_model(source: str | Path, output: str | Path, kind: str, reference_noi
     if config.in_channels != CHANNELS[kind]:
         replace_projection(checkpoint, output, CHANNELS[kind])
     values = read_json(source / "transformer" / "config.json")
-    replace_json(
+    write_json(
         output / "transformer" / "config.json", {**values, "in_channels": CHANNELS[kind], NOISE: reference_noise}
     )
     index = output / "model_index.json"
     if index.is_file():
-        replace_json(index, {**read_json(index), "_class_name": PIPELINES[kind]})
+        write_json(index, {**read_json(index), "_class_name": PIPELINES[kind]})
     log.info("%s: %s, %d -> %d channels", output, config.family, config.in_channels, CHANNELS[kind])
 
 
@@ -96,19 +96,13 @@ def link(path: Path, target: Path) -> None:
         shutil.copyfile(path, target)
 
 
-def replace_json(path: Path, value: dict) -> None:
-    path.unlink()  # it may be a link to the source's
-    write_json(path, value)
-
-
 def replace_projection(checkpoint: Checkpoint, output: Path, channels: int) -> None:
     """Write the file that has the patch projection with other input channels. The other tensors stay on disk."""
     info = checkpoint.weights.tensors[PROJECTION]
     tensors = load_file(info.file)
     tensors[info.key] = with_channels(tensors[info.key], checkpoint.config, channels)
     target = output / info.file.relative_to(checkpoint.path)
-    target.unlink()
-    save_file(tensors, target, checkpoint.weights.metadata)
+    save_weights(target, tensors, metadata=checkpoint.weights.metadata)
 
 
 def with_channels(weight: torch.Tensor, config: TransformerConfig, channels: int) -> torch.Tensor:

@@ -3,8 +3,10 @@
 import itertools
 import multiprocessing
 import os
+import signal
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import numpy as np
@@ -100,6 +102,38 @@ def test_an_error_in_a_worker_arrives_with_its_cause(manifest, tmp_path):
     missing.write_text("".join(line.replace('"path": "', '"path": "missing_') for line in manifest.open()))
     with pytest.raises(ValueError, match=r"(?s)in DataLoader worker process.*no clip can be read at Bucket.*tried"):
         next(phase_batches(phase_of(missing, 2), open_clips(phase_of(missing).data)))
+
+
+def interrupted(manifest, ready, errors):
+    os.setsid()
+    signal.signal(signal.SIGINT, signal.default_int_handler)  # tests that run in the background ignore it
+    os.dup2(os.open(errors, os.O_WRONLY | os.O_CREAT), 2)
+    try:
+        for _ in phase_batches(phase_of(manifest, 2), open_clips(phase_of(manifest).data)):
+            ready.send([child.pid for child in multiprocessing.active_children()])
+            time.sleep(60)
+    except KeyboardInterrupt:
+        sys.exit(7)
+
+
+@pytest.mark.skipif(not hasattr(os, "setsid"), reason="needs process groups")
+def test_ctrl_c_ends_the_workers_without_a_word(manifest, tmp_path):
+    context = multiprocessing.get_context("fork")
+    ours, theirs = context.Pipe()
+    process = context.Process(target=interrupted, args=(manifest, theirs, str(tmp_path / "errors")))
+    process.start()
+    assert ours.poll(120)
+    workers = ours.recv()
+    assert len(workers) == 2
+    os.killpg(process.pid, signal.SIGINT)
+    process.join(60)
+    assert process.exitcode == 7
+    deadline = time.monotonic() + 30
+    while time.monotonic() < deadline and any(Path(f"/proc/{pid}").exists() for pid in workers):
+        time.sleep(0.05)
+    assert not any(Path(f"/proc/{pid}").exists() for pid in workers)
+    lines = (tmp_path / "errors").read_text().splitlines()
+    assert all("3.mp4: no such file" in line for line in lines), lines
 
 
 @pytest.mark.parametrize(
