@@ -96,7 +96,7 @@ def add_plan(commands) -> None:
     plan.add_argument("configs", type=Path, nargs="+", metavar="CONFIG", help="TOML files of phases")
     plan.add_argument("--gpus", type=int, default=8)
     plan.add_argument("--gpu", choices=list(GPUS), default="h100")
-    plan.add_argument("--utilisation", type=float, default=0.4, help="of the GPU's dense bf16 rate (default: 0.4)")
+    plan.add_argument("--utilisation", type=float, default=0.3, help="of the GPU's dense bf16 rate (default: 0.3)")
     plan.add_argument(
         "--clips", type=int, default=1_200_000, help="clips whose latents are cached (default: 1.2 million)"
     )
@@ -201,7 +201,7 @@ def positions(args) -> None:
     from cogvideox_fun.training.evaluation.positions import CACHED, compare_positions
     from cogvideox_fun.training.evaluation.rows import Options
     from cogvideox_fun.training.loop.config import read_phase
-    from cogvideox_fun.training.loop.encode import encode
+    from cogvideox_fun.training.loop.encode import Amount, Encoding
     from cogvideox_fun.training.loop.phase import processes, run_phase
     from cogvideox_fun.training.nano.make import CONFIGS, write_small
 
@@ -210,7 +210,8 @@ def positions(args) -> None:
         if state.num_processes > 1:
             raise SystemExit("positions runs in one process: call it without accelerate launch")
         write_small(first.model, ROOT / "models" / "nano")
-        encode(dataclasses.replace(second, model=first.model), second.data.cache, state, CACHED)  # the same VAE and T5
+        same = dataclasses.replace(second, model=first.model)  # its VAE and T5
+        Encoding(same, second.data.cache, Amount(CACHED), state).run()
         run_phase(first)
         print(compare_positions(second, args.seeds, Options(args.count, steps=10), args.output))
 
