@@ -161,9 +161,11 @@ class Validator:
         self.write(step, table)
 
     def read(self, clips: Clips) -> list[dict]:
-        """The clips and captions, from the validation's seed."""
+        """The clips and captions, from the validation's seed. Where there are fewer clips, they come again."""
         samples = phase_samples(dataclasses.replace(self.phase, seed=self.options.seed), clips)
-        found = [samples[Draw(i, i, self.bucket)] for i in range(self.options.clips)]
+        count = self.options.clips
+        different = count if clips.lengths is None else len(clips.lengths)
+        found = [samples[Draw(i, i % different, self.bucket)] for i in range(count)]
         prompts = self.options.prompts
         return [{**s, "captions": prompts[i % len(prompts)]} if prompts else s for i, s in enumerate(found)]
 
