@@ -32,7 +32,7 @@ class Data:
     shapes: tuple[str, ...] = SHAPES
     count: int = 0  # procedural clips before they repeat; 0 = never
     seed: int = 0
-    workers: int = -1  # processes of each rank that make samples while the model trains; -1: see `worker_count`
+    workers: int = -1  # processes of each rank, each one batch ahead of the training; -1: see `worker_count`
     cache: str = ""  # a folder that `encode` wrote: train from its latents and text features, not from clips
 
 
