@@ -4,6 +4,7 @@ import dataclasses
 import json
 import logging
 import math
+from itertools import islice
 from pathlib import Path
 
 import torch
@@ -137,9 +138,7 @@ class Trainer:
         progress = tqdm(initial=self.step, total=self.phase.steps, unit="step", disable=not main)
         with Monitor(self.phase, self.accelerator, self.folder, self.step) as monitor, progress:
             self.validate()
-            for batch in monitor.timed(batches):
-                if self.step >= until:
-                    break
+            for batch in islice(monitor.timed(batches), max(until - self.step, 0)):
                 loss = float(self.train_step(batch))
                 rate = self.optimizer.param_groups[0]["lr"]
                 monitor.record(self.step - 1, batch, self.losses, loss, rate, self.gradient_norm)
