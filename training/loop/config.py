@@ -194,6 +194,7 @@ def _check(phase: Phase, where: str) -> None:
         check(name, lambda value: 0 <= value <= 1, "0 to 1")
     for name in ("seed", "data.seed", "validation.seed"):
         check(name, lambda value: 0 <= value < HELD_OUT, f"0 to {HELD_OUT - 1}: the evaluation uses the others")
+    check("train_text_encoder", lambda value: not value or phase.task == "full", "false: only task full writes a T5")
     check("family", lambda value: value in FAMILIES, f"one of {list(FAMILIES)}")
     check("batches", lambda batches: batches.sizes or batches.bases, "sizes or bases")
     check("data.workers", lambda value: value >= -1, "0 or more, or -1 to choose")

@@ -154,7 +154,7 @@ def test_a_cache_of_another_phase_is_refused(tiny_model, cache, tmp_path, change
     "old, new, words",
     [
         ('"lora"', '"vae"', "task is 'vae', expected full or lora"),
-        ("seed", "train_text_encoder = true\nseed", "frozen T5"),
+        ('"lora"', '"full"\ntrain_text_encoder = true', "frozen T5"),
     ],
 )
 def test_a_configuration_that_cant_use_a_cache(tiny_model, tmp_path, old, new, words):
