@@ -84,6 +84,7 @@ class Encoding:
             "origin": origin(phase, self.checkpoint, self.texts),
             "seed": phase.seed,
             "count": len(self.draws),
+            "clips": None if self.clips.lengths is None else len(self.clips.lengths),  # with others, draws are others
             "channels": config.in_channels - LATENT_CHANNELS,
             "text": text,
             "dtype": dtype,

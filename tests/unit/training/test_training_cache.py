@@ -25,6 +25,7 @@ from cogvideox_fun.training.tasks.parts import Parts
 from pack import ROOT
 from safetensors.torch import load_file, save_file
 from tiny_model import write_tiny_model
+from video_files import counted, write_video
 
 COUNT, SHARD_SIZE = 18, 8
 BATCHES = Batches(12, ((48, 32), (32, 48)), 5, batch_size=4, noises_per_clip=2)
@@ -228,6 +229,18 @@ def test_every_epoch_has_masks_of_its_own(tiny_model, tmp_path):
     assert not any(a.shape == b.shape and torch.equal(a, b) for a, b in pairs)
     with pytest.raises(ValueError, match="these clips never end: say how many with --count"):
         Encoding(phase_of(tiny_model), tmp_path / "other", Amount(epochs=2), PartialState(cpu=True))
+
+
+def test_a_folder_that_has_grown_is_another_cache(tiny_model, tmp_path):
+    """Its clips are drawn in another order, so the files that are there would not fit the new ones."""
+    clips = tmp_path / "clips"
+    clips.mkdir()
+    options = {"data": Data(folders=(str(clips),), workers=0)}
+    write_video(clips / "a.mp4", counted(24))
+    write_cache(tiny_model, tmp_path / "cache", 4, **options)
+    write_video(clips / "b.mp4", counted(24))
+    with pytest.raises(ValueError, match="is another cache .*clips was 1, and is 2.*: give another folder"):
+        write_cache(tiny_model, tmp_path / "cache", 4, **options)
 
 
 def test_missing_and_truncated_files_are_named(copied):
