@@ -10,7 +10,7 @@ from pathlib import Path
 import torch
 
 from ...model_loading.networks.config import TransformerConfig
-from ...model_loading.standalone import Pipeline
+from ...model_loading.standalone import Pipeline, open_whole
 from ...sampling.geometry import check_size, legal_length
 from ..data.buckets import Bucket, Draw
 from ..data.clips import Clips
@@ -115,12 +115,15 @@ class Validator:
 
     Raises:
         ConfigError: the model can't make what the phase asks for.
+        CheckpointError: the model's folder has no VAE or no T5.
         ValueError: the size does not suit the model.
     """
 
     def __init__(self, phase: Phase, parts: Parts, accelerator, folder: Path):
         self.phase, self.parts, self.accelerator = phase, parts, accelerator
         self.options, self.folder = phase.validation, folder / "validation"
+        if parts.encoders is None:
+            open_whole(phase.model)
         self.rows = rows_of(phase, parts.checkpoint.config)
         self.bucket = bucket_for(phase, parts.patch_t)
         self.samples: list[dict] | None = None  # the clips, made once

@@ -14,8 +14,9 @@ from pathlib import Path
 import pytest
 import torch
 from accelerate import Accelerator, PartialState
+from cogvideox_fun.model_loading.errors import CheckpointError
 from cogvideox_fun.training.data.cache import Cache, CachedDraws, CachedSamples
-from cogvideox_fun.training.loop.config import Batches, ConfigError, Data, Optimizer, Phase, read_phase
+from cogvideox_fun.training.loop.config import Batches, ConfigError, Data, Optimizer, Phase, Validation, read_phase
 from cogvideox_fun.training.loop.encode import Amount, Encoding
 from cogvideox_fun.training.loop.progress import read_losses
 from cogvideox_fun.training.loop.source import open_clips, phase_batches
@@ -130,6 +131,14 @@ def test_a_run_from_a_cache_resumes_bit_equal_without_vae_and_text_encoder(tiny_
     assert train(model, cache, tmp_path / "parts") == whole and len(set(whole)) == 6
     states = [read_tensors(newest(tmp_path / name), "weights") for name in ("whole", "parts")]
     assert all(torch.equal(value, states[1][key]) for key, value in states[0].items())
+
+
+def test_validation_needs_the_parts_that_training_from_a_cache_does_not(tiny_model, cache, tmp_path):
+    model = tmp_path / "model"
+    shutil.copytree(tiny_model / "transformer", model / "transformer")
+    phase = phase_of(model, cache, task="lora", validation=Validation(every=2))
+    with pytest.raises(CheckpointError, match="has no vae: download the whole repository"):
+        Trainer(phase, Parts(phase), Accelerator(cpu=True), tmp_path).validate()
 
 
 @pytest.mark.parametrize(
