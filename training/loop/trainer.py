@@ -39,7 +39,11 @@ def learning_rate(options: Optimizer, step: int, steps: int) -> float:
 
 
 def about(phase: Phase) -> str:
-    """What a checkpoint must have in common with the run that continues it. Paths and what saves memory may change."""
+    """What a checkpoint must have in common with the run that continues it.
+
+    The clips' folders or manifest belong to it. The paths of models, outputs and caches may change, and so may the
+    number of steps, what saves memory, and what only shows the run.
+    """
     fields = dataclasses.asdict(phase)
     del fields["data"]["workers"]
     fields["data"]["cache"] = bool(fields["data"]["cache"])
