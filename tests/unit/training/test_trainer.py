@@ -187,6 +187,7 @@ tolerance = 0.3
         ("[batches]", '[data]\nshapes = ["star"]\n[batches]', "shapes is .'star'., expected some of"),
         ("[batches]", "[optimizer]\nema_decay = 1\n[batches]", "ema_decay is 1.0, expected 0 to less than 1"),
         ('"full"', '"lora"\ntrain_text_encoder = true', "train_text_encoder is True, expected false: only task full"),
+        ("[batches]", "[optimizer]\nmax_grad_norm = 0\n[batches]", "max_grad_norm is 0.0, expected more than 0"),
         ("steps = 2", "steps = 0", "steps is 0, expected more than 0"),
         ("steps = 2", 'steps = "two"', "steps is 'two', expected int"),
         ("steps = 2", "stops = 2", "no field 'stops', expected one of"),
