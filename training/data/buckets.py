@@ -94,8 +94,7 @@ class BucketBatches:
         buckets: see `token_buckets`.
         batch_size: clips in a batch, of all processes together.
         aspects: width / height of every clip: it goes into the bucket that is closest in shape, of a base resolution
-            that is drawn. None for procedural
-            clips, which have any size and never end.
+            that is drawn. None for procedural clips, which have any size and never end.
         lengths: frames of every clip: it goes only into buckets that it is long enough for. Clips that are too short
             for all ``buckets`` are never drawn and are listed in ``too_short``. None for clips of any length.
         rank, world: this process and how many there are.

@@ -97,7 +97,7 @@ class VideoClips:
         """Clip ``index`` from a random frame on. If it can't be read, another one that is long enough.
 
         Raises:
-            ValueError: `TRIES` others can't be read either.
+            ValueError: no clip is long enough, or `TRIES` others can't be read either.
         """
         video, caption, _ = self._take(index, bucket, rng, control=False)
         return video, caption
@@ -117,6 +117,11 @@ class VideoClips:
                 return video, row.caption, self._read(chosen, self._beside(row), first, bucket) if control else None
             except OSError as error:
                 self._name(chosen, f"{error}: another clip is taken instead")
+        if not tried:
+            raise ValueError(
+                f"no clip has {bucket.length} frames at the phase's rate, the longest has {max(self.lengths)}: give "
+                "longer clips, or a size of fewer frames"
+            )
         raise ValueError(
             f"no clip can be read at {bucket}, {tried} were tried: see the warnings above, and check the paths"
         )

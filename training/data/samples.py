@@ -111,8 +111,10 @@ def load(samples: Dataset, draws: Iterable[list[Draw]], workers: int = 0) -> Ite
     An error in a worker process is raised here, with its traceback.
 
     Args:
-        workers: processes that make samples ahead of time, up to two batches each, with one thread of PyTorch each.
-            They live until the iterator is deleted. 0 makes samples when they are asked for.
+        workers: processes that make samples ahead of time, one batch each (a batch of long clips has 10 GB and more),
+            with one thread of PyTorch each. They live until the iterator is deleted. 0 makes samples when they are
+            asked for.
     """
     own = torch.Generator()  # for the workers' seeds, which nothing uses: the global one stays as it is
-    return iter(DataLoader(samples, batch_sampler=draws, collate_fn=collate, num_workers=workers, generator=own))
+    options = {"num_workers": workers, "prefetch_factor": 1 if workers else None, "generator": own}
+    return iter(DataLoader(samples, batch_sampler=draws, collate_fn=collate, **options))

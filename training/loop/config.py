@@ -32,7 +32,7 @@ class Data:
     shapes: tuple[str, ...] = SHAPES
     count: int = 0  # procedural clips before they repeat; 0 = never
     seed: int = 0
-    workers: int = -1  # processes of each rank that make samples while the model trains; -1: see `worker_count`
+    workers: int = -1  # processes of each rank, each one batch ahead of the training; -1: see `worker_count`
     cache: str = ""  # a folder that `encode` wrote: train from its latents and text features, not from clips
 
 
@@ -194,6 +194,7 @@ def _check(phase: Phase, where: str) -> None:
         check(name, lambda value: 0 <= value <= 1, "0 to 1")
     for name in ("seed", "data.seed", "validation.seed"):
         check(name, lambda value: 0 <= value < HELD_OUT, f"0 to {HELD_OUT - 1}: the evaluation uses the others")
+    check("train_text_encoder", lambda value: not value or phase.task == "full", "false: only task full writes a T5")
     check("family", lambda value: value in FAMILIES, f"one of {list(FAMILIES)}")
     check("batches", lambda batches: batches.sizes or batches.bases, "sizes or bases")
     check("data.workers", lambda value: value >= -1, "0 or more, or -1 to choose")
@@ -207,7 +208,8 @@ def _check(phase: Phase, where: str) -> None:
         check(name, lambda value: value >= 0, "0 or more")
     counts = "tokens", "batch_size", "noises_per_clip"
     counts = *(f"batches.{name}" for name in counts), "validation.steps", "validation.clips"
-    for name in ("steps", "save_every", "lora_rank", "optimizer.learning_rate", *counts):
+    optimizer = "optimizer.learning_rate", "optimizer.max_grad_norm"  # a limit of 0 would stop training, not the limit
+    for name in ("steps", "save_every", "lora_rank", *optimizer, *counts):
         check(name, lambda value: value > 0, "more than 0")
 
     if phase.data.cache:

@@ -19,12 +19,12 @@ from ...model_loading.files.t5 import prompt_length
 from ...model_loading.standalone import open_whole
 from ..data.buckets import Draw
 from ..data.cache import ABOUT, INDEX, LATENTS, TEXT, caption_of, opened, shard_name
-from ..data.samples import LATENT_CHANNELS, Samples, latent_shape, load
+from ..data.samples import LATENT_CHANNELS, latent_shape, load
 from ..tasks.encoders import Encoders
 from ..tasks.origin import differences, origin
 from ..tasks.parts import make_encoders
 from .config import Phase, check_cacheable
-from .source import open_clips, phase_draws, worker_count
+from .source import open_clips, phase_draws, phase_samples, worker_count
 from .trainer import to_device
 
 log = logging.getLogger(__name__)
@@ -84,6 +84,7 @@ class Encoding:
             "origin": origin(phase, self.checkpoint, self.texts),
             "seed": phase.seed,
             "count": len(self.draws),
+            "clips": None if self.clips.lengths is None else len(self.clips.lengths),  # with others, draws are others
             "channels": config.in_channels - LATENT_CHANNELS,
             "text": text,
             "dtype": dtype,
@@ -164,7 +165,7 @@ class Encoding:
     def _latents(self, entries: range) -> dict[str, torch.Tensor]:
         """The tensors of a shard of latents."""
         draws = self.draws[entries.start : entries.stop]
-        samples = Samples(self.clips, self.phase.seed, self.phase.masks, control=self.phase.data.control)
+        samples = phase_samples(self.phase, self.clips)
         made, chances = {}, []
         batches = load(samples, [[draw] for draw in draws], worker_count(self.data))
         for entry, batch in zip(entries, batches, strict=True):

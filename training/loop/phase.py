@@ -80,10 +80,11 @@ def run_phase(phase: Phase, cpu: bool = False, until: int | None = None) -> None
         count, title, kind = accelerator.num_processes, trainer.engine.title, accelerator.device.type
         log.info("processes: %d, device: %s, engine: %s", count, kind, title)
     trainer.run(until)
-    if trainer.step < phase.steps:
-        log.info("stopped at step %d of %d: run the same command to continue", trainer.step, phase.steps)
-    elif accelerator.is_main_process:
-        finish(newest(trainer.folder), Path(phase.output) / "model")
+    if accelerator.is_main_process:
+        if trainer.step < phase.steps:
+            log.info("stopped at step %d of %d: run the same command to continue", trainer.step, phase.steps)
+        else:
+            finish(newest(trainer.folder), Path(phase.output) / "model")
     accelerator.wait_for_everyone()
 
 

@@ -4,6 +4,7 @@ import dataclasses
 import json
 import logging
 import math
+from itertools import islice
 from pathlib import Path
 
 import torch
@@ -38,7 +39,11 @@ def learning_rate(options: Optimizer, step: int, steps: int) -> float:
 
 
 def about(phase: Phase) -> str:
-    """What a checkpoint must have in common with the run that continues it. Paths and what saves memory may change."""
+    """What a checkpoint must have in common with the run that continues it.
+
+    The clips' folders or manifest belong to it. The paths of models, outputs and caches may change, and so may the
+    number of steps, what saves memory, and what only shows the run.
+    """
     fields = dataclasses.asdict(phase)
     del fields["data"]["workers"]
     fields["data"]["cache"] = bool(fields["data"]["cache"])
@@ -137,9 +142,7 @@ class Trainer:
         progress = tqdm(initial=self.step, total=self.phase.steps, unit="step", disable=not main)
         with Monitor(self.phase, self.accelerator, self.folder, self.step) as monitor, progress:
             self.validate()
-            for batch in monitor.timed(batches):
-                if self.step >= until:
-                    break
+            for batch in islice(monitor.timed(batches), max(until - self.step, 0)):
                 loss = float(self.train_step(batch))
                 rate = self.optimizer.param_groups[0]["lr"]
                 monitor.record(self.step - 1, batch, self.losses, loss, rate, self.gradient_norm)

@@ -10,7 +10,7 @@ from pathlib import Path
 import torch
 
 from ...model_loading.networks.config import TransformerConfig
-from ...model_loading.standalone import Pipeline
+from ...model_loading.standalone import Pipeline, open_whole
 from ...sampling.geometry import check_size, legal_length
 from ..data.buckets import Bucket, Draw
 from ..data.clips import Clips
@@ -115,12 +115,15 @@ class Validator:
 
     Raises:
         ConfigError: the model can't make what the phase asks for.
+        CheckpointError: the model's folder has no VAE or no T5.
         ValueError: the size does not suit the model.
     """
 
     def __init__(self, phase: Phase, parts: Parts, accelerator, folder: Path):
         self.phase, self.parts, self.accelerator = phase, parts, accelerator
         self.options, self.folder = phase.validation, folder / "validation"
+        if parts.encoders is None:
+            open_whole(phase.model)
         self.rows = rows_of(phase, parts.checkpoint.config)
         self.bucket = bucket_for(phase, parts.patch_t)
         self.samples: list[dict] | None = None  # the clips, made once
@@ -161,9 +164,11 @@ class Validator:
         self.write(step, table)
 
     def read(self, clips: Clips) -> list[dict]:
-        """The clips and captions, from the validation's seed."""
+        """The clips and captions, from the validation's seed. Where there are fewer clips, they come again."""
         samples = phase_samples(dataclasses.replace(self.phase, seed=self.options.seed), clips)
-        found = [samples[Draw(i, i, self.bucket)] for i in range(self.options.clips)]
+        count = self.options.clips
+        different = count if clips.lengths is None else len(clips.lengths)
+        found = [samples[Draw(i, i % different, self.bucket)] for i in range(count)]
         prompts = self.options.prompts
         return [{**s, "captions": prompts[i % len(prompts)]} if prompts else s for i, s in enumerate(found)]
 

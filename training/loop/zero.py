@@ -141,6 +141,7 @@ def zero_config(phase: Phase) -> dict:
         "gradient_accumulation_steps": 1,
         "gradient_clipping": phase.optimizer.max_grad_norm,
         "zero_allow_untested_optimizer": True,
+        "zero_force_ds_cpu_optimizer": False,  # with offload: its own AdamW has to be compiled first
         "bf16": {"enabled": phase.mixed_precision == "bf16"},
         "data_types": {"grad_accum_dtype": "fp32"},
     }

@@ -13,7 +13,7 @@ from ...model_loading.networks.config import TEXT_TOKENS, TransformerConfig, VAE
 from ...model_loading.networks.vae import ENCODE_FRAMES, CogVideoXVAE, encode_chunks
 from ..data.buckets import Bucket
 from ..loop.config import Phase
-from ..loop.source import phase_buckets
+from ..loop.source import phase_buckets, worker_count
 from .trace import Step, trace_encoding, trace_step
 
 
@@ -256,6 +256,19 @@ class Plan:
         mean = sum(b.tokens for b in self.buckets) / len(self.buckets)
         latents = mean * self.config.patch_size**2 * self.config.in_channels * 2
         return self.setup.clips * latents, self.setup.clips * TEXT_TOKENS * self.config.text_embed_dim * 2.0
+
+    def waiting_bytes(self) -> int:
+        """Of the batches in the computer's memory: one of each worker, and the one that is trained on; of all GPUs."""
+        config, phase, grid = self.config, self.phase, 4 * self.config.patch_size**2  # bytes of a float32 channel
+
+        def clip(bucket: Bucket) -> int:
+            noise = phase.batches.noises_per_clip * config.out_channels * bucket.tokens * grid
+            if phase.data.cache:
+                return noise + config.in_channels * bucket.tokens * grid + 4 * TEXT_TOKENS * config.text_embed_dim
+            return noise + pixels_of(bucket) * 4 * (7 if phase.data.control else 4)  # colours, mask, control's colours
+
+        batch = self.share * max(clip(bucket) for bucket in [*self.buckets, *self.earlier])
+        return self.setup.gpus * (worker_count(phase.data) + 1) * batch
 
 
 def pixels_of(bucket: Bucket) -> int:

@@ -6,6 +6,7 @@ from collections.abc import Mapping
 
 from ..data.buckets import Bucket
 from ..loop.config import Phase
+from ..loop.source import worker_count
 from .plan import Plan, Saving, Setup
 
 
@@ -145,6 +146,8 @@ def costs(plan: Plan) -> str:
         f"A step has {flops * plan.phase.batches.batch_size / 1e15:,.0f} PFLOP, with recomputation as the phase says "
         f"({plan.clip_flops(True) / plan.clip_flops(False) - 1:+.0%} with checkpoint_blocks). "
         f"All steps take {plan.hours(flops):,.0f} hours.",
+        f"Batches take up to {gigabytes(plan.waiting_bytes())} of the computer's memory: for each GPU the one that is "
+        f"trained on, and one of each of its {worker_count(plan.phase.data)} workers.",
         f"Encoding the clips in the step adds {plan.hours(encoding):,.0f} hours ({encoding / flops:.0%}).",
         f"A cache of {plan.setup.clips:,} clips in bf16 has {gigabytes(latents)} of latents with their conditioning, "
         f"for each pass over the clips, and up to {gigabytes(text)} of text features.",

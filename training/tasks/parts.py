@@ -1,5 +1,6 @@
 """Make tasks from model folders, and write what was trained into a model folder."""
 
+import fnmatch
 import shutil
 from collections.abc import Callable, Mapping, Sequence
 from functools import partial
@@ -27,6 +28,7 @@ from .transformer import TransformerTask
 from .vae import VAETask
 
 LORA_FILE = "lora.safetensors"
+WEIGHTS = "*.safetensors", "*.safetensors.index.json"  # a part's weights, shards and their index
 
 
 def make_encoders(phase: Phase, source: Checkpoint, texts: Checkpoint, dtype: torch.dtype) -> Encoders:
@@ -110,6 +112,8 @@ def write_result(
 ) -> None:
     """Write the model folder with the trained weights, or the LoRA's file.
 
+    Weights that were trained are not copied from the old model first: a folder that was cut off would seem complete.
+
     Args:
         state: what was trained, by the names of the task's parameters.
         scale_factor: of a new latent space, see `measure_scale`.
@@ -119,7 +123,13 @@ def write_result(
         weights = lora_file(strip(state, "transformer."), phase.lora_alpha)
         save_weights(output / LORA_FILE, weights, torch.float16)  # as LoRA files are
         return
-    shutil.copytree(phase.model, output, dirs_exist_ok=True, copy_function=replace_copy)
+    full = ["transformer", "text_encoder"] if phase.train_text_encoder else ["transformer"]
+    folders = {str(Path(phase.model) / part) for part in (["vae"] if phase.task == "vae" else full)}
+
+    def left_out(folder: str, names: list[str]) -> list[str]:
+        return [name for pattern in WEIGHTS for name in fnmatch.filter(names, pattern)] if folder in folders else []
+
+    shutil.copytree(Path(phase.model), output, dirs_exist_ok=True, copy_function=replace_copy, ignore=left_out)
     if phase.task == "vae":
         replace_weights(output, "vae", trained_vae(phase, state).state_dict())
         if scale_factor is not None:  # in another latent space the previews' factors are wrong
@@ -174,8 +184,8 @@ def _convolve(module: torch.nn.Conv2d | torch.nn.Conv3d, x: torch.Tensor) -> tor
 
 
 def remove_weights(folder: Path) -> None:
-    """Remove a part's weights, shards and their index."""
-    for pattern in ("*.safetensors", "*.safetensors.index.json"):
+    """Remove a part's weights."""
+    for pattern in WEIGHTS:
         for path in folder.glob(pattern):
             path.unlink()
 

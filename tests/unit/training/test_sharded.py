@@ -19,16 +19,17 @@ from safetensors.torch import load_file
 from train_sharded import STEPS, run, trainer_of
 
 CONFIGS = ROOT / "training" / "configs" / "accelerate"
-ENGINES = ("ddp", "fsdp2", "zero2", "zero3")
+ENGINES = ("ddp", "fsdp2", "zero2", "zero2-offload", "zero3")
 MISSING = pytest.mark.skipif(not find_spec("deepspeed"), reason="deepspeed is not installed")
 
 
 def environment(engine: str) -> dict[str, str]:
-    """The variables that `accelerate launch` sets for one of our configurations."""
+    """The variables that `accelerate launch` sets for one of our configurations, or with its optimizer offloaded."""
     from accelerate.commands.launch import _validate_launch_command, launch_command_parser
     from accelerate.utils.launch import prepare_deepspeed_cmd_env, prepare_multi_gpu_env
 
-    arguments = ["--config_file", str(CONFIGS / f"{engine}.yaml"), "--num_processes", "2", "script.py"]
+    name, _, offload = engine.partition("-")
+    arguments = ["--config_file", str(CONFIGS / f"{name}.yaml"), "--num_processes", "2", "script.py"]
     args, defaults, _ = _validate_launch_command(launch_command_parser().parse_args(arguments))
     assert isinstance(args, argparse.Namespace)
     if args.use_deepspeed:
@@ -36,6 +37,8 @@ def environment(engine: str) -> dict[str, str]:
         made = prepare_deepspeed_cmd_env(args)[1]
     else:
         made = prepare_multi_gpu_env(args)
+    if offload:  # as offload_optimizer_device: cpu
+        made["ACCELERATE_DEEPSPEED_OFFLOAD_OPTIMIZER_DEVICE"] = "cpu"
     return {name: value for name, value in made.items() if name.startswith(("ACCELERATE_", "FSDP_"))}
 
 

@@ -7,6 +7,7 @@ from pathlib import Path
 import pytest
 import torch
 from accelerate import Accelerator
+from cogvideox_fun.training.loop import trainer as loop
 from cogvideox_fun.training.loop.config import Batches, ConfigError, Data, Optimizer, Phase, read_phase
 from cogvideox_fun.training.loop.progress import read_losses
 from cogvideox_fun.training.loop.source import open_clips, phase_batches
@@ -73,6 +74,17 @@ def test_a_resumed_run_is_bit_equal(tiny_model, tmp_path):
     losses = [[row["loss"] for row in read_losses(tmp_path / name / "loss.csv")] for name in ("whole", "parts")]
     assert losses[0] == losses[1] and len(losses[0]) == 6
     assert (tmp_path / "whole" / "loss.png").read_bytes().startswith(b"\x89PNG")
+
+
+def test_a_run_takes_only_the_batches_that_it_trains_on(tiny_model, tmp_path, monkeypatch):
+    """A run that is done takes none."""
+    taken = []
+    monkeypatch.setattr(
+        loop, "phase_batches", lambda *a, **options: (taken.append(b) or b for b in phase_batches(*a, **options))
+    )
+    for expected in (2, 2, 3):
+        trainer_of(tiny_model, tmp_path, "lora").run(until=expected)
+        assert len(taken) == expected
 
 
 @pytest.mark.parametrize(
@@ -174,6 +186,8 @@ tolerance = 0.3
         ('"full"', '"full"\nseed = 1000000', "seed is 1000000, expected 0 to 999999"),
         ("[batches]", '[data]\nshapes = ["star"]\n[batches]', "shapes is .'star'., expected some of"),
         ("[batches]", "[optimizer]\nema_decay = 1\n[batches]", "ema_decay is 1.0, expected 0 to less than 1"),
+        ('"full"', '"lora"\ntrain_text_encoder = true', "train_text_encoder is True, expected false: only task full"),
+        ("[batches]", "[optimizer]\nmax_grad_norm = 0\n[batches]", "max_grad_norm is 0.0, expected more than 0"),
         ("steps = 2", "steps = 0", "steps is 0, expected more than 0"),
         ("steps = 2", 'steps = "two"', "steps is 'two', expected int"),
         ("steps = 2", "stops = 2", "no field 'stops', expected one of"),

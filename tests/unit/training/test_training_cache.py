@@ -1,6 +1,7 @@
 """Encoded clips: training from a cache is training on the clips, and what is missing or broken is named."""
 
 import dataclasses
+import json
 import logging
 import re
 import resource
@@ -13,8 +14,9 @@ from pathlib import Path
 import pytest
 import torch
 from accelerate import Accelerator, PartialState
+from cogvideox_fun.model_loading.errors import CheckpointError
 from cogvideox_fun.training.data.cache import Cache, CachedDraws, CachedSamples
-from cogvideox_fun.training.loop.config import Batches, ConfigError, Data, Optimizer, Phase, read_phase
+from cogvideox_fun.training.loop.config import Batches, ConfigError, Data, Optimizer, Phase, Validation, read_phase
 from cogvideox_fun.training.loop.encode import Amount, Encoding
 from cogvideox_fun.training.loop.progress import read_losses
 from cogvideox_fun.training.loop.source import open_clips, phase_batches
@@ -24,6 +26,7 @@ from cogvideox_fun.training.tasks.parts import Parts
 from pack import ROOT
 from safetensors.torch import load_file, save_file
 from tiny_model import write_tiny_model
+from video_files import counted, write_video
 
 COUNT, SHARD_SIZE = 18, 8
 BATCHES = Batches(12, ((48, 32), (32, 48)), 5, batch_size=4, noises_per_clip=2)
@@ -55,11 +58,14 @@ def copied(cache, tmp_path) -> Path:
     return shutil.copytree(cache, tmp_path / "copied")
 
 
-@pytest.mark.parametrize("variant", ["2b", "v1.5", "2b-text"])
+@pytest.mark.parametrize("variant", ["2b", "2b with noise", "v1.5", "2b-text"])
 def test_batches_of_a_cache_are_those_of_its_clips(tmp_path, variant):
     """The same noise, times and captions to the bit. Latents were encoded alone, and here in batches: a convolution
     of a batch may sum in another order, so they may differ by float32 rounding of the largest value."""
-    model = write_tiny_model(tmp_path / "model", variant)
+    model = write_tiny_model(tmp_path / "model", variant.split()[0])
+    if "noise" in variant:  # on known pixels, as V1.1's InP models have
+        path = model / "transformer" / "config.json"
+        path.write_text(json.dumps({**json.loads(path.read_text()), "add_noise_in_inpaint_model": True}))
     plain, cached = phase_of(model), phase_of(model, write_cache(model, tmp_path / "cache"))
     parts, patch_t = Parts(plain), Parts(cached).patch_t
     assert Parts(cached).encoders is None
@@ -127,6 +133,14 @@ def test_a_run_from_a_cache_resumes_bit_equal_without_vae_and_text_encoder(tiny_
     assert all(torch.equal(value, states[1][key]) for key, value in states[0].items())
 
 
+def test_validation_needs_the_parts_that_training_from_a_cache_does_not(tiny_model, cache, tmp_path):
+    model = tmp_path / "model"
+    shutil.copytree(tiny_model / "transformer", model / "transformer")
+    phase = phase_of(model, cache, task="lora", validation=Validation(every=2))
+    with pytest.raises(CheckpointError, match="has no vae: download the whole repository"):
+        Trainer(phase, Parts(phase), Accelerator(cpu=True), tmp_path).validate()
+
+
 @pytest.mark.parametrize(
     "changes, words",
     [
@@ -150,7 +164,7 @@ def test_a_cache_of_another_phase_is_refused(tiny_model, cache, tmp_path, change
     "old, new, words",
     [
         ('"lora"', '"vae"', "task is 'vae', expected full or lora"),
-        ("seed", "train_text_encoder = true\nseed", "frozen T5"),
+        ('"lora"', '"full"\ntrain_text_encoder = true', "frozen T5"),
     ],
 )
 def test_a_configuration_that_cant_use_a_cache(tiny_model, tmp_path, old, new, words):
@@ -224,6 +238,18 @@ def test_every_epoch_has_masks_of_its_own(tiny_model, tmp_path):
     assert not any(a.shape == b.shape and torch.equal(a, b) for a, b in pairs)
     with pytest.raises(ValueError, match="these clips never end: say how many with --count"):
         Encoding(phase_of(tiny_model), tmp_path / "other", Amount(epochs=2), PartialState(cpu=True))
+
+
+def test_a_folder_that_has_grown_is_another_cache(tiny_model, tmp_path):
+    """Its clips are drawn in another order, so the files that are there would not fit the new ones."""
+    clips = tmp_path / "clips"
+    clips.mkdir()
+    options = {"data": Data(folders=(str(clips),), workers=0)}
+    write_video(clips / "a.mp4", counted(24))
+    write_cache(tiny_model, tmp_path / "cache", 4, **options)
+    write_video(clips / "b.mp4", counted(24))
+    with pytest.raises(ValueError, match="is another cache .*clips was 1, and is 2.*: give another folder"):
+        write_cache(tiny_model, tmp_path / "cache", 4, **options)
 
 
 def test_missing_and_truncated_files_are_named(copied):

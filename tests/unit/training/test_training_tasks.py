@@ -14,6 +14,7 @@ from cogvideox_fun.training.loop.config import Batches, Data, Optimizer, Phase
 from cogvideox_fun.training.loop.phase import run_phase
 from cogvideox_fun.training.loop.source import open_clips, phase_batches
 from cogvideox_fun.training.loop.trainer import Trainer
+from cogvideox_fun.training.tasks import parts as parts_module
 from cogvideox_fun.training.tasks.attention import product_attention
 from cogvideox_fun.training.tasks.lora import add_lora, apply_lora, lora_file
 from cogvideox_fun.training.tasks.parts import Parts, export_half, measure_scale, write_result
@@ -226,6 +227,18 @@ def test_a_written_folder_opens_with_what_was_trained(tiny_model, tmp_path, task
                 assert torch.allclose(new[key].float(), value, atol=tolerance, rtol=1e-3), (part, key)
     if task == "vae":
         assert open_checkpoint(tmp_path / "half").scale_factor == 0.9
+
+
+def test_a_folder_that_was_cut_off_has_no_weights_of_the_old_model(tiny_model, tmp_path, monkeypatch):
+    def fail(*_) -> None:
+        raise OSError("no space")
+
+    phase = phase_of(tiny_model, train_text_encoder=True)
+    monkeypatch.setattr(parts_module, "save_weights", fail)
+    with pytest.raises(OSError, match="no space"):
+        write_result(phase, {}, tmp_path / "out")
+    left = sorted(str(path.relative_to(tmp_path / "out").parent) for path in tmp_path.rglob("*.safetensors"))
+    assert left == ["vae"] and (tmp_path / "out" / "transformer" / "config.json").is_file()
 
 
 def test_the_scale_brings_latents_to_unit_deviation(tiny_model):

@@ -28,6 +28,7 @@ from cogvideox_fun.training.loop.validation import HELD_OUT_SEED, Validator, exc
 from cogvideox_fun.training.tasks.parts import Parts
 from PIL import Image
 from tiny_model import write_tiny_model
+from video_files import counted, write_video
 
 OPTIONS = {
     "output": "",
@@ -205,6 +206,17 @@ def test_rows_of_other_models(tiny_model, tmp_path, tables):
     wrong = dataclasses.replace(OPTIONS["validation"], rows=("region",))
     with pytest.raises(ConfigError, match=r"rows has 'region', expected some of \['text'\] for this model"):
         trainer_of(phase_of(text, validation=wrong), tmp_path / "wrong")
+
+
+def test_a_folder_with_fewer_clips_than_are_asked_for(tiny_model, tmp_path):
+    """They come again, each time from another frame."""
+    write_video(tmp_path / "a.mp4", counted(24))
+    chosen = dataclasses.replace(OPTIONS["validation"], clips=4, folders=(str(tmp_path),))
+    phase = phase_of(tiny_model, validation=chosen)
+    validator = trainer_of(phase, tmp_path / "run").validator
+    samples = validator.read(validation.open_clips(validation.validation_data(phase)))
+    assert [sample["captions"] for sample in samples] == ["a"] * 4
+    assert len({float(sample["video"].mean()) for sample in samples}) > 1
 
 
 def test_where_the_clips_come_from(tiny_model, tmp_path, caplog):

