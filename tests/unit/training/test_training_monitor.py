@@ -84,12 +84,12 @@ def test_tables_of_a_resumed_run(tiny_model, tmp_path):
     trainer_of(phase, tmp_path).run(until=2)
     before = {name: (tmp_path / name).read_text() for name in ("loss.csv", "losses.csv")}
     with (tmp_path / "loss.csv").open("a") as file:
-        file.write("2,9.9,1,2,3,4,5,6,7\n1,9.")
+        file.write("2,-9.9,1,2,3,4,5,6,7\n1,-9.")
     with (tmp_path / "losses.csv").open("a") as file:
-        file.write("2,48x32x5,000-099,1,9.9\n3,48x")
+        file.write("2,48x32x5,000-099,1,-9.9\n3,48x")
     trainer_of(phase, tmp_path).run()
     for name, text in before.items():
-        assert (tmp_path / name).read_text().startswith(text) and "9.9" not in (tmp_path / name).read_text()
+        assert (tmp_path / name).read_text().startswith(text) and "-9.9" not in (tmp_path / name).read_text()
     rows = read_losses(tmp_path / "loss.csv")
     assert [row["step"] for row in rows] == [0, 1, 2, 3]
     assert rows == sorted(rows, key=lambda row: row["seconds"])
