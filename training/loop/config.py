@@ -208,7 +208,7 @@ def _check(phase: Phase, where: str) -> None:
         check(name, lambda value: value >= 0, "0 or more")
     counts = "tokens", "batch_size", "noises_per_clip"
     counts = *(f"batches.{name}" for name in counts), "validation.steps", "validation.clips"
-    optimizer = "optimizer.learning_rate", "optimizer.max_grad_norm"  # a limit of 0 would stop training, not the limit
+    optimizer = "optimizer.learning_rate", "optimizer.max_grad_norm"  # a limit of 0 makes every gradient 0
     for name in ("steps", "save_every", "lora_rank", *optimizer, *counts):
         check(name, lambda value: value > 0, "more than 0")
 

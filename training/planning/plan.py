@@ -58,7 +58,7 @@ class Setup:
 
     gpu: str = "h100"
     gpus: int = 8
-    utilisation: float = 0.3  # of the GPU's rate that the whole run reaches; measured on an H100: 0.29 to 0.31
+    utilisation: float = 0.3  # of the GPU's rate that the run reaches; measured for the 2B on an H100: 0.29 to 0.31
     clips: int = 1_200_000  # in a cache
 
 

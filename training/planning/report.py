@@ -17,8 +17,8 @@ def report(phases: Mapping[str, Phase], setup: Setup) -> str:
     title = f"# A plan for {setup.gpus} x {gpu.name}"
     about = (
         "Bytes and operations are traced: the real task runs a step on fake tensors. Not counted are the CUDA "
-        "context, what kernels need inside, and fragments of the allocator. [Steps on an "
-        "H100](gpu.md#a-step-of-training) took at most 0.3 % more memory than traced. GB are 1e9 bytes, "
+        "context, what kernels need inside, and fragments of the allocator. Steps on an H100 took at most 0.3 % more "
+        "memory than traced (docs/gpu.md). GB are 1e9 bytes, "
         f"and a GPU has {gpu.memory / 1e9:.0f} GB for this. Hours assume {setup.utilisation:.0%} of "
         f"{gpu.rate / 1e12:.0f} TFLOP/s, the dense bf16 rate; recomputed blocks count as operations."
     )

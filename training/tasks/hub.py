@@ -33,7 +33,11 @@ def save_weights(
     dtype: torch.dtype | None = None,
     metadata: dict[str, str] | None = None,
 ) -> None:
-    """Write a safetensors file, in ``dtype`` or that of its tensors. An older file stays until it is complete."""
+    """Write a safetensors file, in ``dtype`` or that of its tensors. An older file stays until it is complete.
+
+    Args:
+        metadata: texts for the file's header.
+    """
     path.parent.mkdir(parents=True, exist_ok=True)
     temporary = path.with_suffix(".tmp")
     tensors = {key: value.to(dtype or value.dtype).cpu().contiguous() for key, value in state.items()}

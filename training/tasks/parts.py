@@ -1,6 +1,5 @@
 """Make tasks from model folders, and write what was trained into a model folder."""
 
-import fnmatch
 import shutil
 from collections.abc import Callable, Mapping, Sequence
 from functools import partial
@@ -126,8 +125,8 @@ def write_result(
     full = ["transformer", "text_encoder"] if phase.train_text_encoder else ["transformer"]
     folders = {str(Path(phase.model) / part) for part in (["vae"] if phase.task == "vae" else full)}
 
-    def left_out(folder: str, names: list[str]) -> list[str]:
-        return [name for pattern in WEIGHTS for name in fnmatch.filter(names, pattern)] if folder in folders else []
+    def left_out(folder: str, names: list[str]) -> set[str]:
+        return shutil.ignore_patterns(*WEIGHTS)(folder, names) if folder in folders else set()
 
     shutil.copytree(Path(phase.model), output, dirs_exist_ok=True, copy_function=replace_copy, ignore=left_out)
     if phase.task == "vae":
