@@ -47,6 +47,14 @@ def _terminate(number, frame) -> None:
     raise Terminated
 
 
+def interruption(error: BaseException) -> BaseException | None:
+    """The Ctrl+C or SIGTERM behind an error, or None: PyTorch's writer of files raises its own when interrupted."""
+    found: BaseException | None = error
+    while isinstance(found, Exception):
+        found = found.__cause__ or found.__context__
+    return found
+
+
 @contextmanager
 def explained(phase: Phase, main: bool) -> Iterator[None]:
     """Around a run: whatever breaks it, the main process logs the error and then one line about how to go on.
@@ -68,7 +76,7 @@ def explained(phase: Phase, main: bool) -> Iterator[None]:
         if own_thread:
             signal.signal(signal.SIGTERM, signal.SIG_IGN)  # the last line is still to be written
         codes = {KeyboardInterrupt: ("interrupted", 130), Terminated: ("terminated", 143)}
-        what, code = codes.get(type(error), (type(error).__name__, 1))
+        what, code = codes.get(type(interruption(error)), (type(error).__name__, 1))
         if code == 1 and not main:
             raise
         if code == 1:

@@ -52,13 +52,11 @@ class Checkpoints:
             free = shutil.disk_usage(self.folder).free // 2**20
             if self.accelerator.is_main_process:
                 shutil.rmtree(unfinished, ignore_errors=True)
-            if not isinstance(cause, Exception):  # Ctrl+C and SIGTERM, which torch wraps, too
-                raise cause from error
             raise OSError(
                 f"the checkpoint of step {step} can't be written to {self.folder}, where {free} MiB are free ({cause})"
                 ": make room, or move the folder to a larger disk, and run the same command; the older checkpoint is "
                 "kept"
-            ) from error
+            ) from cause
 
     def load(self) -> int:
         """Continue from the newest checkpoint; returns how many steps were done, 0 if there is none.
