@@ -88,7 +88,7 @@ def check_latent_t(latent_t: int, patch_t: int | None, max_latent_t: int | None)
     if max_latent_t is not None and latent_t > max_latent_t:
         longest = latent_t_to_frames(max_latent_t)
         raise ValueError(
-            f"the latent has {latent_t} frames (a length of {frames}), but V1.0 and V1.1 models take at most "
+            f"the latent has {latent_t} frames (a length of {frames}), but the model takes at most "
             f"{max_latent_t} (a length of {longest}): set length to {longest} or less, or add Context Windows, or "
             "Position Interpolation with riflex_k (5B) or a temporal_scale"
         )

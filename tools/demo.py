@@ -3,8 +3,8 @@
 With a ComfyUI at COMFYUI_PATH (default ~/comfy/ComfyUI) the shipped workflow runs there, through its HTTP API, with
 the Python at COMFYUI_PYTHON (default: the virtual environment in ComfyUI's folder). Without one the pack runs alone.
 
-The picture at the top of the README is made by ``python tools/demo.py --without-comfyui --webp
-docs/pictures/demo.webp``.
+The picture at the top of the README is made by ``python tools/demo.py --without-comfyui --scene camera --webp
+docs/pictures/camera.webp``, the other one by the same without a scene, as docs/pictures/demo.webp.
 """
 
 import argparse
@@ -16,12 +16,17 @@ import numpy as np
 from pack import ROOT, load_pack
 from PIL import Image
 
+ENLARGED = 4  # how many times the video is larger than what the model makes
 LAST_FRAME = 1000  # milliseconds that the animation stops at its end
 
 
 def parse_args() -> argparse.Namespace:
+    load_pack()
+    from cogvideox_fun.tools import demo_scene
+
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--output", type=Path, default=ROOT / "demo_output", help="folder for the video")
+    parser.add_argument("--scene", choices=list(demo_scene.SCENES), default="shape", help="what to make")
     parser.add_argument("--width", type=int, default=128, help="pixels, a multiple of 16")
     parser.add_argument("--height", type=int, default=128, help="pixels, a multiple of 16")
     parser.add_argument("--length", type=int, default=17, help="frames, 4n + 1")
@@ -45,12 +50,11 @@ def write_webp(path: Path, video, start, end) -> None:
 
 def main() -> None:
     args = parse_args()
-    load_pack()
     from cogvideox_fun.tools import comfyui_server as comfy
     from cogvideox_fun.tools import demo_scene, media
 
     started = time.monotonic()
-    wanted = demo_scene.shape_that_moves(args.width, args.height)
+    wanted = demo_scene.request(args.scene, args.width, args.height)
     print(f"The nano model (models/nano), from a start and an end image: {wanted.prompt!r}")
     host = None if args.without_comfyui else comfy.find_host()
     if host is None:
@@ -61,12 +65,15 @@ def main() -> None:
         with tempfile.TemporaryDirectory() as folder:
             video = comfy.run(host, Path(folder), wanted, args)
     args.output.mkdir(parents=True, exist_ok=True)
-    media.write_mp4(args.output / "demo.mp4", video)
-    media.contact_sheet(args.output / "demo.png", video, wanted.start, wanted.end)
+    media.write_mp4(args.output / "demo.mp4", media.enlarged(video, ENLARGED))
+    clips = {"made of the framed pictures": video}
+    if len(video) == len(wanted.truth):
+        clips["the true render"] = wanted.truth
+    media.contact_sheet(args.output / "demo.png", clips, wanted.start, wanted.end)
     if args.webp:
         write_webp(args.webp, video, wanted.start, wanted.end)
     print(f"{len(video)} frames in {time.monotonic() - started:.0f} seconds: {args.output / 'demo.mp4'}")
-    print(f"and all of them as one picture, between the two given images: {args.output / 'demo.png'}")
+    print(f"and all of them as one picture, {' and '.join(clips)}: {args.output / 'demo.png'}")
 
 
 if __name__ == "__main__":

@@ -8,30 +8,44 @@ from tqdm import tqdm
 
 from ..model_loading.standalone import Pipeline
 from ..sampling.masks import build_start_end
-from ..training.data import shapes
+from ..training.data import scenes
+from ..training.data.backgrounds import View
 from .pack import ROOT
 
 MODEL = ROOT / "models" / "nano"
-SCENE = shapes.Scene("red", "circle", "right", "night", 0.2, (0.26, 0.6), (0.74, 0.6))
+CIRCLE = scenes.Thing("red", "circle", (0.26, 0.6), (0.64, 0.6), (0.18, 0.18))
+CUP = View(0.37, 0.5, 0.55), View(0.579, 0.5, 0.55)  # what the camera sees of the photograph, first and last
+SCENES = {
+    "shape": scenes.Scene("move", "night", "right", things=(CIRCLE,)),
+    "camera": scenes.Scene("pan", "coffee", "right", "quickly", path=CUP),
+}
 CFG = 2.0  # as in the evaluation of the nano model
 
 
 @dataclasses.dataclass(frozen=True)
 class Request:
-    """A start and an end image, 1 H W 3 of 0..1, and the prompts."""
+    """A start and an end image, and the prompts."""
 
-    start: torch.Tensor
-    end: torch.Tensor
+    truth: torch.Tensor  # the clip of which only the first and the last frame are given, F H W 3 of 0..1
     prompt: str
     negative: str
     model: Path
     cfg: float
 
+    @property
+    def start(self) -> torch.Tensor:
+        return self.truth[:1]
 
-def shape_that_moves(width: int, height: int) -> Request:
-    """The first and the last frame of a clip like those that the nano model was trained on."""
-    clip = shapes.render(SCENE, shapes.PATH_FRAMES, height, width)
-    return Request(clip[:1], clip[-1:], SCENE.caption(), shapes.NEGATIVE, MODEL, CFG)
+    @property
+    def end(self) -> torch.Tensor:
+        return self.truth[-1:]
+
+
+def request(name: str, width: int, height: int) -> Request:
+    """Both ends of a clip like those that the nano model was trained on; ``name`` is a key of `SCENES`."""
+    scene = SCENES[name]
+    clip = scenes.render(scene, scenes.PATH_FRAMES, height, width)
+    return Request(clip, scene.caption(), scenes.NEGATIVE, MODEL, CFG)
 
 
 def run(request: Request, args) -> torch.Tensor:

@@ -9,6 +9,7 @@
   export FOLDER     store a trained model folder in float16, or the newest checkpoint of a run
   manifest FOLDER   list and measure the clips of a large data set once
   evaluate          measure what a model can do on held-out scenes
+  drift             measure how colours and sharpness drift in a long video, with the nano model
   positions OUTPUT  train from one size to others with both position tables, and measure each
 
 With accelerate in several processes or on several machines:
@@ -29,12 +30,16 @@ load_pack()  # not in main: a worker process that starts anew imports this file 
 
 
 def parse_args() -> argparse.Namespace:
-    from cogvideox_fun.training.evaluation.evaluate import ROWS
+    from cogvideox_fun.training.evaluation.rows import ROWS
+    from cogvideox_fun.training.nano.make import PHASES
 
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     commands = parser.add_subparsers(dest="command", required=True)
     whole = commands.add_parser("nano", help="train the nano model from nothing, and store it")
     whole.add_argument("output", type=Path, help="where to store it, in float16")
+    whole.add_argument("--minutes", type=float, default=0.0, help="choose each phase's steps to take this time in all")
+    whole.add_argument("--from", dest="source", type=Path, help="a model folder for the first phase to start from")
+    whole.add_argument("--phases", nargs="+", choices=PHASES, default=PHASES, help="some of them, in order")
     init = commands.add_parser("init", help="start an InP or Control model from a text model")
     init.add_argument("folder", type=Path, help="where to")
     init.add_argument("--from", dest="source", type=Path, required=True, help="the folder of a text or InP model")
@@ -61,6 +66,7 @@ def parse_args() -> argparse.Namespace:
     encode.add_argument("--model", type=Path, help="encode with this folder's VAE and T5, not the configuration's")
     encode.add_argument("--dtype", choices=["float32", "bfloat16"], default="float32", help="of what is stored")
     encode.add_argument("--shard-size", type=int, default=256, help="the most clips in a file")
+    encode.add_argument("--together", type=int, default=1, help="clips of one size that are encoded at once")
     encode.add_argument("--cpu", action="store_true", help="use the CPU even where there is a GPU")
     amount = encode.add_mutually_exclusive_group(required=True)
     amount.add_argument("--count", type=int, help="how many of the phase's draws")
@@ -68,6 +74,11 @@ def parse_args() -> argparse.Namespace:
     export = commands.add_parser("export", help="store a trained model or the newest checkpoint of a run")
     export.add_argument("folder", type=Path, help="a model folder, stored in float16, or the output of a run")
     export.add_argument("output", type=Path, help="the folder to write")
+    export.add_argument(
+        "--base",
+        type=Path,
+        help="of a LoRA's run: write a model folder that adds the LoRA to the model in this folder",
+    )
     listed = commands.add_parser("manifest", help="list and measure the clips in folders once, for [data] manifest")
     listed.add_argument("folders", type=Path, nargs="+", help="of videos with captions, in any depth")
     listed.add_argument("--output", type=Path, required=True, help="a .jsonl file; clips that it has stay as they are")
@@ -76,12 +87,22 @@ def parse_args() -> argparse.Namespace:
     measure = commands.add_parser("evaluate", help="measure what a model can do on held-out scenes")
     measure.add_argument("--model", type=Path, default=ROOT / "models" / "nano", help="a model folder")
     measure.add_argument("--lora", type=Path, help="for the row lora (default: the nano model's own)")
+    measure.add_argument("--control", type=Path, help="for the row control (default: the nano model's own)")
     measure.add_argument("--output", type=Path, default=ROOT / "evaluation_output", help="folder for the results")
     measure.add_argument("--rows", nargs="+", choices=list(ROWS), default=list(ROWS), help="which rows (default: all)")
     measure.add_argument("--count", type=int, default=64, help="clips in a row")
     measure.add_argument("--size", type=int, default=128, help="pixels, in rows that do not name their sizes")
     measure.add_argument("--steps", type=int, default=20)
     measure.add_argument("--cfg", type=float, default=2.0)
+    measure.add_argument("--cpu", action="store_true", help="use the CPU even where there is a GPU")
+    drift = commands.add_parser("drift", help="measure how colours and sharpness drift in a long video")
+    drift.add_argument("--seconds", type=float, default=600.0, help="of each video (default: ten minutes)")
+    drift.add_argument("--model", type=Path, default=ROOT / "models" / "nano", help="the folder of an InP model")
+    drift.add_argument("--output", type=Path, default=ROOT / "evaluation_output", help="folder for the results")
+    drift.add_argument("--count", type=int, default=1, help="scenes")
+    drift.add_argument("--steps", type=int, default=20)
+    drift.add_argument("--cfg", type=float, default=2.0)
+    drift.add_argument("--cpu", action="store_true", help="use the CPU even where there is a GPU")
     tables = commands.add_parser("positions", help="compare position tables, from training to held-out clips")
     tables.add_argument("output", type=Path, help="folder for the losses and the results")
     tables.add_argument("--count", type=int, default=64, help="held-out clips of each of the four sizes")
@@ -119,7 +140,7 @@ def main() -> None:
 def nano(args) -> None:
     from cogvideox_fun.training.nano.make import train_nano
 
-    train_nano(args.output)
+    train_nano(args.output, args.phases, args.source, args.minutes)
 
 
 def init(args) -> None:
@@ -167,7 +188,7 @@ def encode(args) -> None:
     phase = read_phase(args.config, **({"model": str(args.model.resolve())} if args.model else {}))
     with processes(args.cpu) as state:
         amount = Amount(args.count or 0, args.epochs or 0)
-        Encoding(phase, args.output, amount, state, args.dtype, args.shard_size).run()
+        Encoding(phase, args.output, amount, state, args.dtype, args.shard_size, args.together).run()
 
 
 def export(args) -> None:
@@ -175,7 +196,9 @@ def export(args) -> None:
     from cogvideox_fun.training.tasks.parts import export_half
 
     if (args.folder / "run").is_dir():
-        export_run(args.folder, args.output)
+        export_run(args.folder, args.output, args.base)
+    elif args.base:
+        raise SystemExit(f"ERROR {args.folder} has no run: --base is for the output folder of a LoRA's run")
     else:
         export_half(args.folder, args.output)
 
@@ -188,18 +211,43 @@ def manifest(args) -> None:
 
 
 def evaluate(args) -> None:
-    from cogvideox_fun.training.evaluation import evaluate, report, rows
+    import torch
+    from cogvideox_fun.training.evaluation import evaluate, generate, report
 
-    options = rows.Options(args.count, args.size, args.steps, args.cfg)
-    own = args.model / "lora" / "ring.safetensors"
-    lora = args.lora or (own if own.is_file() else None)
-    print(report.markdown(evaluate.evaluate(args.model, lora, args.rows, options, args.output)))
-    print(f"written to {args.output}: the table as evaluation.md, .json and .png, and clips as evaluation.jpg")
+    device = "cuda" if torch.cuda.is_available() and not args.cpu else "cpu"
+    options = generate.Options(args.count, args.size, args.steps, args.cfg)
+    own_lora, own_control = args.model / "lora" / "ring.safetensors", args.model / "control"
+    lora = args.lora or (own_lora if own_lora.is_file() else None)
+    control = args.control or (own_control if own_control.is_dir() else None)
+    if args.rows == ["control"] and control is None:
+        raise SystemExit(f"ERROR {args.model} has no folder control: give a Control model's with --control")
+    print(report.markdown(evaluate.evaluate(args.model, lora, control, args.rows, options, args.output, device)))
+    print(f"written to {args.output}: the table as evaluation.md, .json and .png, twelve clips as evaluation.jpg")
+
+
+def drift(args) -> None:
+    import torch
+    from cogvideox_fun.model_loading.standalone import Pipeline
+    from cogvideox_fun.training.evaluation.drift import compare_drift, rounds_of
+    from cogvideox_fun.training.evaluation.generate import Evaluation, Options
+    from tqdm import tqdm
+
+    pipeline = Pipeline.from_folder(args.model)
+    for part in (pipeline.transformer, pipeline.vae, pipeline.text_encoder.model):
+        part.to("cuda" if torch.cuda.is_available() and not args.cpu else "cpu")
+    options = Options(args.count, steps=args.steps, cfg=args.cfg)
+    try:
+        rounds = args.count * rounds_of(round(args.seconds * 8))
+    except ValueError as error:
+        raise SystemExit(f"ERROR --seconds {args.seconds:g}: {error}") from None
+    with tqdm(total=rounds, unit="round") as bar:
+        print(compare_drift(Evaluation(pipeline, options, bar.update), args.seconds, args.output))
+    print(f"written to {args.output}: the table as drift.md and .json, frames as drift.png")
 
 
 def positions(args) -> None:
+    from cogvideox_fun.training.evaluation.generate import Options
     from cogvideox_fun.training.evaluation.positions import CACHED, compare_positions
-    from cogvideox_fun.training.evaluation.rows import Options
     from cogvideox_fun.training.loop.config import read_phase
     from cogvideox_fun.training.loop.encode import Amount, Encoding
     from cogvideox_fun.training.loop.phase import processes, run_phase
@@ -226,6 +274,7 @@ COMMANDS = {
     "export": export,
     "manifest": manifest,
     "evaluate": evaluate,
+    "drift": drift,
     "positions": positions,
 }
 

@@ -1,4 +1,4 @@
-"""Sources of clips: procedural shapes, or videos with captions.
+"""Sources of clips: procedural scenes, or videos with captions.
 
 A source has ``aspects`` and ``lengths`` (see `BucketBatches`), ``path(index)`` for the log, and ``clip(index, bucket,
 rng)``, which returns a video, F H W 3 of 0..1 at the bucket's size, and its caption. With ``control``, videos have
@@ -13,7 +13,7 @@ from typing import NamedTuple, Protocol
 import numpy as np
 import torch
 
-from . import shapes
+from . import scenes
 from .buckets import Bucket
 from .control import EDGES
 from .folders import Found, list_clips, measure_all
@@ -33,19 +33,30 @@ class Clips(Protocol):
     def clip(self, index: int, bucket: Bucket, rng) -> tuple[torch.Tensor, str]: ...
 
 
-class ShapeClips:
-    """Procedural clips of `shapes`. They never end; with ``count`` they repeat after that many."""
+class SceneClips:
+    """Procedural clips of `scenes`. They never end; with ``count`` they repeat after that many.
+
+    Args:
+        shapes, kinds: see `scenes.random_scene`.
+    """
 
     aspects = None
     lengths = None
 
-    def __init__(self, seed: int, kinds: tuple[str, ...] = shapes.SHAPES, count: int = 0):
-        self.seed, self.kinds, self.count = seed, kinds, count
+    def __init__(
+        self,
+        seed: int,
+        shapes: Sequence[str] = scenes.SHAPES,
+        count: int = 0,
+        kinds: Sequence[str] = tuple(scenes.KINDS),
+    ):
+        self.seed, self.shapes, self.count, self.kinds = seed, shapes, count, kinds
 
     def clip(self, index: int, bucket: Bucket, rng) -> tuple[torch.Tensor, str]:
-        scene = shapes.random_scene(self.seed, index % self.count if self.count else index, self.kinds)
-        video = shapes.render(scene, bucket.length, bucket.height, bucket.width)
-        return video, scene.caption(rng.randrange(len(shapes.GRAMMAR)))
+        number = index % self.count if self.count else index
+        scene = scenes.random_scene(self.seed, number, self.shapes, self.kinds)
+        video = scenes.render(scene, bucket.length, bucket.height, bucket.width)
+        return video, scene.caption(rng.randrange(scenes.FORMS))
 
 
 class Row(NamedTuple):

@@ -6,17 +6,20 @@ import torch
 EDGES = "edges"  # the value of ``[data] control`` that draws edges
 # Thresholds of Canny's method, for brightness from 0 to 1: the defaults of ComfyUI's Canny node. VideoX-Fun's have
 # nearly the same values, 100 and 200 of 255.
-LOW, HIGH = 0.4, 0.8
+THRESHOLDS = 0.4, 0.8
 
 
-def draw_edges(video: torch.Tensor) -> torch.Tensor:
+def draw_edges(video: torch.Tensor, thresholds: tuple[float, float] = THRESHOLDS) -> torch.Tensor:
     """White edges on black, by Canny's method as in ComfyUI's Canny node: F H W 3 of 0..1 to the same.
 
     Each frame is drawn alone, which needs less memory.
+
+    Args:
+        thresholds: as in the node: of the brightness gradient at an edge, and at one that starts a chain of edges.
     """
     from kornia.filters import canny
 
-    found = [canny(frame.movedim(-1, 0)[None], LOW, HIGH, hysteresis=False)[1][0, 0].numpy() for frame in video]
+    found = [canny(frame.movedim(-1, 0)[None], *thresholds, hysteresis=False)[1][0, 0].numpy() for frame in video]
     edges = np.stack([join(weak_or_strong > 0, weak_or_strong == 1) for weak_or_strong in found])
     return torch.from_numpy(edges).float()[..., None].expand(-1, -1, -1, 3).contiguous()
 

@@ -14,7 +14,7 @@ from torch.utils.data import DataLoader, Dataset
 from ...sampling.geometry import SPATIAL_COMPRESSION, frames_to_latent_t
 from .buckets import Bucket, Draw
 from .clips import Clips
-from .control import EDGES, draw_edges
+from .control import EDGES, THRESHOLDS, draw_edges
 from .masks import choose_kind, random_mask
 
 LATENT_CHANNELS = 16
@@ -55,7 +55,13 @@ def noise_and_time(bucket: Bucket, noises: int, generator: torch.Generator) -> d
 
 
 def make_sample(
-    draw: Draw, clips: Clips, seed: int, masks: Mapping[str, float], noises: int, control: str = ""
+    draw: Draw,
+    clips: Clips,
+    seed: int,
+    masks: Mapping[str, float],
+    noises: int,
+    control: str = "",
+    thresholds: tuple[float, float] = THRESHOLDS,
 ) -> dict:
     """One clip with its mask, noises, times and chance, for `collate`."""
     rng, generator = generators(seed, draw.number)
@@ -72,7 +78,7 @@ def make_sample(
     else:
         video, caption = clips.clip(draw.index, draw.bucket, rng)
     if control == EDGES:
-        controls["control"] = draw_edges(video)
+        controls["control"] = draw_edges(video, thresholds)
     return {
         "video": video,
         **controls,
@@ -96,19 +102,31 @@ class Samples(Dataset):
     Args:
         control: the kind of control video: "" for none, `EDGES` draws it from the clip, and others are read by the
             ``clips``, which have been opened for this kind.
+        thresholds: of `EDGES`, see `draw_edges`.
     """
 
-    def __init__(self, clips: Clips, seed: int, masks: Mapping[str, float], noises: int = 1, control: str = ""):
-        self.clips, self.seed, self.masks, self.noises, self.control = clips, seed, masks, noises, control
+    def __init__(
+        self,
+        clips: Clips,
+        seed: int,
+        masks: Mapping[str, float],
+        noises: int = 1,
+        control: str = "",
+        thresholds: tuple[float, float] = THRESHOLDS,
+    ):
+        self.clips, self.seed, self.masks, self.noises = clips, seed, masks, noises
+        self.control, self.thresholds = control, thresholds
 
     def __getitem__(self, draw: Draw) -> dict:
-        return make_sample(draw, self.clips, self.seed, self.masks, self.noises, self.control)
+        what = self.clips, self.seed, self.masks, self.noises, self.control, self.thresholds
+        return make_sample(draw, *what)
 
 
 def load(samples: Dataset, draws: Iterable[list[Draw]], workers: int = 0) -> Iterator[Batch]:
     """A `Batch` for every list of draws, in their order.
 
-    An error in a worker process is raised here, with its traceback.
+    An error in a worker process is raised here, with its traceback. Where there is a GPU, the batches are in pinned
+    memory, from which they are copied there without waiting.
 
     Args:
         workers: processes that make samples ahead of time, one batch each (a batch of long clips has 10 GB and more),
@@ -117,4 +135,6 @@ def load(samples: Dataset, draws: Iterable[list[Draw]], workers: int = 0) -> Ite
     """
     own = torch.Generator()  # for the workers' seeds, which nothing uses: the global one stays as it is
     options = {"num_workers": workers, "prefetch_factor": 1 if workers else None, "generator": own}
-    return iter(DataLoader(samples, batch_sampler=draws, collate_fn=collate, **options))
+    return iter(
+        DataLoader(samples, batch_sampler=draws, collate_fn=collate, pin_memory=torch.cuda.is_available(), **options)
+    )

@@ -15,9 +15,9 @@ import torch
 
 from ...model_loading.files.safetensors_files import read_json
 from ...model_loading.standalone import Pipeline, load_transformer
-from ..data import shapes
+from ..data import scenes
 from ..data.buckets import Bucket, Draw
-from ..data.clips import ShapeClips
+from ..data.clips import SceneClips
 from ..data.samples import Samples, load
 from ..loop.config import Phase
 from ..loop.phase import run_phase
@@ -26,7 +26,9 @@ from ..loop.source import phase_buckets
 from ..tasks.encoders import Encoded, Encoders
 from ..tasks.hub import write_json
 from ..tasks.transformer import TransformerTask
-from .rows import Evaluation, Options, share
+from .generate import Evaluation, Options
+from .report import mean_and_error
+from .rows import directions as directions_of
 
 TABLES = {"interpolated": "fun", "generated": "generated"}  # the modes of `sampling.positions.PositionOptions`
 LAST_STEPS = 500  # the training loss is their mean
@@ -96,7 +98,7 @@ def encode_held_out(phase: Phase, buckets: Sequence[Bucket], count: int) -> dict
     encoders = Encoders(checkpoint.config, pipeline.vae, pipeline.text_encoder, checkpoint.scale_factor, 0.0)
     encoded = {}
     for part, bucket in enumerate(buckets):
-        samples = Samples(ShapeClips(shapes.HELD_OUT + 20 + part), shapes.HELD_OUT, phase.masks, NOISES)
+        samples = Samples(SceneClips(scenes.HELD_OUT + 20 + part), scenes.HELD_OUT, phase.masks, NOISES)
         draws = [Draw(i, i, bucket) for i in range(count)]
         encoded[bucket] = [encoders(b) for b in load(samples, [draws[i : i + 8] for i in range(0, count, 8)])]
     return encoded
@@ -121,8 +123,8 @@ def measure(folder: Path, mode: str, held_out: dict[Bucket, list[Encoded]], opti
     losses, directions = {}, {}
     for part, (bucket, batches) in enumerate(held_out.items()):
         losses[size_of(bucket)] = float(torch.cat([task(batch).mean(1) for batch in batches]).mean())
-        evaluation = Evaluation(pipeline, options)
-        directions[size_of(bucket)] = share(evaluation.directions(part, bucket.width, bucket.height, bucket.length))
+        right = directions_of(Evaluation(pipeline, options), part, bucket.width, bucket.height, bucket.length)
+        directions[size_of(bucket)] = statistics.fmean(right)
     values = {}
     for name, found in (("held-out loss", losses), ("direction", directions)):
         values |= {f"{name}, all sizes": statistics.fmean(found.values())}
@@ -132,13 +134,6 @@ def measure(folder: Path, mode: str, held_out: dict[Bucket, list[Encoded]], opti
 
 def size_of(bucket: Bucket) -> str:
     return f"{bucket.width} x {bucket.height} x {bucket.length}"
-
-
-def mean_and_error(values: Sequence[float]) -> tuple[float, float]:
-    """The mean and its standard error; with one value the error is unknown (NaN)."""
-    if len(values) < 2:
-        return values[0], math.nan
-    return statistics.fmean(values), statistics.stdev(values) / math.sqrt(len(values))
 
 
 def markdown(results: dict[str, list[dict[str, float]]]) -> str:

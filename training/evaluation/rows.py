@@ -1,308 +1,398 @@
-"""The rows of the evaluation: each asks the model for clips of held-out scenes and measures them."""
+"""The rows of the evaluation: each asks the model for clips of held-out scenes and measures them.
 
+The goals are those of the nano model at 128 x 128 pixels.
+"""
+
+import copy
 import dataclasses
-import itertools
-from collections.abc import Callable, Iterator
+import math
+from collections.abc import Callable, Iterable, Mapping, Sequence
 
 import torch
 
+from ...model_loading.errors import CheckpointError
 from ...model_loading.standalone import Pipeline
-from ...sampling.masks import build_start_end
-from ..data import shapes
-from ..data.shapes import DIRECTIONS
-from .measure import MAX_SPREAD, centres_of, direction_of, has_hole, look, psnr, spread_of
+from ..data import backgrounds
+from ..data.control import draw_edges
+from ..data.scenes import DIRECTIONS, NAMES, REACH, SPEEDS, Scene
+from ..data.shapes import COLOURS, NEW_SHAPE
+from ..tasks.lora import apply_lora
+from .edges import THRESHOLDS, compare_edges
+from .generate import LENGTH, Choice, Evaluation
+from .measure import WHOLE, Seen, Truth, cross_fade, psnr
+from .report import Example, Goal, Result, Value
 
-LENGTH = 17
-BATCH = 8
-SHOWN = 2  # clips of a row in the picture
+EXAMPLES = 3  # clips of a row for the picture
+MIDDLE = slice(1, -1)  # frames between a given start and a given end
+AFTER_START = slice(1, None)
+LAST = slice(-1, None)
+STRENGTHS = (0.2, 0.4, 0.6, 0.8, 1.0)  # of video to video
+
+# (width, height, whether the nano model was trained on it)
+SIZES = [(64, 64, True), (96, 96, True), (128, 128, True), (144, 112, True), (112, 144, True), (160, 80, False)]
+MOVES = Choice()
+KINDS = {
+    "moves over gradients": MOVES,
+    "moves over textures": Choice(backgrounds=tuple(backgrounds.TEXTURES)),
+    "moves over photographs": Choice(backgrounds=tuple(backgrounds.PHOTOS)),
+    "one passes before another": Choice(("pass",), NAMES),
+    "turns and grows": Choice(("turn", "grow"), NAMES),
+}
+CAMERA = {
+    "camera, trained photographs": Choice(("pan", "zoom"), tuple(backgrounds.PHOTOS)),
+    "camera, a new photograph": Choice(("pan", "zoom"), tuple(backgrounds.HELD_OUT_PHOTO)),
+}
 
 
 @dataclasses.dataclass(frozen=True)
-class Options:
-    """How clips are made: how many for each row, their size, and the sampler's steps and guidance."""
+class Line:
+    """One measure of a row. ``worst``: also show the smallest value of all clips."""
 
-    count: int = 64
-    size: int = 128
-    steps: int = 20
-    cfg: float = 2.0
-
-
-@dataclasses.dataclass(frozen=True)
-class Result:
-    """One line of the table."""
-
-    row: str
     what: str
-    goal: str
-    measured: str
-    met: bool | None  # None: there is no goal
+    of: Callable[[Seen], float]
+    unit: str = ""
+    goal: Goal | None = None
+    worst: bool = False
 
 
-def share(flags: list[bool]) -> float:
-    return sum(flags) / len(flags)
+def at_least(value: float | None) -> Goal | None:
+    return None if value is None else Goal("at least", value)
 
 
-def percent(row: str, what: str, flags: list[bool], goal: float | None) -> Result:
-    value = share(flags)
-    text = "" if goal is None else f"at least {goal:.0%}"
-    return Result(row, what, text, f"{value:.1%}", None if goal is None else value >= goal)
+def iou_lines(frames: slice, mean: float | None = None, worst: float | None = None) -> list[Line]:
+    """Shape IoU of some frames: the mean of all, and of each clip's worst, with their goals."""
+    return [
+        Line("shape IoU", lambda seen: float(seen.iou[frames].nanmean()), goal=at_least(mean)),
+        Line(
+            "shape IoU, each clip's worst frame",
+            lambda seen: float(seen.iou[frames].nan_to_num(1).min()),
+            goal=at_least(worst),
+            worst=True,
+        ),
+    ]
 
 
-def within(row: str, what: str, differences: list[float], goal: float) -> Result:
-    """A mean loss in dB below a reference."""
-    value = sum(differences) / len(differences)
-    return Result(row, what, f"within {goal} dB", f"{value:.2f} dB below", value <= goal)
+def pixel_lines(frames: slice) -> list[Line]:
+    """How close the pixels of some frames are to the truth."""
+    return [
+        Line("edge error", lambda seen: seen.edge_error(frames), "px"),
+        Line("PSNR of the frames made", lambda seen: seen.psnr(frames), "dB"),
+        Line("background PSNR", Seen.background_psnr, "dB"),
+        Line("flicker of the background", Seen.flicker, "levels"),
+    ]
 
 
-class Evaluation:
-    """A model and the held-out clips that it must make.
+def identity_lines() -> list[Line]:
+    return [
+        Line("right shape", lambda seen: seen.shape == seen.truth.scene.subject.shape, "share"),
+        Line("right colour", lambda seen: seen.colour == seen.truth.scene.subject.colour, "share"),
+    ]
+
+
+def motion_lines() -> list[Line]:
+    return [
+        Line("direction of the prompt", lambda seen: seen.direction == seen.truth.scene.way, "share"),
+        Line("speed of the prompt", lambda seen: seen.speed == seen.truth.scene.speed, "share"),
+        Line("error of the path's length", lambda seen: seen.speed_error, "share"),
+    ]
+
+
+def template_lines(goal: float | None) -> list[Line]:
+    """How much the found shape is one of the asked kind, wherever it is."""
+
+    def iou(seen: Seen) -> torch.Tensor:
+        return seen.template_iou(seen.truth.scene.subject.shape)
+
+    return [
+        Line("IoU with the asked shape, at any place", lambda seen: float(iou(seen).mean()), goal=at_least(goal)),
+        Line("the same, each clip's worst frame", lambda seen: float(iou(seen).min()), worst=True),
+    ]
+
+
+def kept(what: str, frames: slice, goal: float | None = None, where: Callable[[Seen], torch.Tensor] | None = None):
+    """The PSNR of what was given. The goal is how far it may be below the VAE alone, in dB."""
+    within = None if goal is None else Goal("within", goal)
+    return Line(f"PSNR of {what}", lambda seen: seen.psnr(frames, where and where(seen)), "dB", within)
+
+
+def compare(
+    evaluation: Evaluation,
+    row: str,
+    lines: list[Line],
+    made: Iterable[tuple[Truth, torch.Tensor]],
+    examples: list[Example] | None = None,
+    vae: bool = True,
+) -> list[Result]:
+    """Measure clips against their truth, and beside them the truth after the VAE.
 
     Args:
-        progress: called with the number of clips made.
+        examples: the first clips are added to it.
+        vae: False leaves the VAE out.
     """
-
-    def __init__(self, pipeline: Pipeline, options: Options, progress: Callable[[int], None] = lambda n: None):
-        self.pipeline, self.options, self.progress = pipeline, options, progress
-        self.shown: dict[str, torch.Tensor] = {}  # the first clips of every row, for the picture
-
-    # what is asked for
-
-    def scenes(
-        self,
-        part: int,
-        kinds: tuple[str, ...] = shapes.SHAPES,
-        wanted: Callable[[shapes.Scene], bool] = lambda s: True,
-    ) -> list[shapes.Scene]:
-        """The first wanted scenes of one row. Each row has another ``part``, and so other scenes."""
-        drawn = (shapes.random_scene(shapes.HELD_OUT + part, i, kinds) for i in itertools.count())
-        return list(itertools.islice(filter(wanted, drawn), self.options.count))
-
-    def clip(self, scene: shapes.Scene) -> torch.Tensor:
-        return shapes.render(scene, LENGTH, self.options.size, self.options.size)
-
-    def restored(self, video: torch.Tensor) -> torch.Tensor:
-        """A video after the VAE: no result can be closer to the video than this."""
-        return self.pipeline.decode(self.pipeline.encode(video))
-
-    def start_end(self, clip: torch.Tensor, start: bool, end: bool) -> torch.Tensor | None:
-        """The conditioning of a clip's first and last frame."""
-        length, height, width, _ = clip.shape
-        images = (clip[:1] if start else None), (clip[-1:] if end else None)
-        return self.pipeline.condition(*build_start_end(width, height, length, *images))
-
-    def make(
-        self,
-        # what
-        row: str,
-        captions: list[str],
-        extras: list,
-        # how
-        seed: int,
-        width: int | None = None,
-        height: int | None = None,
-        length: int = LENGTH,
-        **run,
-    ) -> Iterator[torch.Tensor]:
-        """Make clips for captions, in batches. Noise seeds start at ``seed``.
-
-        Args:
-            row: the name of the first clips in the picture.
-            extras: conditioning for each caption, None for none.
-            run: for `Pipeline.sample`; ``starts`` holds a latent for each caption.
-        """
-        options, pipeline = self.options, self.pipeline
-        starts = run.pop("starts", None)
-        negative = pipeline.text_encoder(shapes.NEGATIVE)
-        size = (width or options.size, height or options.size, length)
-        for at in range(0, len(captions), BATCH):
-            some = range(at, min(at + BATCH, len(captions)))
-            noise = torch.cat([pipeline.noise(*size, seed + i) for i in some])
-            texts = torch.cat([pipeline.text_encoder(captions[i]) for i in some])
-            extra = None if extras[at] is None else torch.cat([extras[i] for i in some])
-            start = None if starts is None else torch.cat([starts[i] for i in some])
-            latents = pipeline.sample(
-                noise, texts, negative, extra, start, **{"steps": options.steps, "cfg": options.cfg, **run}
-            )
-            for i, latent in zip(some, latents, strict=True):
-                video = pipeline.decode(latent[None])
-                if i < SHOWN:
-                    self.shown[f"{row}: {captions[i]}"] = video
-                yield video
-                self.progress(1)
-
-    # the rows
-
-    def vae(self) -> list[Result]:
-        values = []
-        for scene in self.scenes(0):
-            clip = self.clip(scene)
-            values.append(psnr(self.restored(clip), clip))
-            self.progress(1)
-        value = sum(values) / len(values)
-        return [Result("VAE", "reconstruction", "at least 28 dB", f"{value:.2f} dB", value >= 28)]
-
-    def text_to_video(self) -> list[Result]:
-        scenes = self.scenes(1)
-        seen = [look(v) for v in self.make("text to video", captions_of(scenes), [None] * len(scenes), 1000)]
-        pairs = list(zip(scenes, seen, strict=True))
-        return [
-            percent("text to video", "colour", [s.colour == m.colour for s, m in pairs], 0.95),
-            percent("text to video", "direction", [s.direction == m.direction for s, m in pairs], 0.9),
-            percent("text to video", "background", [s.background == m.background for s, m in pairs], None),
-        ]
-
-    def image_to_video(self) -> list[Result]:
-        scenes = self.scenes(2, wanted=open_start)
-        clips = [self.clip(scene) for scene in scenes]
-        extras = [self.start_end(clip, True, False) for clip in clips]
-        videos = self.make("image to video", captions_of(scenes), extras, 2000)
-        lost, kept, direction = [], [], []
-        for scene, clip, video in zip(scenes, clips, videos, strict=True):
-            seen = look(video)
-            lost.append(psnr(self.restored(clip[:1]), clip[:1]) - psnr(video[0], clip[0]))
-            kept.append(seen.colour == scene.colour and seen.background == scene.background)
-            direction.append(seen.direction == scene.direction)
-        return [
-            within("image to video", "first frame, to its reconstruction", lost, 1.0),
-            percent("image to video", "colour and background kept", kept, 0.95),
-            percent("image to video", "direction of the prompt (half by the image alone)", direction, 0.85),
-        ]
-
-    def start_and_end(self) -> list[Result]:
-        scenes = self.scenes(3)
-        clips = [self.clip(scene) for scene in scenes]
-        extras = [self.start_end(clip, True, True) for clip in clips]
-        videos = self.make("start and end image", captions_of(scenes), extras, 3000)
-        first, last, straight = [], [], []
-        for scene, clip, video in zip(scenes, clips, videos, strict=True):
-            restored = self.restored(clip)
-            first.append(psnr(restored[0], clip[0]) - psnr(video[0], clip[0]))
-            last.append(psnr(restored[-1], clip[-1]) - psnr(video[-1], clip[-1]))
-            middle = video[LENGTH // 2 :][:1]
-            off = (centres_of(middle)[0] - shapes.centres(scene, LENGTH)[LENGTH // 2]).norm()
-            straight.append(bool(off <= 0.1 and spread_of(middle) <= MAX_SPREAD))
-        return [
-            within("start and end image", "first frame, to its reconstruction", first, 2.0),
-            within("start and end image", "last frame, to its reconstruction", last, 2.0),
-            percent("start and end image", "middle frame: one shape within 0.1 of the path", straight, 0.85),
-        ]
-
-    def region(self) -> list[Result]:
-        """The band in which a shape moves is regenerated, with the colour and direction of another prompt."""
-        scenes = self.scenes(4)
-        asked, clips, masks, extras = [], [], [], []
-        for i, scene in enumerate(scenes):
-            clip = self.clip(scene)
-            mask = band(scene, *clip.shape[:3])
-            asked.append(dataclasses.replace(reversed_scene(scene), colour=other(scene.colour, i)))
-            clips.append(clip)
-            masks.append(mask)
-            extras.append(self.pipeline.condition(clip, mask))
-        videos = self.make("region inpaint", captions_of(asked), extras, 4000)
-        lost, follows = [], []
-        for scene, clip, mask, video in zip(asked, clips, masks, videos, strict=True):
-            seen, known = look(video), mask == 0
-            lost.append(psnr(self.restored(clip), clip, known) - psnr(video, clip, known))
-            follows.append(seen.colour == scene.colour and seen.direction == scene.direction)
-        return [
-            within("region inpaint", "known part, to its reconstruction", lost, 1.5),
-            percent("region inpaint", "new part: colour and direction of the prompt", follows, 0.85),
-        ]
-
-    def video_to_video(self) -> list[Result]:
-        """The prompt describes another clip, so a higher strength gives a larger difference from the source."""
-        strengths = (0.2, 0.4, 0.6, 0.8, 1.0)
-        scenes = self.scenes(5)[: max(self.options.count // 4, 1)]
-        prompts = [dataclasses.replace(s, colour=other(s.colour, i)).caption(i) for i, s in enumerate(scenes)]
-        clips = [self.clip(scene) for scene in scenes]
-        starts = [self.pipeline.encode(clip) for clip in clips]
-        ceiling = [psnr(self.pipeline.decode(start), clip) for start, clip in zip(starts, clips, strict=True)]
-        means = []
-        for strength in strengths:
-            steps = max(round(self.options.steps * strength), 1)  # VideoX-Fun's steps at a strength
-            videos = self.make(
-                f"video to video {strength}",
-                prompts,
-                [None] * len(scenes),
-                5000,
-                starts=starts,
-                denoise=steps / self.options.steps,
-                steps=steps,
-            )
-            values = [psnr(video, clip) for video, clip in zip(videos, clips, strict=True)]
-            means.append(sum(values) / len(values))
-        falls = all(a > b for a, b in zip(means, means[1:], strict=False))
-        listed = ", ".join(f"{mean:.1f}" for mean in means)
-        lost = sum(ceiling) / len(ceiling) - means[0]
-        return [
-            Result("video to video", "PSNR at strength 0.2 to 1.0", "falls steadily", f"{listed} dB", falls),
-            within("video to video", "at 0.2, to the reconstruction", [lost], 2.0),
-        ]
-
-    def directions(self, part: int, width: int, height: int, length: int = LENGTH) -> list[bool]:
-        """Whether the shape moves in the prompt's direction, from text alone."""
-        scenes = self.scenes(10 + part)
-        name = f"text to video, {width} x {height}"
-        extras = [None] * len(scenes)
-        videos = self.make(name, captions_of(scenes), extras, 10_000 + 1000 * part, width, height, length)
-        return [direction_of(centres_of(v)) == s.direction for v, s in zip(videos, scenes, strict=True)]
-
-    def resolutions(self, sizes: list[tuple[int, int, bool]]) -> list[Result]:
-        """Text to video at (width, height, whether it was trained)."""
-        results = []
-        for part, (width, height, trained) in enumerate(sizes):
-            name = f"{width} x {height}" + ("" if trained else ", never trained")
-            right = self.directions(part, width, height)
-            results.append(percent("sizes", f"{name}: direction", right, 0.85))
-        return results
-
-    def new_shape(self, lora: str = "") -> list[Result]:
-        """How often the model makes a shape on which it was not trained."""
-        scenes = self.scenes(6, (shapes.NEW_SHAPE,))
-        captions = captions_of(scenes)
-        rings = [
-            has_hole(v)
-            for v in self.make(f"LoRA {lora}" if lora else "without a LoRA", captions, [None] * len(scenes), 6000)
-        ]
-        what = f"{shapes.NEW_SHAPE}s made, of those asked for"
-        return [percent(f"LoRA {lora}" if lora else "without a LoRA", what, rings, None)]
+    found: list[tuple[list[float], list[float]]] = [([], []) for _ in lines]
+    for number, (truth, video) in enumerate(made):
+        versions = [Seen(video, truth)]
+        if vae:
+            versions.append(Seen(evaluation.restored(truth.video), truth))
+        for line, lists in zip(lines, found, strict=True):
+            for seen, values in zip(versions, lists, strict=False):
+                if not math.isnan(value := float(line.of(seen))):
+                    values.append(value)
+        if examples is not None and number < EXAMPLES:
+            videos = truth.video, versions[-1].video, video
+            examples.append(Example(row, truth.scene.caption(number), videos))
+    return [
+        Result(row, line.what, line.unit, line.goal, *(Value.of(part, line.worst) for part in lists if part))
+        for line, lists in zip(lines, found, strict=True)
+        if lists[0]
+    ]
 
 
-def open_start(scene: shapes.Scene) -> bool:
+# the rows
+
+
+def vae(evaluation: Evaluation, kinds: Mapping[str, Choice] = KINDS | CAMERA) -> list[Result]:
+    """The true clips after the VAE."""
+    results = []
+    for part, (name, choice) in enumerate(kinds.items()):
+        main, shapes = choice is MOVES, name in KINDS
+        lines = [Line("PSNR", Seen.psnr, "dB", at_least(34 if main else None))]
+        if shapes:
+            lines += iou_lines(WHOLE, *((0.97, 0.93) if main else ()))
+        if main:
+            lines += [line for line in pixel_lines(WHOLE) if not line.what.startswith("PSNR")] + identity_lines()
+        truths = evaluation.truths(evaluation.scenes(part, choice))
+        made = ((truth, evaluation.restored(truth.video)) for truth in truths)
+        results += compare(evaluation, f"VAE, {name}", lines, counted(evaluation, made), vae=False)
+    return results
+
+
+def counted(evaluation: Evaluation, made: Iterable) -> Iterable:
+    for item in made:
+        yield item
+        evaluation.progress(1)
+
+
+def start_and_end(evaluation: Evaluation, kinds: Mapping[str, Choice] = KINDS) -> list[Result]:
+    results = []
+    for part, (name, choice) in enumerate(kinds.items()):
+        main = choice is MOVES
+        lines = iou_lines(MIDDLE, *((0.93, 0.85) if main else ())) + pixel_lines(MIDDLE) + identity_lines()
+        if main:
+            lines += [*motion_lines(), kept("the first frame", slice(1)), kept("the last frame", LAST, 0.5)]
+        scenes = evaluation.scenes(10 + part, choice)
+        made = evaluation.make(scenes, lambda truth: evaluation.start_end(truth.video), seed=10_000 + 1000 * part)
+        results += compare(evaluation, f"start and end, {name}", lines, made, evaluation.examples)
+    return results
+
+
+def start(evaluation: Evaluation) -> list[Result]:
+    scenes = evaluation.scenes(20, dataclasses.replace(MOVES, wanted=open_start))
+    lines = [*iou_lines(AFTER_START, 0.9), *motion_lines(), *pixel_lines(AFTER_START), *identity_lines()]
+    made = evaluation.make(scenes, lambda truth: evaluation.start_end(truth.video, end=False), seed=20_000)
+    lines.append(kept("the first frame", slice(1)))
+    return compare(evaluation, "start", lines, made, evaluation.examples)
+
+
+def text(evaluation: Evaluation) -> list[Result]:
+    lines = [*template_lines(0.9), *identity_lines(), *motion_lines()]
+    made = evaluation.make(evaluation.scenes(30), seed=30_000)
+    return compare(evaluation, "text", lines, made, evaluation.examples)
+
+
+def region(evaluation: Evaluation) -> list[Result]:
+    """The band in which a shape moves is regenerated, with the colour and direction of another prompt."""
+
+    def known(seen: Seen) -> torch.Tensor:
+        return band(seen.truth) == 0
+
+    def condition(truth: Truth) -> torch.Tensor | None:
+        given = next(evaluation.truths([opposite(truth.scene)])).video
+        return evaluation.masked(given, band(truth))
+
+    lines = [
+        kept("the known part", WHOLE, 0.5, known),
+        kept("the known part, last frame", LAST, 0.5, known),
+        Line("error of the steps across the seam", lambda seen: seen.seam(band(seen.truth)), "levels"),
+        *template_lines(None),
+        *identity_lines(),
+        *motion_lines(),
+    ]
+    made = evaluation.make(evaluation.scenes(40), condition, seed=40_000)
+    return compare(evaluation, "region", lines, made, evaluation.examples)
+
+
+def video_to_video(evaluation: Evaluation) -> list[Result]:
+    """The prompt asks for another colour, so a higher strength gives a larger difference from the source."""
+    scenes = evaluation.scenes(50, count=max(evaluation.options.count // 4, 1))
+    captions = [recoloured(scene).caption(i) for i, scene in enumerate(scenes)]
+    results: list[Result] = []
+    for strength in STRENGTHS:
+        steps = max(round(evaluation.options.steps * strength), 1)  # VideoX-Fun's steps at a strength
+        lines = [Line(f"PSNR to the source at strength {strength}", Seen.psnr, "dB")]
+        lines.append(Line(f"new colour at strength {strength}", lambda s: s.colour == next_colour(s.truth), "share"))
+        how = {"denoise": steps / evaluation.options.steps, "steps": steps}
+        made = evaluation.make(
+            scenes, start=lambda truth: evaluation.encode(truth.video), captions=captions, seed=50_000, **how
+        )
+        source, colour = compare(evaluation, "video to video", lines, made, vae=not results)
+        goal = Goal("at most", results[-2].value.mean) if results else Goal("within", 2.0)  # it falls steadily
+        results += [dataclasses.replace(source, goal=goal), dataclasses.replace(colour, vae=None)]
+    return results
+
+
+def camera(evaluation: Evaluation) -> list[Result]:
+    """Camera moves over a photograph, of which the first and the last view are given."""
+
+    def gain(seen: Seen) -> float:
+        truth = seen.truth.video
+        return seen.psnr(MIDDLE) - psnr(cross_fade(truth)[MIDDLE], truth[MIDDLE])
+
+    lines = [
+        Line("PSNR of the frames made", lambda seen: seen.psnr(MIDDLE), "dB"),
+        Line("the same, above a cross-fade of the given images", gain, "dB", at_least(3)),
+        kept("the first frame", slice(1)),
+        kept("the last frame", LAST),
+    ]
+    results = []
+    for part, (name, choice) in enumerate(CAMERA.items()):
+        scenes = evaluation.scenes(60 + part, choice)
+        made = evaluation.make(scenes, lambda truth: evaluation.start_end(truth.video), seed=60_000 + 1000 * part)
+        results += compare(evaluation, name, lines, made, evaluation.examples)
+    return results
+
+
+def sizes(evaluation: Evaluation, listed: Sequence[tuple[int, int, bool]] = SIZES) -> list[Result]:
+    """Start and end at other sizes and shapes of the frame."""
+    results = []
+    for part, (width, height, trained) in enumerate(listed):
+        name = f"start and end, {width} x {height}" + ("" if trained else ", never trained")
+        lines = [*iou_lines(MIDDLE), Line("PSNR of the frames made", lambda seen: seen.psnr(MIDDLE), "dB")]
+        made = evaluation.make(
+            evaluation.scenes(70 + part),
+            lambda truth: evaluation.start_end(truth.video),
+            seed=70_000 + 1000 * part,
+            size=(width, height, LENGTH),
+        )
+        results += compare(evaluation, name, lines, made)
+    return results
+
+
+def lora(evaluation: Evaluation) -> list[Result]:
+    """The shape on which only the LoRA was trained, asked for without the LoRA and with it."""
+    models = {"without a LoRA": evaluation}
+    if evaluation.lora:
+        changed = copy.deepcopy(evaluation.pipeline.transformer)
+        apply_lora(changed, evaluation.lora)
+        pipeline = dataclasses.replace(evaluation.pipeline, transformer=changed)
+        models[f"LoRA {evaluation.lora.stem}"] = Evaluation(pipeline, evaluation.options, evaluation.progress)
+    results = []
+    for name, model in models.items():
+        lines = [*template_lines(None), *identity_lines(), *motion_lines()]
+        made = model.make(model.scenes(80, Choice(shapes=(NEW_SHAPE,))), seed=80_000)
+        last = name == list(models)[-1]
+        results += compare(model, name, lines, made, evaluation.examples if last else None, vae=last)
+    return results
+
+
+def control(evaluation: Evaluation, kinds: Mapping[str, Choice] = KINDS) -> list[Result]:
+    """A Control model gets the edges of the true clip. Without one there are no rows.
+
+    Raises:
+        CheckpointError: the model is no Control model.
+    """
+    if not evaluation.control:
+        return []
+    pipeline = Pipeline.from_folder(evaluation.control)
+    for part in (pipeline.transformer, pipeline.vae, pipeline.text_encoder.model):
+        part.to(evaluation.device)
+    config = pipeline.checkpoint.config
+    if config.conditioning != "control":
+        raise CheckpointError(
+            f"{evaluation.control} has {config.in_channels} input channels ({config.conditioning}), expected 32 "
+            "(control): give the folder of a Control model"
+        )
+    model = Evaluation(pipeline, evaluation.options, evaluation.progress)
+    results = []
+    for part, (name, choice) in enumerate(kinds.items()):
+        main = choice is MOVES
+        lines = [Line("F-score of the edges", edge_score, goal=at_least(0.9 if main else None))]
+        lines += [*iou_lines(WHOLE), *identity_lines(), *(motion_lines() if main else ())]
+        scenes = model.scenes(100 + part, choice)
+        made = model.make(scenes, lambda truth: model.encode(edges(truth)), seed=100_000 + 1000 * part)
+        results += compare(model, f"control, {name}", lines, made, evaluation.examples)
+    return results
+
+
+def edges(truth: Truth) -> torch.Tensor:
+    return draw_edges(truth.video, THRESHOLDS)
+
+
+def edge_score(seen: Seen) -> float:
+    return compare_edges(seen.video, edges(seen.truth)).f_score
+
+
+ROWS: dict[str, Callable[[Evaluation], list[Result]]] = {
+    "vae": vae,
+    "start_end": start_and_end,
+    "start": start,
+    "text": text,
+    "region": region,
+    "video": video_to_video,
+    "camera": camera,
+    "sizes": sizes,
+    "lora": lora,
+    "control": control,
+}
+
+
+def directions(evaluation: Evaluation, part: int, width: int, height: int, length: int = LENGTH) -> list[bool]:
+    """Whether the shape moves in the prompt's direction, from text alone."""
+    scenes = evaluation.scenes(90 + part)
+    made = evaluation.make(scenes, seed=90_000 + 1000 * part, size=(width, height, length))
+    return [Seen(video, truth).direction == truth.scene.way for truth, video in made]
+
+
+# what the rows ask for
+
+
+def open_start(scene: Scene) -> bool:
     """Whether the start leaves more than one direction possible, so that only the prompt decides."""
-    distance = max(abs(e - s) for s, e in zip(scene.start, scene.end, strict=True))
-    ends = ([s + step * distance for s, step in zip(scene.start, way, strict=True)] for way in DIRECTIONS.values())
-    low, high = scene.radius - 1e-9, 1 - scene.radius + 1e-9
-    return sum(all(low <= place <= high for place in end) for end in ends) > 1
+    place, distance = scene.subject.start, SPEEDS[scene.speed]
+    margin = REACH.get(scene.subject.shape, 1.0) * scene.subject.radius[0]
+    ends = ([s + step * distance for s, step in zip(place, way, strict=True)] for way in DIRECTIONS.values())
+    low, high = margin - 1e-9, 1 - margin + 1e-9
+    return sum(all(low <= at <= high for at in end) for end in ends) > 1
 
 
-def captions_of(scenes: list[shapes.Scene]) -> list[str]:
-    """A caption for each scene, with alternating forms of the grammar."""
-    return [scene.caption(i) for i, scene in enumerate(scenes)]
+def next_colour(truth: Truth) -> str:
+    """The colour that `recoloured` gives."""
+    return recoloured(truth.scene).subject.colour
 
 
-def other(colour: str, i: int) -> str:
-    """Another colour."""
-    names = [name for name in shapes.COLOURS if name != colour]
-    return names[i % len(names)]
+def recoloured(scene: Scene) -> Scene:
+    """The same scene with its subject in the palette's next colour."""
+    names = list(COLOURS)
+    colour = names[(names.index(scene.subject.colour) + 1) % len(names)]
+    return dataclasses.replace(scene, things=(*scene.things[:-1], dataclasses.replace(scene.subject, colour=colour)))
 
 
-def reversed_scene(scene: shapes.Scene) -> shapes.Scene:
-    """The same scene in the opposite direction."""
-    opposite = {"left": "right", "right": "left", "up": "down", "down": "up"}
-    return dataclasses.replace(scene, direction=opposite[scene.direction], start=scene.end, end=scene.start)
+def opposite(scene: Scene) -> Scene:
+    """The same scene in the opposite direction and another colour."""
+    ways = {"left": "right", "right": "left", "up": "down", "down": "up"}
+    subject = recoloured(scene).subject
+    back = dataclasses.replace(subject, start=subject.end, end=subject.start)
+    return dataclasses.replace(scene, way=ways[scene.way], things=(*scene.things[:-1], back))
 
 
-def band(scene: shapes.Scene, length: int, height: int, width: int) -> torch.Tensor:
+def band(truth: Truth) -> torch.Tensor:
     """The band across the frame in which a scene's shape moves, F H W, 1 = generate."""
-    mask = torch.zeros(length, height, width)
-    axis = 1 if scene.start[0] != scene.end[0] else 0  # 1: it moves sideways, so the band is a run of rows
-    size = height if axis else width
-    middle = scene.start[axis]
-    low = max(int((middle - 1.35 * scene.radius) * size), 0)
-    high = min(int((middle + 1.35 * scene.radius) * size) + 1, size)
-    if axis:
-        mask[:, low:high] = 1
-    else:
-        mask[:, :, low:high] = 1
+    mask = torch.zeros_like(truth.cover)
+    subject = truth.scene.subject
+    axis = 1 if subject.start[0] != subject.end[0] else 0  # 1: it moves sideways, so the band is a run of rows
+    size, shorter = mask.shape[2 - axis], min(mask.shape[1:])
+    reach = 1.5 * subject.radius[0] * shorter
+    middle = subject.start[axis] * size
+    inside = slice(max(int(middle - reach), 0), min(int(middle + reach) + 1, size))
+    mask[(slice(None), inside) if axis else (slice(None), slice(None), inside)] = 1
     return mask

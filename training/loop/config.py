@@ -7,9 +7,11 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 
 from ...sampling.positions import POSITION_MODES
-from ..data.control import EDGES
+from ..data.control import EDGES, THRESHOLDS
 from ..data.masks import KINDS, VIDEOX_FUN
-from ..data.shapes import HELD_OUT, NEW_SHAPE, SHAPES
+from ..data.scenes import HELD_OUT
+from ..data.scenes import KINDS as SCENES
+from ..data.shapes import NEW_SHAPE, SHAPES
 
 TASKS = ("vae", "full", "lora")
 FAMILIES = {"": None, "2b": "2B", "5b": "5B", "v1.5": "5B V1.5"}  # the names in `TransformerConfig.family`
@@ -23,13 +25,15 @@ class ConfigError(ValueError):
 
 @dataclasses.dataclass(frozen=True)
 class Data:
-    """Where clips come from: a ``manifest``, ``folders`` of videos with captions, or otherwise procedural shapes."""
+    """Where clips come from: a ``manifest``, ``folders`` of videos with captions, or otherwise procedural `scenes`."""
 
     manifest: str = ""  # a JSONL file, see `data.manifest`
     folders: tuple[str, ...] = ()
     control: str = ""  # edges, or what control videos have between the clip's name and its suffix, as "_depth"
+    edge_thresholds: tuple[float, float] = THRESHOLDS  # low and high, as in ComfyUI's Canny node
     fps: float = 8.0  # frames a second to take from a video: the models' own rate; 0 = all frames
-    shapes: tuple[str, ...] = SHAPES
+    shapes: tuple[str, ...] = SHAPES  # of procedural clips
+    kinds: tuple[str, ...] = tuple(SCENES)  # of procedural clips: what happens in them
     count: int = 0  # procedural clips before they repeat; 0 = never
     seed: int = 0
     workers: int = -1  # processes of each rank, each one batch ahead of the training; -1: see `worker_count`
@@ -110,6 +114,7 @@ class Phase:
     seed: int = 0
     mixed_precision: str = "no"  # no or bf16; the 5B models overflow in fp16
     save_every: int = 500  # steps between checkpoints
+    cuda_graphs: bool = False  # on a GPU, start the kernels of a step all at once: see `graphs`
     micro_batch: int = 0  # clips per process and forward pass; 0 = all of its share of a batch
     # the transformer alone
     family: str = ""  # 2b, 5b or v1.5: what the model must be; `plan` needs it where the model is not there yet
@@ -123,6 +128,7 @@ class Phase:
     # LoRA alone
     lora_rank: int = 8
     lora_alpha: float = 8.0
+    train_patch_projection: bool = False  # train the weight of `patch_embed.proj`, too: for new input channels
     # the VAE alone
     kl_weight: float = 1e-4
     agreement_weight: float = 0.0  # between the latents of a masked clip and of the whole one: see `VAETask`
@@ -187,6 +193,7 @@ def _check(phase: Phase, where: str) -> None:
     check("masks", lambda m: all(kind in kinds and m[kind] >= 0 for kind in m), f"weights from 0 for {kinds}")
     check("masks", lambda masks: sum(masks.values()) > 0, "a weight above 0")
     check("data.shapes", lambda value: value and set(value) <= set(shapes), f"some of {shapes}")
+    check("data.kinds", lambda value: value and set(value) <= set(SCENES), f"some of {list(SCENES)}")
     check("optimizer.betas", lambda b: len(b) == 2 and all(0 <= v < 1 for v in b), "two numbers from 0 to less than 1")
     for name in ("batches.earlier_share", "batches.tolerance", "optimizer.ema_decay"):
         check(name, lambda value: 0 <= value < 1, "0 to less than 1")
@@ -202,8 +209,16 @@ def _check(phase: Phase, where: str) -> None:
     check(
         "data.folders", lambda value: not (value and phase.data.manifest), "none beside a manifest: give one of them"
     )
+    check(
+        "cuda_graphs",
+        lambda value: not value or phase.task == "vae" or phase.data.cache,
+        "false, or encoded clips in data.cache: captions can't be encoded in a graph",
+    )
     videos = phase.data.manifest or phase.data.folders
     check("data.control", lambda value: value in ("", EDGES) or videos, f"{EDGES!r}: procedural clips have no files")
+    check(
+        "data.edge_thresholds", lambda t: 0 < t[0] < t[1] < 1, "two numbers above 0 and below 1, the lower one first"
+    )
     for name in ("micro_batch", "snr_gamma", "validation.every"):
         check(name, lambda value: value >= 0, "0 or more")
     counts = "tokens", "batch_size", "noises_per_clip"

@@ -5,9 +5,9 @@ import json
 import logging
 import math
 import shutil
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import replace
-from itertools import islice
+from itertools import groupby, islice
 from pathlib import Path
 from typing import NamedTuple
 
@@ -17,9 +17,9 @@ from tqdm import tqdm
 
 from ...model_loading.files.t5 import prompt_length
 from ...model_loading.standalone import open_whole
-from ..data.buckets import Draw
+from ..data.buckets import Bucket, Draw
 from ..data.cache import ABOUT, INDEX, LATENTS, TEXT, caption_of, opened, shard_name
-from ..data.samples import LATENT_CHANNELS, latent_shape, load
+from ..data.samples import LATENT_CHANNELS, Batch, latent_shape, load
 from ..tasks.encoders import Encoders
 from ..tasks.origin import differences, origin
 from ..tasks.parts import make_encoders
@@ -43,12 +43,14 @@ class Amount(NamedTuple):
 class Encoding:
     """The cache of a phase's first draws, which several processes write together.
 
-    Every clip and every caption is encoded alone, so the files don't depend on the number of processes.
+    A shard is encoded by one process, so the files don't depend on the number of processes.
 
     Args:
         state: accelerate's, of the processes: see `phase.processes`.
         dtype: of what is stored, one of `DTYPES`.
         shard_size: the most entries of a shard.
+        together: the most clips of one bucket, and the most captions, that are encoded at once. With another number
+            the values differ in their last bits.
 
     Raises:
         ValueError: the phase can't be trained from a cache, or its clips never end and there is no count.
@@ -64,7 +66,11 @@ class Encoding:
         state,
         dtype: str = "float32",
         shard_size: int = SHARD_SIZE,
+        together: int = 1,
     ):
+        if together < 1:
+            raise ValueError(f"{together} clips are to be encoded at once, expected 1 or more")
+        self.together = together
         check_cacheable(phase, "the phase")
         self.phase, self.folder, self.state, self.dtype = phase, Path(folder), state, DTYPES[dtype]
         self.checkpoint = open_whole(phase.model)
@@ -114,10 +120,13 @@ class Encoding:
             OSError: a file can't be written, for example because the disk is full. Complete files stay.
         """
         self._start()
-        self._write_shards(LATENTS, self._missing(LATENTS, len(self.draws)), self._latents)
+        shards = self._share(LATENTS, len(self.draws))
+        groups = [[self.draws[entry] for entry in group] for shard in shards for group in self._groups(shard)]
+        batches = load(phase_samples(self.phase, self.clips), groups, worker_count(self.data))
+        self._write_shards(LATENTS, shards, lambda shard: self._latents(shard, batches))
         captions = find_captions(self.folder, len(self.draws), self.sizes[LATENTS])
         count = len(captions.entries)
-        self._write_shards(TEXT, self._missing(TEXT, count), lambda numbers: self._text(numbers, captions.entries))
+        self._write_shards(TEXT, self._share(TEXT, count), lambda numbers: self._text(numbers, captions.entries))
         if self.state.is_main_process:
             self._write_index(captions.numbers)
             log.info("%s: %d clips and %d captions", self.folder, len(self.draws), count)
@@ -145,13 +154,23 @@ class Encoding:
         shards = (range(first, min(first + size, count)) for first in range(0, count, size))
         return [shard for shard in shards if not self._path(kind, shard).is_file()]
 
+    def _share(self, kind: str, count: int) -> list[range]:
+        """The missing shards that this process writes."""
+        missing = self._missing(kind, count)
+        self.state.wait_for_everyone()  # all have found the same shards missing
+        return missing[self.state.process_index :: self.state.num_processes]
+
+    def _groups(self, shard: range) -> list[list[int]]:
+        """The entries of a shard that are encoded at once: those of one bucket."""
+        buckets: dict[Bucket, list[int]] = {}
+        for entry in shard:
+            buckets.setdefault(self.draws[entry].bucket, []).append(entry)
+        return [some[i : i + self.together] for some in buckets.values() for i in range(0, len(some), self.together)]
+
     def _path(self, kind: str, shard: range) -> Path:
         return self.folder / shard_name(kind, shard.start // self.sizes[kind])
 
-    def _write_shards(self, kind: str, missing: list[range], tensors: Callable[[range], dict]) -> None:
-        """Write this process's share of the shards."""
-        self.state.wait_for_everyone()  # all have found the same shards missing
-        mine = missing[self.state.process_index :: self.state.num_processes]
+    def _write_shards(self, kind: str, mine: list[range], tensors: Callable[[range], dict]) -> None:
         bf16, device = self.phase.mixed_precision == "bf16", self.state.device
         if mine and self.encoders is None:
             dtype = torch.bfloat16 if bf16 and device.type != "cpu" else torch.float32
@@ -162,37 +181,48 @@ class Encoding:
             write_file(self._path(kind, shard), save(made))
         self.state.wait_for_everyone()
 
-    def _latents(self, entries: range) -> dict[str, torch.Tensor]:
-        """The tensors of a shard of latents."""
+    def _latents(self, entries: range, batches: Iterator[Batch]) -> dict[str, torch.Tensor]:
+        """The tensors of a shard of latents, from the next batches."""
         draws = self.draws[entries.start : entries.stop]
-        samples = phase_samples(self.phase, self.clips)
-        made, chances = {}, []
-        batches = load(samples, [[draw] for draw in draws], worker_count(self.data))
-        for entry, batch in zip(entries, batches, strict=True):
+        made, chances = {}, torch.zeros(len(entries))
+        for group in self._groups(entries):
+            batch = next(batches)
             encoded = self.encoders.latents(to_device(batch, self.state.device))
-            made[f"latent.{entry}"] = encoded["latent"][0].to("cpu", self.dtype)
-            if encoded["extra"] is not None and encoded["extra"].any():
-                made[f"extra.{entry}"] = encoded["extra"][0].to("cpu", self.dtype)
-            made[f"caption.{entry}"] = torch.tensor(list(batch["captions"][0].encode()), dtype=torch.uint8)
-            chances.append(batch["chance"])
+            latents = encoded["latent"].to("cpu", self.dtype)
+            extras = [None] * len(group) if encoded["extra"] is None else encoded["extra"].to("cpu", self.dtype)
+            for entry, latent, extra, caption in zip(group, latents, extras, batch["captions"], strict=True):
+                made[f"latent.{entry}"] = latent.clone()  # safetensors takes no views
+                if extra is not None and extra.any():
+                    made[f"extra.{entry}"] = extra.clone()
+                made[f"caption.{entry}"] = torch.tensor(list(caption.encode()), dtype=torch.uint8)
+            chances[[entry - entries.start for entry in group]] = batch["chance"]
         buckets = [(draw.bucket.width, draw.bucket.height, draw.bucket.length) for draw in draws]
         made["clip"] = torch.tensor([draw.index for draw in draws])
         made["bucket"] = torch.tensor(buckets, dtype=torch.int32)
-        made["chance"] = torch.cat(chances)
+        made["chance"] = chances
         return made
 
     def _text(self, captions: range, entries: list[int]) -> dict[str, torch.Tensor]:
         """The tensors of a shard of text features."""
         made = {}
-        for number in captions:
-            entry = entries[number]
-            caption = ""
-            if number:
-                with opened(self.folder / shard_name(LATENTS, entry // self.sizes[LATENTS])) as shard:
-                    caption = caption_of(shard, entry)
-            features = self.encoders.text([caption], torch.ones(1, device=self.state.device))
-            made[f"text.{number}"] = features[0].to("cpu", self.dtype)
+        for start in range(captions.start, captions.stop, self.together):
+            numbers = captions[start - captions.start :][: self.together]
+            texts = self._captions([entries[number] for number in numbers])
+            features = self.encoders.text(texts, torch.ones(len(texts), device=self.state.device))
+            for number, text in zip(numbers, features.to("cpu", self.dtype), strict=True):
+                made[f"text.{number}"] = text.clone()
         return made
+
+    def _captions(self, entries: list[int]) -> list[str]:
+        """The captions of entries, which ascend; -1 stands for the empty one."""
+        found = []
+        for number, some in groupby(entries, lambda entry: entry // self.sizes[LATENTS]):
+            if number < 0:
+                found += ["" for _ in some]
+                continue
+            with opened(self.folder / shard_name(LATENTS, number)) as shard:
+                found += [caption_of(shard, entry) for entry in some]
+        return found
 
     def _write_index(self, texts: list[int]) -> None:
         buckets = sorted({draw.bucket for draw in self.draws})

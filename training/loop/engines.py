@@ -121,7 +121,7 @@ class Engine:
         if math.isfinite(norm):
             self.optimizer.step()
             self.update_average()
-        self.optimizer.zero_grad()
+        self.optimizer.zero_grad(set_to_none=not self.phase.cuda_graphs)
         return norm
 
     def update_average(self) -> None:

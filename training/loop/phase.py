@@ -1,7 +1,9 @@
 """One phase from its configuration to its model folder."""
 
 import logging
+import math
 import os
+import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
 from itertools import islice
@@ -11,7 +13,15 @@ import torch
 
 from ...model_loading.networks.blocks import sdpa
 from ..tasks.attention import product_attention
-from ..tasks.parts import Parts, convolve_in_float32, measure_scale, trained_vae, write_result
+from ..tasks.parts import (
+    LORA_FILE,
+    Parts,
+    convolve_in_float32,
+    measure_scale,
+    trained_vae,
+    write_lora_model,
+    write_result,
+)
 from .config import Phase
 from .monitor import check_trackers
 from .source import open_clips, phase_batches
@@ -20,7 +30,7 @@ from .trainer import Trainer
 
 log = logging.getLogger(__name__)
 
-SCALE_BATCHES = 16  # to measure the standard deviation of the latents
+SCALE_CLIPS = 128  # to measure the standard deviation of the latents
 
 
 @contextmanager
@@ -84,32 +94,47 @@ def run_phase(phase: Phase, cpu: bool = False, until: int | None = None) -> None
         if trainer.step < phase.steps:
             log.info("stopped at step %d of %d: run the same command to continue", trainer.step, phase.steps)
         else:
-            finish(newest(trainer.folder), Path(phase.output) / "model")
+            finish(newest(trainer.folder), Path(phase.output) / "model", accelerator.device)
     accelerator.wait_for_everyone()
 
 
-def finish(checkpoint: Path, output: Path) -> None:
-    """Write the model of a checkpoint: the average of its weights, or the weights where there is no average."""
+def finish(checkpoint: Path, output: Path, device: torch.device | str = "cpu") -> None:
+    """Write the model of a checkpoint: the average of its weights, or the weights where there is no average.
+
+    Args:
+        device: where a VAE's latents are measured.
+    """
     phase, state = read_phase_of(checkpoint), read_tensors(checkpoint)
     scale_factor = None
     if phase.task == "vae" and phase.train_encoder:
-        samples = islice(phase_batches(phase, open_clips(phase.data)), SCALE_BATCHES)
-        scale_factor = measure_scale(trained_vae(phase, state), (batch["video"] for batch in samples))
+        count = math.ceil(SCALE_CLIPS / phase.batches.batch_size)
+        samples = islice(phase_batches(phase, open_clips(phase.data)), count)
+        vae = trained_vae(phase, state).to(device)
+        scale_factor = measure_scale(vae, (batch["video"].to(device) for batch in samples))
     write_result(phase, state, output, scale_factor)
     log.info("%s: written", output)
 
 
-def export_run(folder: str | Path, output: str | Path) -> None:
+def export_run(folder: str | Path, output: str | Path, base: str | Path | None = None) -> None:
     """Write the model of a run's newest checkpoint, whether the run is done or not.
 
     Args:
         folder: the run's output.
+        base: of a LoRA: write a model folder that adds it to the weights of this one, see `write_lora_model`.
 
     Raises:
-        ValueError: it has no checkpoint.
+        ValueError: it has no checkpoint, or there is a base but the run is no LoRA's.
+        CheckpointError: the LoRA does not fit the base.
     """
     checkpoint = newest(Path(folder) / "run")
     if checkpoint is None:
         raise ValueError(f"{folder} has no run/checkpoint_*: give the output folder of a run that saved one")
+    if base is not None and (task := read_phase_of(checkpoint).task) != "lora":
+        raise ValueError(f"{folder} is the run of a task {task!r}, expected 'lora': leave --base out")
     log.info("exporting %s", checkpoint)
-    finish(checkpoint, Path(output))
+    if base is None:
+        finish(checkpoint, Path(output))
+        return
+    with tempfile.TemporaryDirectory() as folder:
+        finish(checkpoint, Path(folder))
+        write_lora_model(Path(folder) / LORA_FILE, base, output)

@@ -1,7 +1,9 @@
 """The losses of a run as tables and as a picture."""
 
 import csv
+from math import nan
 from pathlib import Path
+from statistics import fmean
 
 LOSS_COLUMNS = (
     *("step", "loss", "learning_rate", "seconds"),
@@ -46,6 +48,17 @@ def read_losses(path: Path) -> list[dict[str, float]]:
     return [{name: float(value) for name, value in row.items() if value} for row in read_rows(path)]
 
 
+def shorten(source: Path, target: Path, steps: int) -> None:
+    """Write a ``loss.csv`` with the means of every ``steps`` rows; ``step`` and ``seconds`` are those of the last."""
+    rows = read_losses(source)
+    target.unlink(missing_ok=True)
+    table = Table(target, LOSS_COLUMNS, 0)
+    for start in range(0, len(rows), steps):
+        some = rows[start : start + steps]
+        means = {name: fmean(row.get(name, nan) for row in some) for name in LOSS_COLUMNS}
+        table.add({**means, "step": int(some[-1]["step"]), "seconds": some[-1]["seconds"]})
+
+
 def smooth(values: list[float], window: int) -> list[float]:
     """Means over the last ``window`` values."""
     means, total = [], 0.0
@@ -56,7 +69,10 @@ def smooth(values: list[float], window: int) -> list[float]:
 
 
 def plot_losses(path: Path, runs: dict[str, list[dict[str, float]]], window: int = 50) -> None:
-    """Draw the loss curves of one or several runs, named, smoothed over ``window`` steps."""
+    """Draw the loss curves of one or several runs, named, smoothed over ``window`` steps.
+
+    The scale is logarithmic unless a loss is a logarithm itself, as that of the VAE is.
+    """
     import matplotlib
 
     matplotlib.use("Agg")
@@ -68,7 +84,8 @@ def plot_losses(path: Path, runs: dict[str, list[dict[str, float]]], window: int
         if len(runs) == 1:
             axes.plot(steps, losses, color="0.8", linewidth=0.6)
         axes.plot(steps, smooth(losses, window), label=name, linewidth=1.2)
-    axes.set(xlabel="step", ylabel=f"loss, mean of {window} steps", yscale="log")
+    scale = "log" if all(row["loss"] > 0 for rows in runs.values() for row in rows) else "linear"
+    axes.set(xlabel="step", ylabel=f"loss, mean of {window} rows", yscale=scale)
     axes.legend()
     axes.grid(alpha=0.3, which="both")
     figure.savefig(path, dpi=110)

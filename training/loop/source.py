@@ -2,13 +2,14 @@
 
 import dataclasses
 import logging
+import os
 from collections.abc import Iterator
 from itertools import islice
 
 from ...sampling.buckets import ASPECT_RATIOS_512, bucket_size
 from ..data.buckets import Bucket, BucketBatches, token_buckets
 from ..data.cache import Cache, CachedDraws, CachedSamples
-from ..data.clips import Clips, FolderClips, ShapeClips
+from ..data.clips import Clips, FolderClips, SceneClips
 from ..data.manifest import ManifestClips
 from ..data.samples import Batch, Samples, load
 from .config import Batches, Data, Phase
@@ -16,7 +17,9 @@ from .config import Batches, Data, Phase
 log = logging.getLogger(__name__)
 
 TOO_SHORT_SHOWN = 5  # clips that are named; the others are counted
-FILE_WORKERS = 2  # processes that read videos or a cache, if the configuration does not say
+# Processes of a rank that make samples, if the configuration does not say
+FILE_WORKERS, MOST_WORKERS = 2, 12
+SPARE_CORES = 2  # of a rank, left for training
 
 
 def open_clips(data: Data) -> Clips | None:
@@ -31,14 +34,18 @@ def open_clips(data: Data) -> Clips | None:
         return ManifestClips(data.manifest, data.fps, data.control)
     if data.folders:
         return FolderClips(data.folders, data.fps, data.control)
-    return ShapeClips(data.seed, data.shapes, data.count)
+    return SceneClips(data.seed, data.shapes, data.count, data.kinds)
 
 
 def worker_count(data: Data) -> int:
-    """How many processes of each rank make samples: procedural clips need none."""
+    """How many processes of each rank make samples: two for videos, of which each holds a whole batch, and for others
+    as many as the rank has cores to spare."""
     if data.workers >= 0:
         return data.workers
-    return FILE_WORKERS if data.manifest or data.folders or data.cache else 0
+    if data.manifest or data.folders:
+        return FILE_WORKERS
+    cores = (os.cpu_count() or 1) // int(os.environ.get("LOCAL_WORLD_SIZE", 1))
+    return max(min(cores - SPARE_CORES, MOST_WORKERS), FILE_WORKERS if data.cache else 0)
 
 
 def phase_buckets(options: Batches, tokens: int, patch_t: int | None = None) -> list[Bucket]:
@@ -89,7 +96,8 @@ def phase_batches(
 
 def phase_samples(phase: Phase, clips: Clips) -> Samples:
     """The samples of a phase, with its masks, noises and control videos."""
-    return Samples(clips, phase.seed, phase.masks, phase.batches.noises_per_clip, phase.data.control)
+    control = phase.data.control, phase.data.edge_thresholds
+    return Samples(clips, phase.seed, phase.masks, phase.batches.noises_per_clip, *control)
 
 
 def cached_batches(phase: Phase, rank: int = 0, world: int = 1, start: int = 0) -> Iterator[Batch]:

@@ -14,6 +14,7 @@ from ..data.samples import Batch
 from ..tasks.parts import Parts
 from .config import Optimizer, Phase
 from .engines import AVERAGE, WEIGHTS, make_engine
+from .graphs import GraphedGradients
 from .monitor import Monitor
 from .progress import plot_losses, read_losses
 from .source import open_clips, phase_batches
@@ -47,14 +48,14 @@ def about(phase: Phase) -> str:
     fields = dataclasses.asdict(phase)
     del fields["data"]["workers"]
     fields["data"]["cache"] = bool(fields["data"]["cache"])
-    memory = "micro_batch", "checkpoint_blocks"
+    memory = "micro_batch", "checkpoint_blocks", "cuda_graphs"
     for free in ("model", "output", "text_encoder", "save_every", "steps", "logging", "validation", *memory):
         del fields[free]
     return json.dumps(fields, indent=0, default=dict)
 
 
 def to_device(batch: Batch, device: torch.device) -> Batch:
-    return {key: value.to(device) if torch.is_tensor(value) else value for key, value in batch.items()}
+    return {k: value.to(device, non_blocking=True) if torch.is_tensor(value) else value for k, value in batch.items()}
 
 
 class Trainer:
@@ -77,6 +78,9 @@ class Trainer:
         self.losses: list[torch.Tensor] = []  # of the last step, a tensor for each micro-batch
         self.gradient_norm = math.nan  # of the last step, before it was limited
         self.step = self.checkpoints.load()
+        self.graphs = None
+        if phase.cuda_graphs and accelerator.device.type == "cuda" and accelerator.num_processes == 1:
+            self.graphs = GraphedGradients(self._losses, list(self.parameters.values()), accelerator.device)
 
     def train_step(self, batch: Batch) -> torch.Tensor:
         """One step; returns the loss, of all processes together.
@@ -99,6 +103,14 @@ class Trainer:
     def gradients(self, batch: Batch) -> torch.Tensor:
         """Add the gradients of a batch, a micro-batch at a time; returns this process's loss."""
         clips = len(batch["captions"])
+        if self.graphs is not None:
+            try:
+                self.losses = [self.graphs(batch)]
+                return self.losses[0].mean()
+            except RuntimeError as error:
+                log.warning("a step can't be a CUDA graph (%s): its kernels are started one by one", error)
+                self.graphs = None
+                self.optimizer.zero_grad(set_to_none=False)  # of what the capture had added
         size = self.phase.micro_batch or clips
         total = torch.zeros((), device=self.accelerator.device)
         self.losses = []
@@ -113,6 +125,10 @@ class Trainer:
             total += loss.detach().float()
             self.losses.append(losses.detach())
         return total
+
+    def _losses(self, batch: Batch) -> torch.Tensor:
+        with self.engine.autocast():
+            return self.engine.module(self.parts.prepare(batch))
 
     def weights(self, average: bool) -> dict[str, torch.Tensor]:
         """What is trained, or its average, whole and by name, on the main process. Every process calls it."""

@@ -14,7 +14,7 @@ from ...model_loading.standalone import Pipeline, open_whole
 from ...sampling.geometry import check_size, legal_length
 from ..data.buckets import Bucket, Draw
 from ..data.clips import Clips
-from ..data.shapes import HELD_OUT, NEGATIVE
+from ..data.scenes import HELD_OUT, NEGATIVE
 from ..tasks.encoders import Encoders
 from ..tasks.parts import Parts, make_encoders
 from .config import ConfigError, Data, Phase

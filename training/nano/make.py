@@ -5,7 +5,11 @@
 
 import dataclasses
 import json
+import logging
 import shutil
+import statistics
+import time
+from collections.abc import Sequence
 from pathlib import Path
 
 import torch
@@ -13,10 +17,13 @@ import torch
 from ...model_loading.networks.config import TransformerConfig
 from ...model_loading.networks.transformer import CogVideoXTransformer
 from ...model_loading.networks.vae import CogVideoXVAE, Downsample3D, ResnetBlock3D, SpatialNorm3D, VAEConfig
-from ..data import shapes
-from ..loop.config import read_phase
+from ..data import scenes
+from ..data.shapes import NEW_SHAPE
+from ..loop.config import Phase, read_phase
+from ..loop.encode import Amount, Encoding
 from ..loop.phase import processes, run_phase
-from ..loop.progress import plot_losses, read_losses
+from ..loop.progress import plot_losses, read_losses, shorten
+from ..loop.state import newest
 from ..tasks.hub import (
     FILES,
     save_weights,
@@ -25,10 +32,13 @@ from ..tasks.hub import (
     write_text_encoder,
     write_transformer_config,
 )
-from ..tasks.parts import LORA_FILE, export_half, write_preview
+from ..tasks.parts import LORA_FILE, export_half, write_lora_model, write_preview
+from ..tasks.start import start_model
+
+log = logging.getLogger(__name__)
 
 TEXT_DIM = 64
-TEXT_TOKENS = 16  # a sentence of the grammar is at most ten words
+TEXT_TOKENS = 16  # a sentence of the grammar has at most 13 words
 
 TRANSFORMER = TransformerConfig(
     num_attention_heads=5,
@@ -50,7 +60,7 @@ def tokenizer_json() -> dict:
     """A tokenizer of whole words in the format of the ``tokenizers`` library, with T5's pad 0, end 1, unknown 2."""
     from tokenizers import Tokenizer, models, normalizers, pre_tokenizers
 
-    words = ["<pad>", "</s>", "<unk>", *shapes.vocabulary()]
+    words = ["<pad>", "</s>", "<unk>", *scenes.vocabulary()]
     tokenizer = Tokenizer(models.WordLevel({word: i for i, word in enumerate(words)}, unk_token="<unk>"))  # noqa: S106
     tokenizer.normalizer = normalizers.Lowercase()
     tokenizer.pre_tokenizer = pre_tokenizers.Whitespace()
@@ -75,11 +85,14 @@ SMALL_TRANSFORMER = dataclasses.replace(
 
 CONFIGS = Path(__file__).parents[1] / "configs"
 # nano_<phase>.toml, in order
-PHASES = (
-    *("vae_1", "vae_2", "vae_3"),
-    *("phase_1", "words", "phase_2", "phase_3", "known", "known_2"),
-    *("decoder", "lora"),
-)
+PHASES = ("vae_1", "vae_2", "transformer", "lora", "control")
+WHOLE = ("transformer", "vae_2", "vae_1")  # whose results are whole models, the last one first
+TOGETHER = 32  # clips that are encoded at once
+ROW_STEPS = 20  # steps of a row in the loss tables that come with the pack
+# Where the time is given: each phase's share of it, with its encoding
+SHARES = {"vae_1": 60.0, "vae_2": 120.0, "transformer": 200.0, "lora": 20.0, "control": 40.0}
+TRIED_STEPS, SLOWER = 16, 1.05  # steps that are timed first, and how much longer the others may take
+COLLECT_SECONDS = 10.0  # to write the result
 
 PREVIEW_SEED, PREVIEW_CLIPS = 15, 16  # the clips that the previews' factors are fitted to
 
@@ -134,7 +147,7 @@ def untrained_text_encoder():
     import transformers
 
     config = transformers.T5Config(
-        vocab_size=len(shapes.vocabulary()) + 3,
+        vocab_size=len(scenes.vocabulary()) + 3,
         d_model=TEXT_DIM,
         d_kv=16,
         d_ff=128,
@@ -167,7 +180,7 @@ def write_untrained(folder: str | Path, seed: int = 0) -> Path:
 def write_small(folder: str | Path, nano: Path, seed: int = 0) -> Path:
     """Write an untrained `SMALL_TRANSFORMER` with the VAE and the text encoder of a nano model."""
     folder = Path(folder)
-    shutil.copytree(nano, folder, dirs_exist_ok=True, ignore=shutil.ignore_patterns("lora", "training"))
+    shutil.copytree(nano, folder, dirs_exist_ok=True, ignore=shutil.ignore_patterns("lora", "control", "training"))
     with torch.random.fork_rng():
         torch.manual_seed(seed)
         transformer = CogVideoXTransformer(SMALL_TRANSFORMER)
@@ -177,38 +190,93 @@ def write_small(folder: str | Path, nano: Path, seed: int = 0) -> Path:
     return folder
 
 
-def train_nano(output: str | Path) -> None:
-    """Train the nano model from nothing, phase by phase, and collect it; an interrupted run continues.
+def train_nano(
+    output: str | Path, names: Sequence[str] = PHASES, source: str | Path | None = None, minutes: float = 0.0
+) -> None:
+    """Train the nano model phase by phase, and collect it; an interrupted run continues.
 
     Args:
         output: see `collect_nano`.
+        names: some of `PHASES`, in their order. Those that are left out have to be done, or the first one needs a
+            ``source``. The result also has the parts of the phases before the first one that are done.
+        source: the model that the first phase starts from; None: the one in its configuration, untrained at first.
+        minutes: choose the steps of each phase so that all of it takes about this time; 0: as configured. A run that
+            is continued shares out the time anew among the phases that are not done.
+
+    Raises:
+        ValueError: no phase with a whole model is done or among the names, or there are several processes and a time.
     """
-    phases = {name: read_phase(CONFIGS / f"nano_{name}.toml") for name in PHASES}
+    end = time.monotonic() + 60 * minutes
+    everything = {name: read_phase(CONFIGS / f"nano_{name}.toml") for name in PHASES}
+    done = {name for name, phase in everything.items() if (Path(phase.output) / "model").is_dir()}
+    names = [name for name in PHASES if name in names]
+    before = PHASES[: PHASES.index(names[0])]
+    collected = [name for name in PHASES if name in names or (name in done and name in before)]
+    if not set(collected) & set(WHOLE):
+        raise ValueError(f"the phases are {names}, expected one of {list(WHOLE)} among them, or done before")
+    phases = {name: everything[name] for name in names}
+    if source is not None:
+        phases[names[0]] = dataclasses.replace(phases[names[0]], model=str(source))
     with processes() as state:
-        if state.is_main_process:
-            write_untrained(phases["vae_1"].model)
+        if minutes and state.num_processes > 1:
+            raise ValueError(f"{state.num_processes} processes can't share out a time, expected 1: leave minutes out")
+        if state.is_main_process and source is None and names[0] == PHASES[0]:
+            write_untrained(phases[names[0]].model)
         state.wait_for_everyone()
-        for phase in phases.values():
-            run_phase(phase)
+        for number, (name, phase) in enumerate(phases.items()):
+            if minutes and name in done:
+                log.info("%s: done before", phase.output)
+                continue
+            share = SHARES[name] / sum(SHARES[later] for later in names[number:] if later not in done)
+            until = time.monotonic() + share * (end - time.monotonic() - COLLECT_SECONDS)
+            if name == "control" and state.is_main_process and newest(Path(phase.output) / "run") is None:
+                shutil.rmtree(phase.model, ignore_errors=True)  # that of an earlier transformer
+                start_model(Path(everything["transformer"].output) / "model", phase.model, "control")
+            state.wait_for_everyone()
+            if phase.data.cache:
+                Encoding(phase, phase.data.cache, Amount(epochs=1), state, "bfloat16", together=TOGETHER).run()
+            run_phase(fitted(phase, until) if minutes else phase)
         if state.is_main_process:
-            collect_nano({name: Path(phase.output) for name, phase in phases.items()}, Path(output))
+            collect_nano({name: Path(everything[name].output) for name in collected}, output)
 
 
-def collect_nano(outputs: dict[str, Path], output: Path) -> None:
-    """Write the pack's folder from the phases' results: model in float16, LoRA, loss tables and curves.
+def fitted(phase: Phase, until: float) -> Phase:
+    """A phase with as many steps as fit into the time. Its first ones are done to measure how long a step takes.
+
+    The learning rate of these is the same whatever the number of steps is, since they are in its warm-up.
 
     Args:
-        outputs: the folder of every phase of `PHASES`.
+        until: of `time.monotonic`.
     """
-    export_half(outputs["decoder"] / "model", output)
-    scenes = (shapes.random_scene(PREVIEW_SEED, index) for index in range(PREVIEW_CLIPS))
-    write_preview(output, [shapes.render(scene, 17, 128, 128) for scene in scenes])
-    (output / "lora").mkdir(exist_ok=True)
-    shutil.copyfile(outputs["lora"] / "model" / LORA_FILE, output / "lora" / f"{shapes.NEW_SHAPE}.safetensors")
+    run_phase(dataclasses.replace(phase, steps=10**6), until=TRIED_STEPS)
+    rows = read_losses(Path(phase.output) / "run" / "loss.csv")
+    taken = statistics.median(row["step_seconds"] for row in rows[TRIED_STEPS // 4 : TRIED_STEPS])
+    steps = TRIED_STEPS + max(int((until - time.monotonic()) / (SLOWER * taken)), 1)
+    log.info("%s: %d steps of %.3f s", phase.output, steps, taken)
+    return dataclasses.replace(phase, steps=steps)
+
+
+def collect_nano(outputs: dict[str, Path], output: str | Path) -> None:
+    """Write the pack's folder from the phases' results: model in float16, LoRA, Control model, loss tables and curves.
+
+    A LoRA and a Control model that it has from before are removed: they belong to another model.
+
+    Args:
+        outputs: the folders of phases of `PHASES`. The model is that of the last phase that trained it.
+    """
+    output = Path(output)
+    for name in ("lora", "control"):
+        shutil.rmtree(output / name, ignore_errors=True)
+    export_half(next(outputs[name] for name in WHOLE if name in outputs) / "model", output)
+    shown = (scenes.random_scene(PREVIEW_SEED, index) for index in range(PREVIEW_CLIPS))
+    write_preview(output, [scenes.render(scene, 17, 128, 128) for scene in shown])
+    if "lora" in outputs:
+        (output / "lora").mkdir(exist_ok=True)
+        shutil.copyfile(outputs["lora"] / "model" / LORA_FILE, output / "lora" / f"{NEW_SHAPE}.safetensors")
+    if "control" in outputs:
+        write_lora_model(outputs["control"] / "model" / LORA_FILE, output, output / "control")
     (output / "training").mkdir(exist_ok=True)
     for name, folder in outputs.items():
-        shutil.copyfile(folder / "run" / "loss.csv", output / "training" / f"{name}.csv")
-    plot_losses(
-        output / "training" / "losses.png",
-        {name: read_losses(output / "training" / f"{name}.csv") for name in outputs},
-    )
+        table = output / "training" / f"{name}.csv"
+        shorten(folder / "run" / "loss.csv", table, ROW_STEPS)
+        plot_losses(table.with_suffix(".png"), {name: read_losses(table)}, window=5)

@@ -1,6 +1,7 @@
 """LoRA: low-rank layers from `peft`, and their file in the keys that ComfyUI's own loaders take.
 
-W x + (alpha / rank) B A x, with B zero at the start (Hu et al. 2021).
+W x + (alpha / rank) B A x, with B zero at the start (Hu et al. 2021). For a model that got new input channels, the
+weight of the patch projection can be trained beside them.
 """
 
 from collections.abc import Mapping
@@ -11,11 +12,16 @@ from torch import nn
 
 from ...model_loading.files.safetensors_files import open_weights
 
+PROJECTION = "patch_embed.proj.weight"
+PROJECTION_KEY = "diffusion_model.patch_embed.proj.set_weight"  # in a LoRA's file
 TARGETS = r"transformer_blocks\.\d+\..*(to_q|to_k|to_v|to_out\.0|ff\.net\.0\.proj|ff\.net\.2)"
 
 
-def add_lora(model: nn.Module, rank: int, alpha: float) -> None:
+def add_lora(model: nn.Module, rank: int, alpha: float, projection: bool = False) -> None:
     """Add float32 low-rank layers to the linear layers of every block, in place, and freeze the rest.
+
+    Args:
+        projection: the weight of the patch projection is trained, too.
 
     Raises:
         ValueError: the model has no such layer.
@@ -23,19 +29,26 @@ def add_lora(model: nn.Module, rank: int, alpha: float) -> None:
     from peft import LoraConfig, inject_adapter_in_model
 
     inject_adapter_in_model(LoraConfig(r=rank, lora_alpha=alpha, target_modules=TARGETS), model)
+    if projection:
+        model.get_parameter(PROJECTION).requires_grad_(True)
     for parameter in model.parameters():
         if parameter.requires_grad:
-            parameter.data = parameter.data.float()  # peft makes them in the dtype of the frozen layer
+            parameter.data = parameter.data.float()  # they have the dtype of the frozen layers
 
 
 def lora_file(state: Mapping[str, torch.Tensor], alpha: float) -> dict[str, torch.Tensor]:
     """The tensors of a LoRA file: ``diffusion_model.<layer>.lora_down.weight``, ``.lora_up.weight``, ``.alpha``.
+
+    A trained patch projection is `PROJECTION_KEY`. ComfyUI's LoRA loaders put it in the place of the model's weight,
+    whatever the strength.
 
     Args:
         state: of the transformer, with peft's names: ``<layer>.lora_A.default.weight`` and ``.lora_B.``.
     """
     renamed = {}
     for name, value in state.items():
+        if name == PROJECTION:
+            renamed[PROJECTION_KEY] = value
         for part, key in (("lora_A", "lora_down"), ("lora_B", "lora_up")):
             layer, found, _ = name.partition(f".{part}.default.weight")
             if found:
@@ -56,10 +69,18 @@ def apply_lora(model: nn.Module, path: Path, strength: float = 1.0) -> None:
     if not layers:
         raise ValueError(f"{path} has no key that ends in .lora_down.weight: it is not a LoRA of this trainer")
     parameters = dict(model.named_parameters())
+    if PROJECTION_KEY in weights:
+        check_shape(path, PROJECTION_KEY, weights[PROJECTION_KEY], parameters.get(PROJECTION))
+        parameters[PROJECTION].copy_(weights[PROJECTION_KEY])
     for layer in layers:
         name = f"{layer.removeprefix('diffusion_model.')}.weight"
         down, up = (weights[f"{layer}.lora_{part}.weight"].float() for part in ("down", "up"))
         change = up @ down * (strength * float(weights[f"{layer}.alpha"]) / len(down))
-        if name not in parameters or parameters[name].shape != change.shape:
-            raise ValueError(f"{path}: {layer} does not fit the model: use the LoRA with the model it was trained on")
+        check_shape(path, layer, change, parameters.get(name))
         parameters[name] += change.to(parameters[name])
+
+
+def check_shape(path: Path, key: str, change: torch.Tensor, parameter: torch.Tensor | None) -> None:
+    """Raise a ValueError if a part of a LoRA has another shape than the parameter that it changes."""
+    if parameter is None or parameter.shape != change.shape:
+        raise ValueError(f"{path}: {key} does not fit the model: use the LoRA with the model it was trained on")

@@ -1,5 +1,6 @@
 """Make tasks from model folders, and write what was trained into a model folder."""
 
+import os
 import shutil
 from collections.abc import Callable, Mapping, Sequence
 from functools import partial
@@ -8,7 +9,9 @@ from pathlib import Path
 import torch
 from torch.utils.checkpoint import checkpoint
 
-from ...model_loading.files.checkpoint import Checkpoint, open_checkpoint
+from ...model_loading.files.checkpoint import BASE, Checkpoint, is_hub_folder, open_checkpoint
+from ...model_loading.files.detect import shape_fields
+from ...model_loading.files.merged import merge
 from ...model_loading.files.safetensors_files import open_weights, read_json
 from ...model_loading.networks.blocks import sdpa
 from ...model_loading.networks.transformer import CogVideoXTransformer
@@ -60,6 +63,8 @@ class Parts:
         # A LoRA from a cache needs the transformer alone; a whole model is written with its VAE and T5.
         alone = phase.task == "lora" and phase.data.cache
         self.checkpoint = source = open_checkpoint(phase.model) if alone else open_whole(phase.model)
+        if source.base is not None and phase.task != "lora":
+            raise ValueError(f"{phase.model} has only a LoRA of {source.base}: train a LoRA, or give a whole model")
         self.encoders = None
         if phase.task == "vae":
             self.task = VAETask(
@@ -145,6 +150,29 @@ def write_result(
         replace_weights(output, "text_encoder", strip(state, "t5."))
 
 
+def write_lora_model(lora: Path, base: str | Path, output: str | Path) -> None:
+    """Write a model folder that has a LoRA in place of weights: see `model_loading.files.checkpoint`.
+
+    Args:
+        lora: its file, with a patch projection if the model has other input channels than the base.
+        base: the folder with the weights and the other parts. Later, both folders can only be moved together.
+
+    Raises:
+        CheckpointError: the LoRA does not fit the base.
+        ValueError: the output has a model with weights.
+    """
+    output, opened = Path(output), open_whole(base)
+    if is_hub_folder(output) and BASE not in read_json(output / "transformer" / "config.json"):
+        raise ValueError(f"{output} has a model with weights of its own, expected none: give another folder")
+    merged = merge(opened.weights, lora)
+    merged.load()  # raises an error if a layer does not fit, before anything is written
+    channels = shape_fields(merged.shapes)["in_channels"]
+    relative = Path(os.path.relpath(os.path.realpath(base), os.path.realpath(output))).as_posix()
+    values = {**read_json(opened.path / "transformer" / "config.json"), "in_channels": channels, BASE: relative}
+    write_json(output / "transformer" / "config.json", values)
+    replace_copy(str(lora), str(output / "transformer" / LORA_FILE))
+
+
 def replace_copy(source: str, target: str) -> None:
     """Replace a file in one step: a program that has the old one mapped keeps it."""
     temporary = Path(f"{target}.tmp")
@@ -158,7 +186,7 @@ def prepare_transformer(transformer: CogVideoXTransformer, phase: Phase) -> None
     if phase.checkpoint_blocks:
         checkpoint_blocks(transformer)
     if phase.task == "lora":
-        add_lora(transformer, phase.lora_rank, phase.lora_alpha)
+        add_lora(transformer, phase.lora_rank, phase.lora_alpha, phase.train_patch_projection)
     else:
         transformer.requires_grad_(True)
 
@@ -215,7 +243,9 @@ def write_preview(folder: str | Path, videos: Sequence[torch.Tensor]) -> None:
 def export_half(folder: str | Path, output: str | Path) -> None:
     """Copy the parts of a model folder, with their weights in float16. Other files are not copied."""
     folder, output = Path(folder), Path(output)
-    open_whole(folder)
+    opened = open_whole(folder)
+    if opened.base is not None:
+        raise ValueError(f"{folder} has only a LoRA of {opened.base}: copy its files, which are in float16")
     for path in sorted(p for part in PARTS for p in (folder / part).glob("*") if p.is_file()):
         target = output / path.relative_to(folder)
         if path.suffix == ".safetensors":

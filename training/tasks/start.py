@@ -18,12 +18,12 @@ from ...model_loading.files.safetensors_files import read_json
 from ...model_loading.networks.config import TransformerConfig
 from ...model_loading.standalone import open_whole
 from .hub import PARTS, save_weights, write_json
+from .lora import PROJECTION
 
 log = logging.getLogger(__name__)
 
 CHANNELS = {"inpaint": 33, "control": 32}
 PIPELINES = {"inpaint": "CogVideoXFunInpaintPipeline", "control": "CogVideoXFunControlPipeline"}  # of VideoX-Fun
-PROJECTION = "patch_embed.proj.weight"
 NOISE = "add_noise_in_inpaint_model"
 
 
@@ -76,6 +76,8 @@ def check_source(checkpoint: Checkpoint, kind: str, reference_noise: bool) -> No
         problem = f"{found} and is such a model already: train it as it is"
     elif checkpoint.weights.is_quantised:
         problem = "is quantised, expected 16 or 32 bits a weight: take the published model"
+    elif checkpoint.base is not None:
+        problem = f"has only a LoRA of {checkpoint.base}: start from a model with weights of its own"
     else:
         return
     raise CheckpointError(problem, checkpoint.path)

@@ -13,6 +13,8 @@ from ...sampling.geometry import SPATIAL_COMPRESSION, TEMPORAL_COMPRESSION
 from ...sampling.inpaint import mask_video
 from ..data.samples import Batch
 
+SMALLEST = 1e-6  # mean square error, so that its logarithm has a gradient at 0
+
 
 def known_cells(mask: torch.Tensor) -> torch.Tensor:
     """Which latent cells and their neighbours show only known pixels: B F H W (1 = generate) -> B T h w."""
@@ -25,9 +27,12 @@ def known_cells(mask: torch.Tensor) -> torch.Tensor:
 class VAETask(nn.Module):
     """The loss of a batch.
 
-    It is the mean squared error of -1..1 pixels, plus ``kl_weight`` times the KL divergence, plus ``agreement_weight``
-    times the squared difference between the latents of the clip and of its masked version, where both show the same
-    pixels. That difference is relative to the latents' mean square.
+    It is the logarithm of the root mean square error of each clip's -1..1 pixels, plus ``kl_weight`` times the KL
+    divergence, plus ``agreement_weight`` times the squared difference between the latents of the clip and of its
+    masked version, where both show the same pixels. That difference is relative to the latents' mean square.
+
+    The mean logarithm is the mean PSNR: -0.115 of it is 1 dB. With the mean square, clips with fine texture would
+    outweigh all others: their error is ten times as large.
 
     Group norm makes the two differ: its statistics are those of the whole chunk, with the black pixels. A transformer
     gets the latents of the masked clip and can copy only what is equal in both.
@@ -74,7 +79,8 @@ class VAETask(nn.Module):
         latent = mean + (logvar / 2).exp() * batch["noise"][:, 0]
         restored = torch.cat(list(self.vae.decode_stream(latent)), dim=2).float()
         kl = (mean.square() + logvar.exp() - 1 - logvar).mean() / 2  # of each latent value, to a unit normal
-        loss = (restored - pixels).square().mean() + self.kl_weight * kl + self.agreement_weight * disagreement
+        error = ((restored - pixels).square().flatten(1).mean(1) + SMALLEST).log().mean() / 2
+        loss = error + self.kl_weight * kl + self.agreement_weight * disagreement
         return loss[None]
 
     @staticmethod

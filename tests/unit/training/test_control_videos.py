@@ -1,5 +1,6 @@
 """Control videos: edges drawn from a clip, or files beside it, with the same frames and the same crop."""
 
+import dataclasses
 import itertools
 import json
 import logging
@@ -119,12 +120,17 @@ def test_procedural_clips_have_edges_alone(tmp_path):
     phase = Phase("full", "", "", 1, batches, Data(control="edges"))
     batch = next(phase_batches(phase, open_clips(phase.data)))
     assert batch["control"][0].equal(draw_edges(batch["video"][0]))
+    faint = dataclasses.replace(phase, data=Data(control="edges", edge_thresholds=(0.01, 0.02)))
+    lower = next(phase_batches(faint, open_clips(faint.data)))
+    assert lower["video"].equal(batch["video"]) and not lower["control"].equal(batch["control"])
+    assert lower["control"][0].equal(draw_edges(batch["video"][0], (0.01, 0.02)))
     text = 'task = "full"\nmodel = ""\noutput = ""\nsteps = 1\n[batches]\ntokens = 12\nsizes = [[48, 32]]\n[data]\n'
     for more, words in {
         'control = "_depth"': "data.control is '_depth', expected 'edges'",
         'manifest = "a"\nfolders = ["b"]': "data.folders is .'b'., expected none beside a manifest",
         "workers = -2": "data.workers is -2, expected 0 or more",
         "fps = -1": "data.fps is -1.0, expected frames a second",
+        "edge_thresholds = [0.4, 0.2]": "data.edge_thresholds is .0.4, 0.2., expected two numbers above 0 and below 1",
     }.items():
         (tmp_path / "phase.toml").write_text(text + more)
         with pytest.raises(ConfigError, match=words):

@@ -7,7 +7,7 @@ from cogvideox_fun.model_loading.files.checkpoint import open_checkpoint
 from cogvideox_fun.model_loading.files.safetensors_files import read_json
 from cogvideox_fun.model_loading.standalone import Pipeline
 from cogvideox_fun.sampling.preview import PUBLISHED, PreviewFactors
-from cogvideox_fun.training.data import shapes
+from cogvideox_fun.training.data import scenes
 from cogvideox_fun.training.nano import make as nano
 from cogvideox_fun.training.tasks.preview import fit_preview
 
@@ -15,7 +15,7 @@ NANO = pack.ROOT / "models" / "nano"
 
 
 def clips(seed: int, count: int) -> list[torch.Tensor]:
-    return [shapes.render(shapes.random_scene(seed, index), 17, 128, 128) for index in range(count)]
+    return [scenes.render(scenes.random_scene(seed, index), 17, 128, 128) for index in range(count)]
 
 
 @pytest.fixture(scope="module")

@@ -10,7 +10,7 @@ import torch
 from cogvideox_fun.sampling.geometry import token_count
 from cogvideox_fun.training.data import masks, shapes
 from cogvideox_fun.training.data.buckets import Bucket, BucketBatches, token_buckets
-from cogvideox_fun.training.data.clips import FolderClips, ShapeClips
+from cogvideox_fun.training.data.clips import FolderClips, SceneClips
 from cogvideox_fun.training.data.samples import Samples, load
 from cogvideox_fun.training.loop.config import MASK_WEIGHTS, Batches, Data, Phase, read_phase
 from cogvideox_fun.training.loop.source import open_clips, phase_batches, phase_buckets, phase_draws
@@ -50,7 +50,7 @@ def test_lengths_of_a_model_with_patches_in_time():
     buckets = token_buckets(13312, [(512, 512), (544, 480), *REPORT[1:]], 49, patch_t=2)
     assert buckets == [Bucket(512, 512, 45), Bucket(544, 480, 45), Bucket(768, 768, 21)]
     phase = Phase("full", "", "", 1, Batches(80, ((64, 64),), 17, 0.25, batch_size=1))
-    assert next(phase_batches(phase, ShapeClips(0), patch_t=2))["video"].shape[1] == 13
+    assert next(phase_batches(phase, SceneClips(0), patch_t=2))["video"].shape[1] == 13
 
 
 @pytest.mark.parametrize("path", CONFIGS, ids=lambda path: path.stem)
@@ -71,7 +71,7 @@ def test_every_batch_of_a_phase_has_its_token_length(path):
     assert set(seen) == goals
     earlier = phase.batches.earlier_share if phase.batches.earlier_tokens else 0
     assert abs(seen.count(phase.batches.tokens) / len(seen) - (1 - earlier)) < 0.08
-    assert (shapes.NEW_SHAPE in phase.data.shapes) == (phase.task == "lora")
+    assert (shapes.NEW_SHAPE in phase.data.shapes) == (path.stem in ("nano_lora", "nano_cpu_lora"))
 
 
 def test_processes_share_a_batch():
@@ -138,7 +138,7 @@ def test_kinds_come_as_often_as_their_weights_say():
 
 def test_a_sample_depends_on_its_seed_and_number_alone():
     """The second batch is the same whether the first was made, so a resumed run sees what it would have seen."""
-    clips = ShapeClips(seed=1)
+    clips = SceneClips(seed=1)
     draws = list(itertools.islice(BucketBatches([Bucket(64, 64, 5)], 2, seed=4), 2))
     both = list(load(Samples(clips, 4, MASK_WEIGHTS, 2), draws))
     torch.manual_seed(123)

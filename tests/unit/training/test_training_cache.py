@@ -229,6 +229,24 @@ def test_bfloat16_rounds_what_is_stored(tiny_model, cache, tmp_path):
     assert {sample[name].dtype for name in ("latent", "extra", "context")} == {torch.float32}
 
 
+def test_clips_that_are_encoded_at_once_are_stored_like_single_ones(tiny_model, cache, tmp_path):
+    """Everything but latents and features is equal to the bit; these differ by float32 rounding of the largest."""
+    options = {"shard_size": SHARD_SIZE, "together": 3}
+    Encoding(phase_of(tiny_model), tmp_path / "cache", Amount(COUNT), PartialState(cpu=True), **options).run()
+    compared = 0
+    for path in cache.glob("*.safetensors"):
+        alone, together = load_file(path), load_file(tmp_path / "cache" / path.name)
+        assert alone.keys() == together.keys(), path.name
+        for name, wanted in alone.items():
+            close = name.startswith(("latent", "extra", "text"))
+            atol = 1e-4 * float(wanted.abs().max()) if close else 0.0
+            assert torch.allclose(together[name], wanted, rtol=0, atol=atol), name
+            compared += close
+    assert compared > 2 * COUNT  # latents, features, and what is known
+    with pytest.raises(ValueError, match="0 clips are to be encoded at once, expected 1 or more"):
+        Encoding(phase_of(tiny_model), tmp_path / "other", Amount(1), PartialState(cpu=True), together=0)
+
+
 def test_every_epoch_has_masks_of_its_own(tiny_model, tmp_path):
     phase = phase_of(tiny_model, data=Data(seed=5, count=4), masks={"region": 1.0})
     Encoding(phase, tmp_path / "cache", Amount(epochs=2), PartialState(cpu=True)).run()

@@ -109,6 +109,6 @@ def inside(frame: torch.Tensor) -> bool:
 
 
 def test_a_phase_takes_masks_of_videox_fun_among_others(tmp_path):
-    text = (ROOT / "training" / "configs" / "nano_phase_1.toml").read_text().split("[masks]")[0]
+    text = (ROOT / "training" / "configs" / "nano_transformer.toml").read_text().split("[masks]")[0]
     (tmp_path / "phase.toml").write_text(f"{text}[masks]\nvideox_fun = 0.5\nend = 0.5\n")
     assert read_phase(tmp_path / "phase.toml").masks == {"videox_fun": 0.5, "end": 0.5}

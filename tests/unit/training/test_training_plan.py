@@ -9,7 +9,7 @@ import torch
 from cogvideox_fun.model_loading.networks.blocks import sdpa
 from cogvideox_fun.model_loading.networks.config import TransformerConfig
 from cogvideox_fun.training.data.buckets import Bucket, Draw
-from cogvideox_fun.training.data.clips import ShapeClips
+from cogvideox_fun.training.data.clips import SceneClips
 from cogvideox_fun.training.loop.config import Batches, Data, Phase, read_phase
 from cogvideox_fun.training.loop.source import phase_buckets, phase_samples
 from cogvideox_fun.training.planning import trace
@@ -144,7 +144,7 @@ def test_the_memory_of_the_workers_is_that_of_their_samples(control):
     """Three batches: of two workers, and the one that is trained on. Single numbers are not counted."""
     phase = dataclasses.replace(phase_of(family="2b", data=Data(workers=2, control=control)), model="nowhere")
     (bucket,) = phase_buckets(phase.batches, phase.batches.tokens)
-    sample = phase_samples(phase, ShapeClips(0))[Draw(0, 0, bucket)]
+    sample = phase_samples(phase, SceneClips(0))[Draw(0, 0, bucket)]
     clip = sum(value.nbytes for value in sample.values() if torch.is_tensor(value) and value.numel() > 1)
     assert Plan(phase, Setup(gpus=4)).waiting_bytes() == 3 * phase.batches.batch_size * clip
 

@@ -6,7 +6,6 @@ import shutil
 
 import pytest
 import torch
-from accelerate.state import AcceleratorState
 from cogvideox_fun.model_loading.files.checkpoint import open_checkpoint
 from cogvideox_fun.model_loading.networks.blocks import sdpa
 from cogvideox_fun.model_loading.standalone import Pipeline, load_transformer
@@ -118,8 +117,9 @@ def test_the_loss_of_the_vae_by_hand(tiny_model):
     mean, logvar = moments[:, :16], moments[:, 16:]
     restored = task.vae.decode(mean + torch.exp(logvar / 2) * batch["noise"][:, 0])
     kl = -0.5 * (1 + logvar - mean**2 - torch.exp(logvar))
-    expected = (restored - pixels).square().mean() + 0.5 * kl.mean()
-    assert float(task(batch)) == pytest.approx(float(expected), rel=1e-5)
+    errors = [(a - b).square().mean().sqrt() for a, b in zip(restored, pixels, strict=True)]
+    expected = torch.stack(errors).log().mean() + 0.5 * kl.mean()
+    assert float(task(batch)) == pytest.approx(float(expected), rel=1e-4)
 
 
 def test_cells_that_show_known_pixels_alone():
@@ -184,11 +184,7 @@ def test_convolutions_are_trained_in_float32_where_the_cpu_has_amx(tiny_model, t
     monkeypatch.setattr(torch.cpu, "_is_amx_tile_supported", lambda: amx)
     monkeypatch.setattr(Trainer, "run", lambda trainer, until: seen.add(convolution_dtype(trainer)))
     phase = phase_of(tiny_model, "vae", output=str(tmp_path), mixed_precision="bf16")
-    AcceleratorState._reset_state(reset_partial_state=True)  # accelerate keeps one precision for the whole process
-    try:
-        run_phase(phase, cpu=True)
-    finally:
-        AcceleratorState._reset_state(reset_partial_state=True)
+    run_phase(phase, cpu=True)
     assert seen == {dtype}
 
 

@@ -10,7 +10,7 @@ import torch
 from accelerate import Accelerator
 from cogvideox_fun.model_loading.standalone import Pipeline, load_vae
 from cogvideox_fun.sampling.masks import build_start_end
-from cogvideox_fun.training.data import shapes
+from cogvideox_fun.training.data import scenes
 from cogvideox_fun.training.loop import validation
 from cogvideox_fun.training.loop.config import (
     Batches,
@@ -97,10 +97,10 @@ def test_clips_are_those_of_the_pipeline_with_the_trained_weights(tiny_model, tm
     with torch.enable_grad():
         trainer = trainer_of(phase, tmp_path)
         trainer.run()
-    scene = shapes.random_scene(HELD_OUT_SEED, 0)
-    clip = shapes.render(scene, 5, 32, 48)
+    scene = scenes.random_scene(HELD_OUT_SEED, 0)
+    clip = scenes.render(scene, 5, 32, 48)
     (sample,) = trainer.validator.samples
-    assert torch.equal(sample["video"], clip) and scene.colour in sample["captions"]
+    assert torch.equal(sample["video"], clip) and scene.background in sample["captions"]
     pipeline = Pipeline.from_folder(tiny_model)
     for step in (0, 2):
         if step:
@@ -196,7 +196,7 @@ def test_rows_of_other_models(tiny_model, tmp_path, tables):
     trainer = trainer_of(phase_of(tiny_model, "vae"), tmp_path / "vae")
     trainer.validate()
     vae = load_vae(Pipeline.from_folder(tiny_model).checkpoint.vae)
-    clip = shapes.render(shapes.random_scene(HELD_OUT_SEED, 0), 5, 32, 48)
+    clip = scenes.render(scenes.random_scene(HELD_OUT_SEED, 0), 5, 32, 48)
     expected = vae.decode(vae.encode((clip * 2 - 1).movedim(-1, 0)[None]))[0].movedim(0, -1) / 2 + 0.5
     assert torch.allclose(tables[0][0][0], expected, atol=1e-5)
 
@@ -226,7 +226,7 @@ def test_where_the_clips_come_from(tiny_model, tmp_path, caplog):
     assert validation.validation_data(phase) == folders and "clips that are trained on" in caplog.text
     given = dataclasses.replace(phase, validation=Validation(1, folders=("b",)))
     assert validation.validation_data(given).folders == ("b",)
-    assert validation.validation_data(phase_of(tiny_model)).seed >= shapes.HELD_OUT
+    assert validation.validation_data(phase_of(tiny_model)).seed >= scenes.HELD_OUT
     text = """task = "full"\nmodel = "m"\noutput = "o"\nsteps = 1
 [batches]\ntokens = 8\nsizes = [[48, 32]]\ntolerance = 0.3\n[validation]\nevery = 5\n{}"""
     for line, words in (

@@ -32,7 +32,7 @@ def phase_of(model, task="full", **changes) -> Phase:
 
 def batch_of(phase: Phase, patch_t: int | None = None, control: bool = False):
     batch = next(phase_batches(phase, open_clips(phase.data), patch_t=patch_t))
-    return {**batch, "control": batch["video"].flip(-1)} if control else batch
+    return {**batch, "control": 1 - batch["video"]} if control else batch
 
 
 @pytest.fixture(scope="module")

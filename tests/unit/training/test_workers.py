@@ -162,11 +162,14 @@ def test_ctrl_c_ends_the_workers_without_a_word(manifest, tmp_path):
     assert all("3.mp4: no such file" in line for line in lines), lines
 
 
-@pytest.mark.parametrize(
-    "data, expected", [(Data(), 0), (Data(folders=("a",)), 2), (Data(manifest="a"), 2), (Data(workers=3), 3)]
-)
-def test_videos_are_read_by_two_workers(data, expected):
-    assert worker_count(data) == expected
+@pytest.mark.parametrize("cores, ranks, scenes, cached", [(2, 1, 0, 2), (16, 1, 12, 12), (64, 8, 6, 6), (8, 8, 0, 2)])
+def test_workers_by_the_cores_of_a_rank(monkeypatch, cores, ranks, scenes, cached):
+    """Videos are read by two, since each holds a batch."""
+    monkeypatch.setattr("os.cpu_count", lambda: cores)
+    monkeypatch.setenv("LOCAL_WORLD_SIZE", str(ranks))
+    assert worker_count(Data()) == scenes and worker_count(Data(cache="a")) == cached
+    assert worker_count(Data(folders=("a",))) == worker_count(Data(manifest="a")) == 2
+    assert worker_count(Data(workers=3)) == 3
 
 
 def test_noise_does_not_depend_on_the_number_of_threads(manifest):

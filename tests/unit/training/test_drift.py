@@ -1,0 +1,74 @@
+"""The measures of drift: a video that stays is level, and each measure sees the change that it is for."""
+
+import pytest
+import torch
+from cogvideox_fun.model_loading.standalone import Pipeline
+from cogvideox_fun.training.data.scenes import Scene, Thing
+from cogvideox_fun.training.evaluation import drift
+from cogvideox_fun.training.evaluation.generate import Options
+from cogvideox_fun.training.evaluation.measure import truth_of
+from kornia.filters import gaussian_blur2d
+from pack import ROOT
+
+LENGTH = 16  # frames, two seconds
+SCENE = Scene("move", "night", "right", things=(Thing("red", "square", (0.31, 0.5), (0.69, 0.5), (0.18, 0.18)),))
+
+
+@pytest.fixture(scope="module")
+def video():
+    return truth_of(SCENE, LENGTH, 64, 64).video
+
+
+def test_a_moving_shape_is_no_drift(video):
+    assert drift.background_drift(video).max() < 0.5, "CIEDE2000; 1 can hardly be seen"
+    assert abs(drift.per_minute(drift.background_drift(video))) < 5
+    sharp = drift.sharpness(video)
+    assert sharp.max() - sharp.min() < 0.25 * sharp[0]
+
+
+def test_a_change_of_colour_a_minute(video):
+    """Grey that gets lighter, L from 50 by 6 a second: nearly as many of CIEDE2000."""
+    lightness = torch.arange(LENGTH) * 6 / drift.FPS
+    y = ((50 + lightness + 16) / 116) ** 3
+    grey = torch.where(y > 0.0031308, 1.055 * y ** (1 / 2.4) - 0.055, 12.92 * y)
+    changes = drift.background_drift(grey.view(-1, 1, 1, 1).expand(-1, 32, 32, 3))
+    assert changes[0] == 0 and changes[-1] == pytest.approx(float(lightness[-1]), rel=0.1)
+    assert drift.per_minute(changes) == pytest.approx(6 * 60, rel=0.15)
+
+
+def blurred(video: torch.Tensor, sigma: float) -> torch.Tensor:
+    return gaussian_blur2d(video.movedim(-1, 1), (31, 31), (sigma, sigma)).movedim(1, -1)
+
+
+def test_blur_is_seen_as_less_sharpness(video):
+    soft = torch.stack([blurred(frame[None], 0.1 + 0.2 * i)[0] for i, frame in enumerate(video)])
+    assert drift.sharpness(soft)[-1] < 0.6 * drift.sharpness(video)[-1]
+    assert drift.measured(soft)["sharpness_at_end"] < -20 < drift.measured(video)["sharpness_at_end"]
+
+
+def test_the_slope_is_per_minute():
+    assert drift.per_minute([3.0 + i / drift.FPS for i in range(24)]) == pytest.approx(60)
+    assert drift.per_minute([2.0] * 5) == pytest.approx(0)
+
+
+def test_a_video_of_rounds_with_the_nano_model():
+    """Each method makes the asked length, from the start image, with the colours of the first round if asked."""
+    pipeline = Pipeline.from_folder(ROOT / "models" / "nano")
+    image, prompts, done = truth_of(SCENE, 1, 64, 64).video, drift.prompts_of(SCENE), []
+    assert "right" in prompts[0] and "left" in prompts[1]
+    videos = {}
+    for name, method in drift.METHODS.items():
+        how = method, Options(size=64, steps=3), 0, done.append
+        videos[name] = drift.long_video(pipeline, image, prompts, 25, *how)
+        assert videos[name].shape == (25, 64, 64, 3)
+        assert (videos[name][0] - image[0]).abs().mean() < 0.1, "the start image"
+    assert len(done) == drift.rounds_of(25) == 2 + 2 + 2
+    plain, overlapping, matched = videos.values()
+    assert torch.equal(plain[:8], overlapping[:8]), "before the first overlap"
+    assert torch.equal(matched[:8], overlapping[:8]) and not torch.equal(matched, overlapping)
+
+
+def test_the_table():
+    one = {"colour": 1.0, "colour_at_end": 2.0, "sharpness": -3.0, "sharpness_at_end": 4.0}
+    text = drift.markdown({"a": [one], "b": [one, one]}, 10)
+    assert "| a | 1.00 | 2.00 | -3.00 | +4.00 |" in text and "| b | 1.00 ± 0.00 |" in text
