@@ -2,6 +2,10 @@
 
 A model is a folder in hub layout (``transformer/``, ``vae/``, ``text_encoder/``, ``tokenizer/``, ``scheduler/``) or a
 single safetensors file. What it is comes from its configuration and its shapes, never from its name.
+
+A folder can have a LoRA in place of the transformer's weights. Its ``transformer/config.json`` then names in `BASE`
+the model folder that the LoRA was trained on. The LoRA is merged into that folder's weights. The VAE, T5 and schedule
+come from there, too.
 """
 
 import dataclasses
@@ -14,14 +18,17 @@ import torch
 
 from ...sampling.preview import PUBLISHED, PreviewFactors
 from ...sampling.schedule import NoiseSchedule
-from ..errors import CheckpointError, naming
+from ..errors import CheckpointError, naming, shown
 from ..networks.config import TransformerConfig, VAEConfig
 from .detect import detect, hub_name
+from .merged import merge
 from .safetensors_files import Reader, Weights, header_names, open_weights, read_file, read_json
 
 MODEL_FOLDERS = ("CogVideoX_Fun", "Fun_Models", "VideoX_Fun", "CogVideo")
 SAVED_CONFIG = "cogvideox_fun_config"  # a uint8 tensor of JSON that ModelSave carries
 SAVED_PREFIX = "model.diffusion_model."  # of ComfyUI's ModelSave
+BASE = "lora_base"  # in a transformer's configuration: another model folder, relative to its own
+FREE_OF_BASE = ("in_channels", "add_noise_in_inpaint_model")  # what may differ from the base's configuration
 MAX_DEPTH = 3  # folders below a models folder in which a model is looked for
 
 
@@ -50,7 +57,8 @@ def is_vae_file(path: Path) -> bool:
 
 
 def hub_folders(root: Path, depth: int = MAX_DEPTH, above: tuple[str, ...] = ()) -> Iterator[Path]:
-    """Folders in hub layout below ``root``, symbolic links followed, but not back into a folder that holds them.
+    """Folders in hub layout below ``root``, also those inside others. Symbolic links are followed, but not back into a
+    folder that holds them.
 
     Args:
         above: the real paths of the folders that ``root`` was reached through.
@@ -65,7 +73,7 @@ def hub_folders(root: Path, depth: int = MAX_DEPTH, above: tuple[str, ...] = ())
             continue
         if is_hub_folder(child):
             yield child
-        elif depth > 1 and os.path.realpath(child) not in above:
+        if depth > 1 and os.path.realpath(child) not in above:
             yield from hub_folders(child, depth - 1, above)
 
 
@@ -103,6 +111,7 @@ class Checkpoint:
     vae: Path | None = None
     text_encoder: Path | None = None
     tokenizer: Path | None = None
+    base: Path | None = None  # the folder that has the parts and most weights, if it is another one
 
     @property
     def saved_config(self) -> dict:
@@ -142,7 +151,53 @@ def tokenizer_beside(text_encoder: Path) -> Path | None:
     return folder if any((folder / name).is_file() for name in ("spiece.model", "tokenizer.json")) else None
 
 
+def base_of(folder: Path) -> Path | None:
+    """The model folder whose weights a model folder changes, or None if it has weights of its own.
+
+    Raises:
+        CheckpointError: the configuration can't be read, or names no such folder.
+    """
+    named = read_json(folder / "transformer" / "config.json").get(BASE)
+    if named is None:
+        return None
+    if not isinstance(named, str) or os.path.isabs(named):
+        raise CheckpointError(f"has {BASE} = {shown(named)}, expected a folder relative to it, such as '..'", folder)
+    base = Path(os.path.realpath(folder / named))
+    if not is_hub_folder(base):
+        raise CheckpointError(
+            f"has a LoRA of the model in {shown(named)}, and {base} is no model folder: keep both as they were "
+            "downloaded",
+            folder,
+        )
+    return base
+
+
+def _open_merged(folder: Path, base: Path, reader: Reader) -> Checkpoint:
+    """A folder with a LoRA, as one model with its base."""
+    if base_of(base) is not None:
+        raise CheckpointError(
+            f"has a LoRA of {base}, which has itself only a LoRA: set {BASE} to a whole model", folder
+        )
+    opened, values = _open_folder(base, reader), read_json(folder / "transformer" / "config.json")
+    with naming(folder / "transformer"):
+        expected = dataclasses.asdict(TransformerConfig.from_dict(values))
+    for name, found in dataclasses.asdict(opened.config).items():
+        if name not in FREE_OF_BASE and found != expected[name]:
+            raise CheckpointError(
+                f"has a LoRA of a model with {name} = {expected[name]!r}, but {base} has {found!r}: put the model "
+                "there that it was trained on",
+                folder,
+            )
+    weights = merge(opened.weights, folder / "transformer")
+    with naming(folder / "transformer"):
+        config = detect(weights.shapes, values)
+    return dataclasses.replace(opened, path=folder, config=config, weights=weights, base=base)
+
+
 def _open_folder(folder: Path, reader: Reader) -> Checkpoint:
+    base = base_of(folder)
+    if base is not None:
+        return _open_merged(folder, base, reader)
     weights = open_weights(folder / "transformer", reader).renamed(SAVED_PREFIX, hub_name)
     with naming(folder / "transformer"):
         config = detect(weights.shapes, read_json(folder / "transformer" / "config.json"))
