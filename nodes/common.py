@@ -2,9 +2,10 @@
 
 import math
 
-from comfy_api.latest import io, ui
+from comfy_api.latest import io
 
 from ..model_loading.errors import listed, shown
+from ..sampling.masks import FITS
 from ..sampling.schedule import SPACINGS
 
 SPACING_OPTIONS = ["auto", *SPACINGS]
@@ -12,26 +13,23 @@ MAX_SEED = 0xFFFFFFFFFFFFFFFF
 MASK_TOOLTIP = "1 (white) = generate, 0 (black) = keep."
 
 
-def schema(group: str, aliases: str, *, shows_picture: bool = False, **fields) -> io.Schema:
+def schema(group: str, aliases: str, *, shows_picture: bool = False, is_inner: bool = False, **fields) -> io.Schema:
     """The definition of a node in the menu CogVideoX-Fun/``group``.
 
     Args:
         aliases: what else people type to find the node, separated by ", ". ComfyUI 0.3.64 has no such field.
         shows_picture: the node shows a picture. Newer versions of ComfyUI need this to show it for a cached result.
+        is_inner: another node adds this one to the graph. Newer versions of ComfyUI show it in the menu only in
+            developer mode.
         fields: of ComfyUI's Schema.
     """
-    newer = {"search_aliases": aliases.split(", "), "has_intermediate_output": shows_picture}
+    newer = {
+        "search_aliases": aliases.split(", "),
+        "has_intermediate_output": shows_picture,
+        "is_dev_only": is_inner,
+    }
     newer = {name: value for name, value in newer.items() if name in io.Schema.__dataclass_fields__}
     return io.Schema(category=f"CogVideoX-Fun/{group}", **fields, **newer)
-
-
-def show_text(node, text: str) -> ui.PreviewText:
-    """Show text under a node whose schema has ``unique_id``; the result is the node's ``ui``."""
-    if node.hidden and node.hidden.unique_id:
-        from server import PromptServer  # here, because it starts a large part of ComfyUI
-
-        PromptServer.instance.send_progress_text(text, node.hidden.unique_id)
-    return ui.PreviewText(text)
 
 
 def integer(name: str, values: tuple, tooltip: str, kind=io.Int, **options):
@@ -58,6 +56,10 @@ def size_inputs() -> list:
     ]
 
 
+def fit_input():
+    return choice("fit", FITS, "How to resize other shapes: crop the longer side, or stretch as VideoX-Fun does.")
+
+
 def length_input():
     tooltip = (
         "Frames of the video, rounded down to 4n + 1. 1 makes an image, 49 make six seconds at 8 frames a second."
@@ -66,7 +68,7 @@ def length_input():
 
 
 def length_model_input():
-    tooltip = "Round length down to one that this model takes. The log shows both numbers."
+    tooltip = "Round length down to one that this model takes. The node and the log show both numbers."
     return io.Model.Input("model", optional=True, tooltip=tooltip)
 
 

@@ -16,9 +16,10 @@ class CompositeSource(io.ComfyNode):
             display_name="Composite with Source",
             description="Match a generated video's colours to its source, and paste back what was to be kept.",
             inputs=[
-                io.Image.Input("video", tooltip="The generated video, from VAE Decode."),
+                io.Image.Input("video", tooltip="The generated video, from CogVideoX-Fun VAE Decode."),
                 io.Image.Input(
-                    "source", tooltip="The video that went into VAE Encode: the same size, as many frames or more."
+                    "source",
+                    tooltip="The video that was encoded: the same size, as many frames or more.",
                 ),
                 common.number(
                     "match_colors",
@@ -28,7 +29,7 @@ class CompositeSource(io.ComfyNode):
                 io.Boolean.Input(
                     "paste_known", default=True, tooltip="Paste the source's own pixels where the mask is 0."
                 ),
-                io.Mask.Input("mask", optional=True, tooltip=f"{common.MASK_TOOLTIP} Values in between blend."),
+                io.Mask.Input("mask", optional=True, tooltip=f"{common.MASK_TOOLTIP} Values below 0.5 blend."),
             ],
             outputs=[io.Image.Output(display_name="video", tooltip="The finished video.")],
         )

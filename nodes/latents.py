@@ -12,6 +12,7 @@ from ..sampling.geometry import SPATIAL_COMPRESSION, check_size, frames_to_laten
 from ..sampling.inpaint import reference_pixels
 from ..sampling.masks import check_image, fit_mask
 from . import common
+from .said import say
 
 log = logging.getLogger(__name__)
 
@@ -73,7 +74,7 @@ class VAEEncode(io.ComfyNode):
             "encode video, image to latent, video to video, v2v, vid2vid, mask video, inpaint, CogVideoImageEncode, "
             "CogVideoImageEncodeFunInP, CogVideoXFunV2VSampler",
             node_id="CogVideoXFunVAEEncode",
-            display_name="VAE Encode",
+            display_name="CogVideoX-Fun VAE Encode",
             description="Encode a video. With a mask, what is to be generated is painted black, as InP models expect.",
             inputs=[
                 io.Vae.Input("vae", tooltip="The model's VAE."),
@@ -103,7 +104,6 @@ class VAEEncode(io.ComfyNode):
                     "model", optional=True, tooltip="The model that samples the video, for the auto noise."
                 ),
             ],
-            hidden=[io.Hidden.unique_id],
             outputs=[io.Latent.Output(display_name="latent", tooltip="For Inpaint Conditioning, or the sampler.")],
         )
 
@@ -125,12 +125,11 @@ class VAEEncode(io.ComfyNode):
         common.check_numbers(noise_augmentation=noise_augmentation)
         check_vae(vae)
         check_image(video, "video")
-        shown = None
         if noise_augmentation < 0:
             noise_augmentation, reason = auto_noise(model, sample_posterior)
             text = f"noise augmentation: {noise_augmentation:g}, {reason}"
             log.info(text)
-            shown = common.show_text(cls, text)
+            say(text)
         video = video[: fit_length(len(video))]
         length, height, width, _ = video.shape
         check_size(width, height)
@@ -139,14 +138,14 @@ class VAEEncode(io.ComfyNode):
             if not mask.any():
                 log.warning("the mask keeps everything: nothing will be generated (1, white, is what is generated)")
             if mask.all():
-                return io.NodeOutput({"samples": empty_latent(1, length, height, width)}, ui=shown)
+                return io.NodeOutput({"samples": empty_latent(1, length, height, width)})
         pixels = (reference_pixels(video, mask, noise_augmentation, noise_seed) + 1) / 2  # ComfyUI's VAE takes 0..1
         tile, overlap = common.fit_tiles(tile_size, overlap)
         if sample_posterior:
             samples = vae.encode_draw(pixels, noise_seed, tile, overlap)
         else:
             samples = vae.encode_tiled(pixels, tile_x=tile, overlap=overlap)
-        return io.NodeOutput({"samples": samples}, ui=shown)
+        return io.NodeOutput({"samples": samples})
 
 
 class VAEDecode(io.ComfyNode):
@@ -156,7 +155,7 @@ class VAEDecode(io.ComfyNode):
             "latent",
             "decode video, latent to video, latent to image, CogVideoDecode, tiled decode",
             node_id="CogVideoXFunVAEDecode",
-            display_name="VAE Decode",
+            display_name="CogVideoX-Fun VAE Decode",
             description="Decode a video in chunks of frames. A longer video needs no more memory.",
             inputs=[
                 io.Vae.Input("vae", tooltip="The model's VAE."),
@@ -182,7 +181,7 @@ class EmptyLatent(io.ComfyNode):
             "latent",
             "empty, empty latent video, text to video, t2v, txt2vid, new latent, CogVideoXFunT2VSampler",
             node_id="CogVideoXFunEmptyLatent",
-            display_name="Empty Latent",
+            display_name="CogVideoX-Fun Empty Latent",
             description="An empty latent, the start of text to video.",
             inputs=[
                 *common.size_inputs(),

@@ -1,6 +1,8 @@
 """Model files to MODEL, CLIP and VAE."""
 
 import logging
+from collections.abc import Callable
+from pathlib import Path
 
 from comfy.cli_args import args
 from comfy_api.latest import io
@@ -14,7 +16,10 @@ from ..model_loading.comfyui.vae import load_vae
 from ..model_loading.errors import shown
 from ..model_loading.files import checkpoint
 from . import common
-from .model_files import FIRST, LORAS, MODELS, TEXT_ENCODERS, VAES, fingerprint, load_once, loaded
+from .model_files import FIRST, LORAS, MODELS, OWN_MODELS, TEXT_ENCODERS, VAES, base_of, fingerprint, load_once, loaded
+from .said import say
+
+NANO = "nano is made for 128 x 128 pixels and 17 frames; the (nano) templates say which words it knows"
 
 log = logging.getLogger(__name__)
 
@@ -58,36 +63,43 @@ class ModelLoader(io.ComfyNode):
 
     @classmethod
     def fingerprint_inputs(cls, model="", **_inputs):
-        return MODELS.fingerprint(model)
+        return MODELS.fingerprint(model) + fingerprint(base_of(MODELS.find().get(model)))
 
     @classmethod
     def execute(cls, model=FIRST, weight_dtype="default") -> io.NodeOutput:
         common.one_of("weight_dtype", weight_dtype, WEIGHT_DTYPES)
         name, path = MODELS.choose(model)
         opened = checkpoint.open_checkpoint(path)
-        # --cache-none keeps nothing, and 0.3.64 can't run added nodes with it
-        graph = GraphBuilder() if get_executing_context() and not args.cache_none else None
+        # --cache-none keeps nothing, and 0.3.64 can't run added nodes with it; parts of another folder have no name
+        added = get_executing_context() and not args.cache_none and opened.base is None
+        graph = GraphBuilder() if added else None
         clip = vae = None
         if opened.text_encoder is not None:
-            clip = loaded(load_clip, opened.text_encoder, opened.tokenizer)
-            clip = clip or load_part(TextEncoderLoader, f"{name}/text_encoder", graph)
+            parts = opened.text_encoder, opened.tokenizer
+            clip = load_part(TextEncoderLoader, f"{name}/text_encoder", graph, load_clip, *parts)
         else:
             log.warning("%s has no text_encoder: load one with Load CogVideoX-Fun Text Encoder", shown(path))
         if opened.vae is not None:
-            vae = loaded(load_vae, opened.vae) or load_part(VAELoader, f"{name}/vae", graph)
+            vae = load_part(VAELoader, f"{name}/vae", graph, load_vae, opened.vae)
         else:
             log.warning("%s has no vae: load one with Load CogVideoX-Fun VAE", shown(path))
+        if path.is_relative_to(OWN_MODELS):
+            say(NANO)
         expanded = graph.finalize() if graph and graph.nodes else None
         return io.NodeOutput(load_model(path, weight_dtype), clip, vae, expand=expanded)
 
 
-def load_part(loader: type[io.ComfyNode], name: str, graph: GraphBuilder | None):
-    """Load a part of a model folder by adding its loader to the running graph; without a graph, load it now.
+def load_part(loader: type[io.ComfyNode], name: str, graph: GraphBuilder | None, load: Callable, *paths: Path | None):
+    """What ``load`` made of a part's files before. Otherwise add the part's loader to the running graph.
 
-    ComfyUI keeps the results of added nodes when another input of the node that added them changes.
+    Without a graph, load it now. ComfyUI keeps the results of added nodes when another input of the node that added
+    them changes.
     """
+    found = loaded(load, *paths)
+    if found is not None:
+        return found
     if graph is None:
-        return loader.execute(name).result[0]
+        return load_once(load, *paths)
     schema = loader.GET_SCHEMA()
     return graph.node(schema.node_id, **{schema.inputs[0].id: name}).out(0)
 

@@ -39,14 +39,19 @@ class StartEndImage(io.ComfyNode):
             inputs=[
                 *common.size_inputs(),
                 common.length_input(),
-                common.choice(
-                    "fit", FITS, "How to resize other shapes: crop the longer side, or stretch as VideoX-Fun does."
-                ),
+                common.fit_input(),
                 io.Image.Input(
                     "start_image", optional=True, tooltip="The first frame. Several frames are continued as a clip."
                 ),
                 io.Image.Input("end_image", optional=True, tooltip="The last frame, or several last frames."),
                 common.length_model_input(),
+                common.integer(
+                    "start_frames",
+                    (0, 0, 1001),
+                    "How many frames of start_image are used, counted from its end: 9 continues a clip by its last 9 "
+                    "frames. 0 uses all.",
+                    optional=True,
+                ),
             ],
             outputs=[
                 io.Image.Output(display_name="video", tooltip="Start, filling and end, for VAE Encode."),
@@ -56,10 +61,22 @@ class StartEndImage(io.ComfyNode):
 
     @classmethod
     def execute(
-        cls, width=720, height=480, length=49, fit="crop", start_image=None, end_image=None, model=None
+        cls,
+        width=720,
+        height=480,
+        length=49,
+        fit="crop",
+        start_image=None,
+        end_image=None,
+        model=None,
+        start_frames=0,
     ) -> io.NodeOutput:
         common.one_of("fit", fit, FITS)
         length = fit_length(length, model)
+        if start_frames < 0:
+            raise ValueError(f"start_frames is {start_frames}, expected 0 (all frames) or more")
+        if start_image is not None:
+            start_image = start_image[-start_frames:]  # 0: all
         video, mask = build_start_end(width, height, length, start_image, end_image, fit)
         return io.NodeOutput(video, mask, ui=preview(lambda: video_sheet(video, mask)))
 

@@ -2,6 +2,7 @@
 
 import dataclasses
 import os
+import re
 import weakref
 from collections.abc import Callable
 from pathlib import Path
@@ -9,12 +10,14 @@ from pathlib import Path
 import folder_paths
 from comfy_api.latest import io
 
-from ..model_loading.errors import listed, shown
+from ..model_loading.errors import CheckpointError, listed, shown
 from ..model_loading.files import checkpoint
 from ..model_loading.files.t5 import is_t5_file
 
 FIRST = object()  # the default of a loader's name: the first in the list
-HUB_EXAMPLE = "alibaba-pai/CogVideoX-Fun-V1.1-2b-InP"
+HUB = "https://huggingface.co/alibaba-pai"
+HUB_EXAMPLE = "CogVideoX-Fun-V1.1-2b-InP"
+PUBLISHED = re.compile(r"CogVideoX-Fun-[\w.]+-(InP|Control|Pose)")  # names there, to say where a missing one is
 NO_MODEL = "(no model found)"
 OWN_MODELS = Path(__file__).resolve().parent.parent / "models"  # the nano model, which comes with the pack
 
@@ -48,8 +51,12 @@ class Listing:
             problem = f"the {self.what} {shown(name)} is not among those found ({listed(found)})"
         remedy = f"put a safetensors file into {', '.join(folder_paths.get_folder_paths(self.kind))}"
         if self.in_repositories:
-            remedy += f", or a whole repository of Hugging Face, for example {HUB_EXAMPLE}, into "
-            remedy += ", ".join(map(str, hub_roots()))
+            is_known = isinstance(name, str) and PUBLISHED.fullmatch(name)
+            address = f"{HUB}/{name}" if is_known else f"for example {HUB}/{HUB_EXAMPLE}"
+            remedy = (
+                f"put a whole repository of Hugging Face, {address}, into a folder of its own in "
+                f"{', '.join(map(str, hub_roots()))}, or {remedy}"
+            )
         return f"{problem}: {remedy}; then refresh"
 
     def check(self, name: str | None) -> bool | str:
@@ -78,6 +85,14 @@ def fingerprint(*paths: Path | None) -> str:
     for path in filter(None, paths):
         files += sorted(path.glob("**/*")) if path.is_dir() else [path]
     return ";".join(f"{f}:{f.stat().st_mtime_ns}:{f.stat().st_size}" for f in files if f.is_file())
+
+
+def base_of(path: Path | None) -> Path | None:
+    """The other folder that a model's weights come from, if it has one. Loading the model reports errors."""
+    try:
+        return checkpoint.base_of(path) if path is not None and path.is_dir() else None
+    except CheckpointError:
+        return None
 
 
 def hub_roots() -> list[Path]:
@@ -121,12 +136,18 @@ def find_parts(part: str, kind: str, is_one: Callable[[Path], bool]) -> dict[str
     return with_own(parts(hub_roots()) | files, parts([OWN_MODELS]))
 
 
+def find_loras() -> dict[str, Path]:
+    """LoRA files, and last the pack's own: name -> path."""
+    own = OWN_MODELS.glob("*/lora/*.safetensors")
+    return with_own(single_files("loras"), {f"{path.parent.parent.name}/{path.name}": path for path in own})
+
+
 MODELS = Listing("model", "diffusion_models", find_models)
 TEXT_ENCODERS = Listing(
     "text encoder", "text_encoders", lambda: find_parts("text_encoder", "text_encoders", is_t5_file)
 )
 VAES = Listing("VAE", "vae", lambda: find_parts("vae", "vae", checkpoint.is_vae_file))
-LORAS = Listing("LoRA", "loras", lambda: single_files("loras"), in_repositories=False)
+LORAS = Listing("LoRA", "loras", find_loras, in_repositories=False)
 
 # What the loaders made of files, for as long as anything holds it, so that another weight_dtype does not load T5 and
 # the VAE again. On ComfyUI 0.3.64 and 0.8.0 the nodes that the model loader adds to the graph are enough for that. But

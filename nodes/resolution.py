@@ -9,6 +9,7 @@ from ..sampling.geometry import length_of_tokens, token_count
 from ..sampling.masks import check_image
 from . import common
 from .latents import fit_length
+from .said import say
 
 
 def label(bucket: tuple[int, int]) -> str:
@@ -28,7 +29,7 @@ class Resolution(io.ComfyNode):
             "size, aspect ratio, bucket, width and height, video size, token length, base resolution, "
             "CogVideoXFunResizeToClosestBucket",
             node_id="CogVideoXFunResolution",
-            display_name="Resolution",
+            display_name="CogVideoX-Fun Resolution",
             description="Choose a size that the models were trained on, and a length. The node shows the result.",
             inputs=[
                 common.integer(
@@ -56,7 +57,6 @@ class Resolution(io.ComfyNode):
                 io.Int.Output(display_name="height", tooltip="In pixels, a multiple of 16."),
                 io.Int.Output(display_name="length", tooltip="In frames, 4n + 1."),
             ],
-            hidden=[io.Hidden.unique_id],
         )
 
     @classmethod
@@ -73,5 +73,5 @@ class Resolution(io.ComfyNode):
             length = length_of_tokens(token_length, width, height)
         length = fit_length(length, model)
         tokens = token_count(width, height, length)
-        common.show_text(cls, f"{width} x {height} ({label(bucket)}), {length} frames, {tokens} tokens")
+        say(f"{width} x {height} ({label(bucket)}), {length} frames, {tokens} tokens")
         return io.NodeOutput(width, height, length)

@@ -22,6 +22,26 @@ DDIM = "cogvideox_ddim"
 SAMPLERS = [DDIM, *comfy.samplers.SAMPLER_NAMES, *DIFFUSERS_SAMPLERS]
 
 
+def cfg_input():
+    tooltip = "Strength of the guidance; 1 = off and twice as fast."
+    return common.number("cfg", (6.0, 0.0, 100.0, 0.1), tooltip, round=0.01)
+
+
+def sampler_input():
+    return common.choice(
+        "sampler_name",
+        SAMPLERS,
+        "cogvideox_ddim gives VideoX-Fun's results exactly. The other cogvideox_ names are diffusers' "
+        "schedulers: they don't use the 2B models' SNR shift, and cogvideox_pndm needs 4 steps or more. "
+        "The rest are ComfyUI's samplers.",
+    )
+
+
+def dynamic_cfg_input():
+    tooltip = "Change cfg from step to step, like VideoX-Fun's use_dynamic_cfg."
+    return io.Boolean.Input("dynamic_cfg", default=False, optional=True, tooltip=tooltip)
+
+
 class Sampler(io.ComfyNode):
     @classmethod
     def define_schema(cls):
@@ -30,7 +50,7 @@ class Sampler(io.ComfyNode):
             "ksampler, sample, denoise, generate, ddim, video to video, v2v, vid2vid, t2v, i2v, CogVideoSampler, "
             "CogVideoXFunT2VSampler, CogVideoXFunInpaintSampler, CogVideoXFunV2VSampler",
             node_id="CogVideoXFunSampler",
-            display_name="Sampler",
+            display_name="CogVideoX-Fun Sampler",
             description="Sample a video with VideoX-Fun's DDIM, or with another sampler, on the model's own schedule.",
             inputs=[
                 common.model_input(),
@@ -38,23 +58,10 @@ class Sampler(io.ComfyNode):
                 io.Latent.Input("latent", tooltip="Empty for a new video, an encoded video for video to video."),
                 common.seed_input("seed", "Seed of the noise, which is the same on every device.", changes=True),
                 common.steps_input(),
-                common.number(
-                    "cfg", (6.0, 0.0, 100.0, 0.1), "Strength of the guidance; 1 = off and twice as fast.", round=0.01
-                ),
-                common.choice(
-                    "sampler_name",
-                    SAMPLERS,
-                    "cogvideox_ddim gives VideoX-Fun's results exactly. The other cogvideox_ names are diffusers' "
-                    "schedulers: they don't use the 2B models' SNR shift, and cogvideox_pndm needs 4 steps or more. "
-                    "The rest are ComfyUI's samplers.",
-                ),
+                cfg_input(),
+                sampler_input(),
                 *common.schedule_inputs(),
-                io.Boolean.Input(
-                    "dynamic_cfg",
-                    default=False,
-                    optional=True,
-                    tooltip="Change cfg from step to step, like VideoX-Fun's use_dynamic_cfg.",
-                ),
+                dynamic_cfg_input(),
             ],
             outputs=[io.Latent.Output(display_name="latent", tooltip="For VAE Decode.")],
         )
@@ -119,7 +126,7 @@ class Scheduler(io.ComfyNode):
             "sampling",
             "sigmas, noise schedule, steps, basic scheduler, trailing, BasicScheduler",
             node_id="CogVideoXFunScheduler",
-            display_name="Scheduler",
+            display_name="CogVideoX-Fun Scheduler",
             description="The model's own noise schedule as SIGMAS, for SamplerCustom and SamplerCustomAdvanced.",
             inputs=[common.model_input(), common.steps_input(), *common.schedule_inputs()],
             outputs=[io.Sigmas.Output(display_name="SIGMAS", tooltip="Noise levels, descending, ending with 0.")],

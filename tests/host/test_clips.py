@@ -1,0 +1,134 @@
+"""Clip to Frames in ComfyUI: files of any rate and shape, and clips that other nodes made."""
+
+from fractions import Fraction
+
+import av
+import numpy as np
+import pytest
+import torch
+from cogvideox_fun.tools import media
+from graph import Failed
+
+MILLISECOND = Fraction(1, 1000)
+SIZE, STEP = 64, 3  # pixels; how much brighter each frame is than the one before
+RATE, ONSET = 24000, 1.5  # of the sound; the second at which a tone begins
+QUARTER = [0, 1 << 16, 0, -(1 << 16), 0, 0, 0, 0, 1 << 30]  # a track's matrix for a turn by 90 degrees
+
+
+def write_clip(path, times: list[float], sound: float = 0.0) -> None:
+    """A clip of grey frames that tell their number by their brightness, with a tone in the last part of its sound.
+
+    Args:
+        times: when the frames begin, in seconds.
+        sound: the seconds that it lasts.
+    """
+    with av.open(str(path), "w") as container:
+        stream = container.add_stream("libx264", rate=1000, options={"crf": "0"})
+        stream.width = stream.height = SIZE
+        stream.pix_fmt, stream.codec_context.time_base = "yuv444p", MILLISECOND
+        audio = container.add_stream("aac", rate=RATE, layout="mono") if sound else None
+        frames = []
+        for i, time in enumerate(times):
+            frame = av.VideoFrame.from_ndarray(np.full((SIZE, SIZE, 3), 16 + STEP * i, np.uint8), format="rgb24")
+            frame.pts, frame.time_base = round(1000 * time), MILLISECOND
+            frames.append(frame)
+        for frame in (*frames, None):
+            for packet in stream.encode(frame):
+                packet.duration = 42  # the last frame, too, lasts a 24th of a second
+                container.mux(packet)
+        if audio:
+            at = np.arange(round(sound * RATE)) / RATE
+            wave = (0.5 * np.sin(2 * np.pi * 440 * at) * (at >= ONSET)).astype(np.float32)[None]
+            frame = av.AudioFrame.from_ndarray(wave, format="fltp", layout="mono")
+            frame.sample_rate, frame.pts = RATE, 0
+            container.mux(audio.encode(frame))
+            container.mux(audio.encode())
+
+
+def numbers(frames: torch.Tensor) -> list[int]:
+    return [round((255 * float(frame.mean()) - 16) / STEP) for frame in frames]
+
+
+def frames_of(lab, name: str, **options):
+    graph = lab.graph()
+    return graph.get(graph.fun("ClipFrames", clip=graph.node("LoadVideo", file=name), **DEFAULTS | options))[0]
+
+
+DEFAULTS = {"width": SIZE, "height": SIZE, "length": 49, "start_seconds": 0.0, "frame_rate": 8.0, "fit": "crop"}
+
+
+@pytest.fixture(scope="module")
+def clips(lab):
+    """Files in ComfyUI's input folder: 24 and 5 frames a second, uneven, and short."""
+    folder = lab.base / "input"
+    even = [i / 24 for i in range(72)]
+    write_clip(folder / "even.mp4", even, sound=3.0)
+    write_clip(folder / "silent.mkv", even)
+    write_clip(folder / "slow.mp4", [i / 5 for i in range(10)])
+    write_clip(folder / "uneven.mp4", [0.0, 0.1, 0.63, 0.64, 1.1])
+    write_clip(folder / "short.mp4", even[:2])
+
+
+@pytest.mark.parametrize("name", ["even.mp4", "silent.mkv"])
+def test_frames_by_time(lab, clips, name):
+    assert numbers(frames_of(lab, name)) == [3 * i for i in range(21)], "3 seconds, rounded down to 4n + 1"
+    assert numbers(frames_of(lab, name, length=9, start_seconds=1.0)) == [24 + 3 * i for i in range(9)]
+    assert numbers(frames_of(lab, name, length=5, frame_rate=24.0, start_seconds=2.0)) == list(range(48, 53))
+
+
+def test_slow_and_uneven_clips(lab, clips):
+    assert numbers(frames_of(lab, "slow.mp4", length=9)) == [0, 0, 1, 1, 2, 3, 3, 4, 5]
+    assert numbers(frames_of(lab, "uneven.mp4", length=9, start_seconds=0.0)) == [0, 1, 1, 1, 1, 1, 3, 3, 3]
+
+
+def test_a_clip_that_is_shorter_than_a_chunk(lab, clips):
+    assert numbers(frames_of(lab, "short.mp4")) == [0]
+    with pytest.raises(Failed, match=r"start_seconds is 4, but the clip has 3\.00 seconds"):
+        frames_of(lab, "even.mp4", start_seconds=4.0)
+
+
+def test_a_clip_of_a_phone_stands_upright(lab, clips):
+    """The left half of a picture is on top, or at the bottom, of one that was turned by a quarter."""
+    video = torch.zeros(9, SIZE, SIZE, 3)
+    video[:, :, : SIZE // 2] = 1
+    folder = lab.base / "input"
+    media.write_mp4(folder / "halves.mp4", video)
+    data = bytearray((folder / "halves.mp4").read_bytes())
+    matrix = data.index(b"tkhd") + 44
+    data[matrix : matrix + 36] = b"".join(value.to_bytes(4, "big", signed=True) for value in QUARTER)
+    (folder / "halves_turned.mp4").write_bytes(data)
+    frame = frames_of(lab, "halves_turned.mp4", length=1)[0]
+    assert frame[: SIZE // 2].mean() > 0.95 and frame[SIZE // 2 :].mean() < 0.05, "a clockwise quarter"
+
+
+def test_a_clip_keeps_its_speed_and_its_sound(lab, clips):
+    """Through Create Video and Save Video: as long as the part that was used, with the sound of that part."""
+    graph = lab.graph()
+    source = graph.node("LoadVideo", file="even.mp4")
+    taken = graph.fun("ClipFrames", clip=source, **DEFAULTS | {"length": 9, "start_seconds": 1.0})
+    video = graph.node("CreateVideo", images=taken, fps=taken[1], audio=taken[2])
+    graph.node("SaveVideo", video=video, filename_prefix="clip", format="auto", codec="auto")
+    lab.run(graph.workflow)
+    path = max((lab.base / "output").glob("clip*"), key=lambda one: one.stat().st_mtime)
+    with av.open(str(path)) as container:
+        (pictures,), (sound,) = container.streams.video, container.streams.audio
+        assert float(pictures.duration * pictures.time_base) == pytest.approx(9 / 8, abs=1e-3)
+        wave = np.concatenate([frame.to_ndarray() for frame in container.decode(sound)], axis=1)[0]
+    assert len(wave) / RATE == pytest.approx(9 / 8, abs=0.1), "AAC comes in blocks"
+    loud = np.abs(wave) > 0.1
+    assert np.argmax(loud) / RATE == pytest.approx(ONSET - 1.0, abs=0.06)
+
+
+def test_a_clip_that_other_nodes_made(lab, clips):
+    graph = lab.graph()
+    images = torch.stack([torch.full((SIZE, SIZE, 3), (16 + STEP * i) / 255) for i in range(48)])
+    made = graph.node("CreateVideo", images=graph.tensor("Image", images), fps=24.0)
+    taken = graph.fun("ClipFrames", clip=made, **DEFAULTS | {"length": 9, "start_seconds": 0.5})
+    assert numbers(graph.get(taken)[0]) == [12 + 3 * i for i in range(9)]
+
+
+def test_the_length_is_what_the_model_takes(lab, clips):
+    graph = lab.graph()
+    clip = graph.node("LoadVideo", file="even.mp4")
+    taken = graph.fun("ClipFrames", clip=clip, model=graph.loader("tiny-v1.5"), **DEFAULTS | {"length": 17})
+    assert len(graph.get(taken)[0]) == 13

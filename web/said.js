@@ -1,0 +1,78 @@
+// Shows what a run reports under the node that it is about: lengths that were rounded, a prompt that was cut, a mask that
+// keeps everything, tiles after an out-of-memory. The text stays until the node runs again.
+
+import { api } from "../../scripts/api.js";
+import { app } from "../../scripts/app.js";
+import { ComfyWidgets } from "../../scripts/widgets.js";
+
+const EVENT = "cogvideox-fun.said"; // nodes/said.py sends it
+const WIDGET = "$$cogvideox-fun-said"; // the front end saves no widget whose name begins like this
+const HEIGHT = 56;
+
+const said = new Map(); // id of a node that ran -> { prompt, text }
+const ignored = new Set(); // runs of a graph that is no longer open
+let running = null; // the id of the run
+
+// The nodes that an id names, from the outside in, with the part of the id that names each: "8:19" is node 19 in the
+// subgraph of node 8. Nodes that a node added to the graph ("8:11.0.0") count as that node.
+function nodesOf(id) {
+    const found = [];
+    let graph = app.graph.rootGraph ?? app.graph;
+    let prefix = "";
+    for (const part of id.split(":")) {
+        const node = graph?.getNodeById(parseInt(part));
+        if (!node) return [];
+        prefix += (prefix && ":") + parseInt(part);
+        found.push([prefix, node]);
+        graph = node.subgraph;
+    }
+    return found;
+}
+
+function addWidget(node) {
+    const { widget } = ComfyWidgets.STRING(node, WIDGET, ["STRING", { multiline: true }], app);
+    widget.label = "ⓘ";
+    widget.serialize = false;
+    Object.assign(widget.options, { serialize: false, read_only: true });
+    widget.options.getMinHeight = widget.options.getMaxHeight = () => HEIGHT;
+    const element = widget.element ?? widget.inputEl;
+    if (element) element.readOnly = true;
+    const [width, height] = node.computeSize();
+    node.setSize([Math.max(node.size[0], width), Math.max(node.size[1], height)]);
+    return widget;
+}
+
+// Write under each node that an id names what was said of it and of the nodes inside it.
+function refresh(id) {
+    for (const [prefix, node] of nodesOf(id)) {
+        const inside = [...said].filter(([one]) => one === prefix || one.startsWith(`${prefix}:`));
+        const text = inside.map(([, entry]) => entry.text).join("\n");
+        const present = node.widgets?.find((widget) => widget.name === WIDGET);
+        if (present || text) (present ?? addWidget(node)).value = text;
+    }
+    app.canvas.setDirty(true, true);
+}
+
+app.registerExtension({
+    name: "CogVideoXFun.Said",
+    setup() {
+        api.addEventListener("execution_start", ({ detail }) => (running = detail.prompt_id));
+        api.addEventListener("executing", ({ detail }) => {
+            const id = detail?.node ?? detail; // older front ends send the id alone; null at the end of a run
+            if (id === null || ignored.has(running)) return;
+            if (said.has(id) && said.get(id).prompt !== running && said.delete(id)) refresh(id);
+        });
+        api.addEventListener(EVENT, ({ detail: { node, prompt, text } }) => {
+            const found = nodesOf(node);
+            if (ignored.has(prompt) || !found.length) return;
+            const id = found.at(-1)[0];
+            const before = said.get(id);
+            said.set(id, { prompt, text: before?.prompt === prompt ? `${before.text}\n${text}` : text });
+            refresh(id);
+        });
+    },
+    afterConfigureGraph() {
+        said.clear();
+        if (running) ignored.add(running);
+    },
+});
