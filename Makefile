@@ -6,8 +6,12 @@ VENV ?= .venv
 TORCH ?= torch==2.13.0
 BIN := $(VENV)/bin
 READY := $(VENV)/.ready
+FRONTEND ?=
+FRONT_END := $(if $(FRONTEND),$(VENV)/front_end/$(FRONTEND)/comfyui_frontend_package/static)
+NODES ?=
+TESTS ?=
 
-.PHONY: demo test evaluate bench gpu lint format api blueprints pictures clean
+.PHONY: demo test evaluate bench gpu lint format api templates pictures clean
 
 $(READY): requirements.txt tests/requirements.txt training/requirements.txt Makefile
 	$(PYTHON) -m venv $(VENV)
@@ -31,9 +35,13 @@ bench: $(READY)
 gpu:
 	$(or $(COMFYUI_PYTHON),python3) -m benchmarks.gpu.run
 
-# Run the linter and all tests.
-test: $(READY) lint
-	$(BIN)/python -m pytest
+# Run the linter and all tests. FRONTEND=1.58.1 tests that front end of PyPI, NODES=2 its other renderer.
+test: $(READY) lint $(FRONT_END)
+	$(if $(FRONT_END),COMFYUI_FRONT_END=$(abspath $(FRONT_END))) COMFYUI_NODES=$(NODES) $(BIN)/python -m pytest $(TESTS)
+
+$(FRONT_END): | $(READY)
+	$(BIN)/pip install --quiet --disable-pip-version-check --no-deps --target $(VENV)/front_end/$(FRONTEND) \
+		comfyui-frontend-package==$(FRONTEND)
 
 lint: $(READY)
 	$(BIN)/ruff check .
@@ -47,9 +55,9 @@ format: $(READY)
 api: $(READY)
 	$(BIN)/python tools/export_api.py
 
-# Make the blueprints in subgraphs/ from the workflows.
-blueprints: $(READY)
-	$(BIN)/python tools/make_blueprints.py
+# Write the templates in workflows/ and the blueprints in subgraphs/ from their source, tools/templates.
+templates: $(READY)
+	$(BIN)/python tools/make_templates.py
 
 # Draw the workflows' graphs, and what the nano model makes with them, in ComfyUI's front end.
 pictures: $(READY)

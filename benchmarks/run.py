@@ -23,7 +23,7 @@ def parse_args() -> argparse.Namespace:
     commands.add_parser("page", help="write docs/performance.md again from the last results")
     commands.add_parser("paper", help="write docs/cost.md")
     cached = commands.add_parser("cached", help="measure training from clips and from encoded clips")
-    cached.add_argument("config", type=Path, nargs="?", default=ROOT / "training" / "configs" / "nano_phase_3.toml")
+    cached.add_argument("config", type=Path, nargs="?", default=ROOT / "training" / "configs" / "nano_lora.toml")
     cached.add_argument("--model", type=Path, default=ROOT / "models" / "nano", help="a model folder")
     cached.add_argument("--steps", type=int, default=20, help="of each of three rounds")
     cached.add_argument("--workers", type=int, nargs="+", default=[0, 2], help="processes that read clips")

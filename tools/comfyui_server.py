@@ -22,7 +22,7 @@ from .demo_scene import Request
 from .pack import ROOT
 
 MODEL_NAME = "CogVideoX-Fun-V1.1-2b-InP"  # what the shipped workflows name
-WORKFLOW = ROOT / "tests" / "data" / "api" / "start_end_image_to_video.json"
+WORKFLOW = ROOT / "tests" / "data" / "api" / "CogVideoX-Fun Start and End Image to Video.json"
 START_SECONDS = 240
 NO_HOST = "no ComfyUI found: set COMFYUI_PATH to one (default ~/comfy/ComfyUI) and COMFYUI_PYTHON to its Python"
 

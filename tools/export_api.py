@@ -45,6 +45,18 @@ def queued(front: FrontEnd) -> dict:
     return api
 
 
+def flat(workflow: dict) -> dict[str, str]:
+    """Id -> type of every node that is run; those inside a subgraph have the ids of both: "8:11"."""
+    inside = {one["id"]: one["nodes"] for one in workflow["definitions"]["subgraphs"]}
+    nodes = {}
+    for node in workflow["nodes"]:
+        if node["type"] in inside:
+            nodes |= {f"{node['id']}:{one['id']}": one["type"] for one in inside[node["type"]]}
+        elif node["type"] not in NOTES:
+            nodes[str(node["id"])] = node["type"]
+    return nodes
+
+
 def convert(front: FrontEnd, path: Path) -> dict:
     """One workflow in API form.
 
@@ -54,7 +66,7 @@ def convert(front: FrontEnd, path: Path) -> dict:
     workflow = json.loads(path.read_text(encoding="utf-8"))
     front.app("await app.loadGraphData(arguments[0])", workflow)
     api = queued(front)
-    expected = {str(node["id"]): node["type"] for node in workflow["nodes"] if node["type"] not in NOTES}
+    expected = flat(workflow)
     converted = {name: node["class_type"] for name, node in api.items()}
     if converted != expected:
         raise RuntimeError(f"{path.name}: the front end converted the nodes {converted}, expected {expected}")

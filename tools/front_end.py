@@ -1,7 +1,7 @@
 """ComfyUI's front end in headless Chromium, used as a person uses it: templates, library, widgets, Run, errors, help.
 
-The browser is the system's own, driven by Playwright. Where the front ends differ (1.27 of ComfyUI 0.3.64, 1.49 of
-0.33.0, 1.58), one selector of WHERE finds all; the comments there say which part belongs to which.
+The browser is the system's own, driven by Playwright. Where the front ends differ (1.27 of ComfyUI 0.3.64, 1.35 of
+0.8.0, 1.49 of 0.33.0, 1.58), one selector of WHERE finds all; the comments there say which part belongs to which.
 """
 
 import contextlib
@@ -23,6 +23,7 @@ WHERE = {
     # 1.27 an option of a list box, 1.49 a span in a button
     "category": IN_DIALOG + "//*[self::span or self::li][normalize-space() = '{}']",
     "card": "//*[@data-testid = 'template-workflow-{}']",
+    "last_card": "(//*[starts-with(@data-testid, 'template-workflow-')])[last()]",
     # 1.27 the first half of a split button, 1.49 a button
     "run": "//*[@data-testid = 'queue-button'][self::button] | //*[@data-testid = 'queue-button']//button[1]",
     # 1.58 has a test id in place of the class
@@ -41,12 +42,18 @@ WHERE = {
     # 1.27 shows errors in a dialog; 1.49 in a note over the canvas that leads to a panel with more behind an icon
     "error": IN_DIALOG + " | //*[@data-testid = 'error-overlay']",
     "error_dismiss": "//*[@data-testid = 'error-overlay-dismiss']",
+    "app": "//button[@aria-label = 'Enter app mode']",
+    "graph": "//button[@aria-label = 'Enter node graph']",
+    "app_run": "//button[normalize-space() = 'Run']",
     "error_panel": "//*[@data-testid = 'error-overlay-see-errors']",
     "error_more": "//button[@aria-expanded = 'false'][.//i[contains(@class, 'lucide--info')]]",
 }
 
 # Dialogs, notices in a corner, and 1.49's note over the canvas, as a CSS selector.
-MESSAGES = "[role=dialog], [role=alertdialog], .p-dialog, .p-toast-message, [data-testid=error-overlay]"
+MESSAGES = (
+    "[role=dialog], [role=alertdialog], .p-dialog, .p-toast-message, :has(> [data-testid=toast-close]), "
+    "[data-testid=error-overlay]"
+)
 
 # Errors that ComfyUI itself writes to the console, and what causes them.
 COMFYUI_NOISE = {
@@ -55,16 +62,22 @@ COMFYUI_NOISE = {
     r"^https://": "ComfyUI's own services and model sizes, which a test does not reach",
     r"accessed before initialization": "1.49 asks its own graph too early",
     r"/docs/\w+/en\.md": "help in a folder per language, asked for first; ours is one page in English",
-    r"_ctx\.\$t is not a function": "1.27 draws the picture of a node that is dragged without its translations",
+    r"\w\.\$t is not a function": "1.27 and 1.35 draw the picture of a node that is dragged without its translations",
+    r"Error fetching file size": "1.27 asks the hub for the size of a missing file, which a test does not reach",
+    r"event listeners for graph that was never set up": "1.27's small map, when a subgraph is entered and left",
     r"Cannot read properties of undefined \(reading 'id'\)": "1.27, on the first load of a new user",
 }
+
+CLOSE_NOTICES = """
+document.querySelectorAll('.p-toast-close-button, [data-testid=toast-close]').forEach(button => button.click());
+"""
 
 WATCH = """
 const api = window.comfyAPI.api.api;
 if (!window.watched) {
     const on = (name, note) => api.addEventListener(name, event => note(event.detail));
     on('progress', detail => window.watched.progress.push([detail.value, detail.max]));
-    on('progress_text', detail => window.watched.texts.push(detail.text));
+    on('cogvideox-fun.said', detail => window.watched.texts.push(detail.text));
     on('b_preview', blob => window.watched.previews.push(blob.type));
     on('execution_success', () => window.watched.end = 'success');
     on('execution_error', detail => window.watched.end = detail.exception_message);
@@ -82,7 +95,7 @@ for (let before = view(), same = 0; same < 6; before = view()) {
 
 GEOMETRY = """
 const [id, part, name, moves] = arguments;
-const canvas = app.canvas, node = app.graph.getNodeById(id);
+const canvas = app.canvas, node = app.canvas.graph.getNodeById(id);
 const view = () => [canvas.ds.scale, ...canvas.ds.offset].join();
 for (let tries = 0; moves && tries < 20; tries++) {  // the front end may still be moving its view
     canvas.ds.scale = 1;
@@ -177,8 +190,8 @@ class FrontEnd:
         """The first element of WHERE that is shown."""
         return self.page.locator("xpath=" + WHERE[name].format(value)).filter(visible=True).first
 
-    def is_shown(self, name: str) -> bool:
-        return self.find(name).count() > 0
+    def is_shown(self, name: str, value: str = "") -> bool:
+        return self.find(name, value).count() > 0
 
     def click(self, name: str, value: str = "", seconds: float = 60) -> None:
         """Click an element as soon as it is shown and nothing lies over it."""
@@ -206,8 +219,8 @@ class FrontEnd:
     def nodes(self) -> dict[int, dict]:
         """Of every node of the graph, by its id: type, title, widgets and whether it is red for missing."""
         found = self.app(
-            "return app.graph.nodes.map(node => ({id: Number(node.id), type: node.type, title: node.getTitle(), "
-            "missing: Boolean(node.has_errors), "
+            "return app.canvas.graph.nodes.map(node => ({id: Number(node.id), type: node.type, "
+            "title: node.getTitle(), missing: Boolean(node.has_errors), "
             "widgets: Object.fromEntries((node.widgets ?? []).map(widget => [widget.name, widget.value ?? null]))}))"
         )
         return {node["id"]: node for node in found}
@@ -238,9 +251,11 @@ class FrontEnd:
         """Close every dialog and notice."""
 
         def close() -> bool:
+            self.app(CLOSE_NOTICES)  # not by the mouse: they move while they come and go
             if self.is_shown("error_dismiss"):
-                self.click("error_dismiss")
-            elif self.messages():
+                with contextlib.suppress(Error):  # a dialog that came later lies over it
+                    self.click("error_dismiss", seconds=2)
+            if self.messages():
                 self.page.keyboard.press("Escape")
             return not self.messages()
 
@@ -254,18 +269,25 @@ class FrontEnd:
         """
         if browse:
             self.click("templates")
-        self.app("for (const node of app.graph.nodes) node.old = true")
+        self.app("for (const node of app.canvas.graph.nodes) node.old = true")
         self.click("category", PACK)
 
         def choose() -> bool:  # a click is lost while the list is still being drawn
             if self.find("card", name).is_visible():
                 self.click("card", name)
             with contextlib.suppress(Error):
-                self.wait_for(f"{APP}.graph.nodes.length && !{APP}.graph.nodes.some(node => node.old)", seconds=10)
+                self.wait_for(
+                    f"{APP}.canvas.graph.nodes.length && !{APP}.canvas.graph.nodes.some(node => node.old)", seconds=10
+                )
                 return True
             return False
 
-        self.find("card", name).wait_for()
+        def scroll() -> bool:  # 1.27 draws further cards when the last one comes into view
+            with contextlib.suppress(Error):
+                self.find("last_card").scroll_into_view_if_needed(timeout=2000)
+            return self.is_shown("card", name)
+
+        self.wait_until(scroll, 60, f"the template browser does not show {name}")
         self.wait_until(choose, 30, f"the template {name} is not open")
         self.app(STILL)  # the view is fitted, and a dialog about what is missing comes, after the nodes
 
@@ -323,7 +345,8 @@ class FrontEnd:
     def set_widget(self, node: int, name: str, value) -> None:
         """Set a widget by mouse and keyboard: a text, a number (both typed), or a choice (from its menu)."""
         kind = self.app(
-            "const [id, name] = arguments, one = app.graph.getNodeById(id).widgets.find(one => one.name == name);"
+            "const [id, name] = arguments, widgets = app.canvas.graph.getNodeById(id).widgets;"
+            "const one = widgets.find(one => one.name == name);"
             "return one.element || one.inputEl ? 'text' : one.type",
             node,
             name,
@@ -352,8 +375,8 @@ class FrontEnd:
     def connect(self, source: int, output: str, target: int, name: str) -> None:
         """Put two nodes beside each other, away from the others, and drag a link from one to the other."""
         self.app(
-            "const [source, target] = [...arguments].map(id => app.graph.getNodeById(id));"
-            "const free = Math.max(...app.graph.nodes.map(node => node.pos[1] + node.size[1])) + 500;"
+            "const [source, target] = [...arguments].map(id => app.canvas.graph.getNodeById(id));"
+            "const free = Math.max(...app.canvas.graph.nodes.map(node => node.pos[1] + node.size[1])) + 500;"
             "source.pos = [0, free]; target.pos = [source.size[0] + 80, free];",
             source,
             target,
@@ -366,10 +389,27 @@ class FrontEnd:
         """What Run would queue, in API form."""
         return self.app("return (await app.graphToPrompt()).output")
 
+    def watch(self) -> None:
+        """Watch what arrives from now on."""
+        self.app(WATCH)
+
     def run(self) -> None:
         """Press Run; what arrives from then on is watched."""
-        self.app(WATCH)
+        self.watch()
         self.click("run")
+
+    def enter(self, node: int) -> None:
+        """Show the inside of a subgraph."""
+        self.app(
+            "const node = app.canvas.graph.getNodeById(arguments[0]); app.canvas.openSubgraph(node.subgraph, node);",
+            node,
+        )
+        self.wait_for(f"!{APP}.canvas.graph.isRootGraph", seconds=10)
+
+    def leave(self) -> None:
+        """Show the whole graph again."""
+        self.app("app.canvas.setGraph(app.graph.rootGraph ?? app.graph)")
+        self.wait_for(f"{APP}.canvas.graph.isRootGraph", seconds=10)
 
     def wait_for_end(self, seconds: float) -> dict:
         """Wait until the run has ended; what arrived meanwhile."""

@@ -4,9 +4,11 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from PIL import Image
+import torch.nn.functional as F
+from PIL import Image, ImageDraw, ImageFont
 
 FPS = 8  # the models' own
+HEADING, GAP = 22, 12  # pixels: above the clips of a contact sheet, and between them
 
 
 def photographs() -> tuple[torch.Tensor, torch.Tensor]:
@@ -44,19 +46,33 @@ def read_video(path: Path) -> torch.Tensor:
     return torch.from_numpy(np.stack(frames)).float() / 255
 
 
-def contact_sheet(path: Path, video: torch.Tensor, start: torch.Tensor, end: torch.Tensor, columns: int = 5) -> None:
-    """Write all frames as one picture, row by row, between the given images, each in a white frame.
+def enlarged(video: torch.Tensor, times: int) -> torch.Tensor:
+    """F H W 3 of 0..1, larger by a whole number."""
+    pictures = F.interpolate(video.movedim(-1, 1), scale_factor=times, mode="bicubic")
+    return pictures.movedim(1, -1).clamp(0, 1)
+
+
+def contact_sheet(
+    path: Path, clips: dict[str, torch.Tensor], start: torch.Tensor, end: torch.Tensor, columns: int = 5
+) -> None:
+    """Write clips side by side as one picture, each with all of its frames, row by row, below its name.
+
+    The given images, in white frames, are before and after the frames.
 
     Args:
-        video: F H W 3 of 0..1.
-        start, end: one image each, of the video's size.
+        clips: F H W 3 of 0..1 each, of the same shape, by their names.
+        start, end: one image each, of the clips' size.
     """
-    cells = [framed(start), *to_uint8(video), framed(end)]
-    rows = -(-len(cells) // columns)
-    height, width = cells[0].shape[:2]
-    sheet = Image.new("RGB", (columns * width, rows * height))
-    for i, cell in enumerate(cells):
-        sheet.paste(Image.fromarray(cell), (i % columns * width, i // columns * height))
+    length, height, width = next(iter(clips.values())).shape[:3]
+    across = columns * width + GAP
+    rows = -(-(length + 2) // columns)
+    sheet = Image.new("RGB", (len(clips) * across - GAP, HEADING + rows * height), "black")
+    draw, font = ImageDraw.Draw(sheet), ImageFont.load_default(14)
+    for number, (name, video) in enumerate(clips.items()):
+        draw.text((number * across + 4, 3), name, fill="white", font=font)
+        for i, cell in enumerate([framed(start), *to_uint8(video), framed(end)]):
+            place = number * across + i % columns * width, HEADING + i // columns * height
+            sheet.paste(Image.fromarray(cell), place)
     sheet.save(path)
 
 

@@ -6,15 +6,19 @@ import urllib.error
 import pytest
 from export_api import API, queued
 from front_end import PACK
-from make_blueprints import BLUEPRINTS, SUBGRAPHS
+from make_templates import SUBGRAPHS
+from templates.document import TASK, blueprint_title, name_of
+from templates.kinds import LONG
+from templates.tasks import TASKS
 
-SOURCES = {  # input -> the template's node and output that it is connected to
-    "start_image": ("Start image", "IMAGE"),
-    "end_image": ("End image", "IMAGE"),
-    "mask": ("Frame with the painted region", "MASK"),
-    "video": ("Load Video", "VIDEO"),
-}
 CHANGED = {"prompt": "a dog", "length": 9, "steps": 2}  # of the template's values, to be set on the blueprint
+TARGETS = {  # the inputs inside that they reach, by the type of node
+    "prompt": {"CLIPTextEncode": "text", LONG: "prompt"},
+    "steps": {"CogVideoXFunSampler": "steps", LONG: "steps"},
+    "length": dict.fromkeys(
+        ("CogVideoXFunStartEndImage", "CogVideoXFunEmptyLatent", "CogVideoXFunClipFrames", LONG), "length"
+    ),
+}
 
 
 @pytest.fixture(scope="session")
@@ -43,28 +47,37 @@ def saved(prompt: dict) -> dict:
 
 
 def test_comfyui_lists_and_serves_them(listed, server):
-    assert sorted(listed) == sorted(blueprint.title for blueprint in BLUEPRINTS)
+    assert sorted(listed) == sorted(blueprint_title(task) for task in TASKS)
     for title, key in listed.items():
         served = server.get(f"/global_subgraphs/{key}")["data"]
         assert served == (SUBGRAPHS / f"{title}.json").read_text(encoding="utf-8")
 
 
-@pytest.mark.parametrize("blueprint", BLUEPRINTS, ids=lambda blueprint: blueprint.workflow)
-def test_it_is_the_template_folded_up(listed, front, blueprint):
-    """Dragged in beside the template's own loaders and connected in place of the rest, it queues the same graph."""
-    front.open_template(blueprint.workflow)
-    node = front.drag_from_library(blueprint.title)
-    for name in blueprint.inputs.keys() & SOURCES:
-        title, output = SOURCES[name]
-        front.connect(front.node(title), output, node, name)
-    front.connect(node, "VIDEO", front.node("SaveVideo"), "video")
-    wanted = json.loads((API / f"{blueprint.workflow}.json").read_text(encoding="utf-8"))
-    for source, _, target, name in blueprint.links:  # GetVideoComponents gives images, audio and fps
-        wanted[str(target)]["inputs"][name] = [str(source), 2]
+@pytest.mark.parametrize("task", TASKS, ids=lambda task: task.title)
+def test_it_is_the_template_folded_up(listed, classic, front, task):
+    """Dragged in beside the template's own loaders and connected in place of its node, it queues the same graph."""
+    name = name_of(task, False)
+    front.open_template(name)
+    front.close_dialogs()
+    node = front.drag_from_library(blueprint_title(task))
+    assert node != TASK
+    for source, (_kind, title, output) in task.sources.items():
+        front.connect(front.node(title), output, node, source)
+    front.connect(node, "video", front.node("SaveVideo"), "video")
+    wanted = json.loads((API / f"{name}.json").read_text(encoding="utf-8"))
     assert saved(queued(front)) == saved(wanted)
 
-    for name, value in CHANGED.items():
-        front.set_widget(node, name, value)
-        for target, widget in blueprint.inputs[name]:
-            wanted[str(target)]["inputs"][widget] = value
+    for widget, value in CHANGED.items():
+        front.set_widget(node, widget, value)
+        for key, inner in wanted.items():
+            if key == negative_of(wanted):
+                continue
+            target = TARGETS[widget].get(inner["class_type"])
+            if target:
+                inner["inputs"][target] = value
     assert saved(queued(front)) == saved(wanted)
+
+
+def negative_of(prompt: dict) -> str | None:
+    """The negative prompt's node. Long Video holds that prompt itself."""
+    return next((key for key, node in prompt.items() if node["_meta"]["title"] == "Negative prompt"), None)

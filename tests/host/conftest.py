@@ -48,6 +48,13 @@ def write_models(base: Path) -> None:
     loras.mkdir(parents=True)
     (loras / "ring.safetensors").symlink_to(comfy.ROOT / "models" / "nano" / "lora" / "ring.safetensors")
 
+    name = "transformer_blocks.0.attn1.to_q"
+    width = open_checkpoint(models / "tiny-2b").weights.load()[f"{name}.weight"].shape[0]
+    halves = {f"transformer.{name}.lora_A.weight": (4, width), f"transformer.{name}.lora_B.weight": (width, 4)}
+    generator = torch.Generator().manual_seed(3)
+    lora = {key: torch.randn(shape, generator=generator) for key, shape in halves.items()}
+    save_file(lora, loras / "tiny-2b.safetensors")
+
     single = base / "models" / "diffusion_models"
     single.mkdir(parents=True)
     save_file(

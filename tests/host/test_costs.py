@@ -29,7 +29,7 @@ def executed(lab, workflow: dict) -> list[str]:
 
 def test_nothing_is_encoded_twice(lab):
     """A new seed encodes nothing and runs no T5; a new prompt runs T5 once and encodes no video."""
-    workflow = read_workflow("start_end_image_to_video")
+    workflow = read_workflow("CogVideoX-Fun Start and End Image to Video")
     shrink(workflow)
     comfy.set_inputs(workflow, "CogVideoXFunSampler", seed=11)
     lab.run(workflow)

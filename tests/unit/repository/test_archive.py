@@ -20,8 +20,8 @@ else:
 RUNTIME = {"__init__.py", "locales", "model_loading", "models", "nodes", "sampling", "subgraphs", "web", "workflows"}
 PUBLISHED = RUNTIME | {"CHANGELOG.md", "LICENSE", "README.md", "docs", "pyproject.toml", "requirements.txt"}
 # ComfyUI brings torch and numpy, ComfyUI-GGUF brings gguf, and PyTorch brings triton where the GPU can use it.
-NOT_REQUIRED = COMFYUI | {"torch", "numpy", "gguf", "triton"} | set(sys.stdlib_module_names)
-LARGEST = 26e6  # bytes; the nano model takes 23e6
+NOT_REQUIRED = COMFYUI | {"torch", "numpy", "av", "gguf", "triton"} | set(sys.stdlib_module_names)
+LARGEST = 27e6  # bytes; the nano model, with its Control model, takes 24e6, and pictures 1.3e6
 
 
 def tracked(*arguments: str) -> set[str]:
@@ -55,7 +55,7 @@ def project() -> dict:
 def test_holds_what_runs_and_nothing_else(names):
     assert {name.split("/")[0] for name in names} == PUBLISHED
     missing = {name for name in tracked() if name.split("/")[0] in RUNTIME} - names
-    assert {name.rsplit("/", 1)[0] for name in missing} == {"models/nano/training"}
+    assert missing and all(name.startswith("models/nano/training/") for name in missing)
     assert sum((ROOT / name).stat().st_size for name in names) < LARGEST
 
 

@@ -1,0 +1,74 @@
+"""The last part of a template's note: the same in Chinese, in short. Groups and inputs keep their English names."""
+
+from .notes import FOLDER
+
+# title of the task -> what to do
+ADVICE = {
+    "Text to Video": "写好提示词，然后点击运行。",
+    "Image to Video": "选择起始图像，写出接下来发生的事。宽高比不同的图像会居中裁剪。",
+    "Start and End Image to Video": "选择起始图像和结束图像，写出两者之间发生的事。宽高比不同的图像会居中裁剪。",
+    "Video to Video": (
+        "选择视频，写出它应变成的样子：请描述整个结果，而不是只写改动。`denoise` 决定替换的程度：0.5 保留形状和动作，"
+        "0.9 只保留大致布局。结果保持原来的速度和声音。"
+    ),
+    "Region Inpaint": (
+        "选择视频；再选它的一帧作为图像，右键打开遮罩编辑器，涂出要重新生成的区域（白色重新生成，黑色保留），"
+        "请涂得比物体大一些。`grow` 是柔和边缘向区域外延伸的像素数。结果保持原来的速度和声音。"
+    ),
+    "Control": (
+        "选择提供边缘的视频，写出新视频的内容。`strength` 小于 1 时，对边缘的跟随较松。结果保持原来的速度和声音。"
+    ),
+    "Extend a Clip": "选择视频，写出它如何继续。`overlap` 是模型看到的最后几帧，新旧两部分在这几帧上混合。",
+    "Long Video": (
+        "选择起始图像，提示词每行对应一轮，最后一行用于其余各轮；每行都请写成完整的提示词。每轮 `round_length` 帧，"
+        "其中 `overlap` 帧是上一轮的结尾：209 帧是 5 轮 49 帧，用时是一段视频的 5 倍。已完成的轮次不会重做：中断之后、"
+        "加大 `length` 或改写最后一行之后，再点击运行即可接着做。光线会变化的场景，请打开节点，"
+        "把 `match_colors` 设为 0。"
+        "V1.5 请把 `round_length` 设为 45 或 53。"
+    ),
+    "LoRA": "选择 LoRA，写好提示词。作者的 LoRA 请放入 `models/loras`，只能与文件名中所写的模型配用，强度约为 0.7。",
+}
+PROMPT = (
+    "**提示词**：请用英文写完整的句子：有谁或什么，在做什么，在哪里，光线如何，镜头怎样移动。"
+    "只写几个词，画面几乎不动。"
+)
+GROUPS = {
+    "Model": "模型",
+    "Prompt": "提示词",
+    "Size": "尺寸",
+    "Pictures": "图像",
+    "Source clip": "源视频",
+    "Latent": "潜空间",
+    "Region": "区域",
+    "Edges": "边缘",
+    "Its last frames": "最后几帧",
+    "Known part": "已知部分",
+    "Control": "控制",
+    "Rounds": "轮次",
+    "Sample": "采样",
+    "Video": "视频",
+}
+
+
+def section(title: str, groups: list[str], real: str = "") -> str:
+    """Markdown.
+
+    Args:
+        title: of the task.
+        groups: titles of the groups in the task's subgraph: "1 Model".
+        real: in the nano edition, the name of the template for real models.
+    """
+    if real:
+        parts = [
+            "点击运行即可。`nano` 是节点包附带的极小模型，只认识上面列出的词语，用 128 x 128 像素、17 帧训练而成。",
+            f"之后请把真正的模型放入 `models/{FOLDER}`，并打开模板 `{real}`。",
+        ]
+    else:
+        parts = [
+            ADVICE[title],
+            PROMPT,
+            "**模型**：用上面的命令或链接把整个文件夹下载到所示位置，按 R 键，然后在 `model` 中选择。"
+            "宽和高须为 16 的倍数。",
+        ]
+    inside = "，".join(f"{group} {GROUPS[group.partition(' ')[2]]}" for group in groups)
+    return "\n\n".join(["## 中文", *parts, f"**节点内的分组**：{inside}。"]) + "\n"

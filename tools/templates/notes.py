@@ -1,0 +1,202 @@
+"""The note beside a template: what to choose, how to write the prompt, and where the model's files go."""
+
+import dataclasses
+
+HUB = "https://huggingface.co/alibaba-pai"
+FOLDER = "CogVideoX_Fun"
+REWARD_LORAS = "CogVideoX-Fun-V1.1-Reward-LoRAs"
+FILES = (
+    "model_index.json",
+    "scheduler/scheduler_config.json",
+    "text_encoder/config.json",
+    "text_encoder/model-00001-of-00002.safetensors",
+    "text_encoder/model-00002-of-00002.safetensors",
+    "text_encoder/model.safetensors.index.json",
+    "tokenizer/added_tokens.json",
+    "tokenizer/special_tokens_map.json",
+    "tokenizer/spiece.model",
+    "tokenizer/tokenizer_config.json",
+    "transformer/config.json",
+    "transformer/diffusion_pytorch_model.safetensors",
+    "vae/config.json",
+    "vae/diffusion_pytorch_model.safetensors",
+)
+
+
+def address(repository: str, path: str) -> str:
+    return f"{HUB}/{repository}/resolve/main/{path}"
+
+
+def model_entries(model: str) -> list[dict[str, str]]:
+    """The files of a model, as the front end and ComfyUI Manager read them from a loader's properties."""
+    entries = []
+    for path in FILES:
+        folder, _, name = path.rpartition("/")
+        directory = "/".join(filter(None, (FOLDER, model, folder)))
+        entries.append({"name": name, "url": address(model, path), "directory": directory})
+    return entries
+
+
+def lora_entry(name: str) -> dict[str, str]:
+    return {"name": name, "url": address(REWARD_LORAS, name), "directory": "loras"}
+
+
+@dataclasses.dataclass(frozen=True)
+class Advice:
+    """What the note of a task says.
+
+    Args:
+        choose: what a person chooses, in a sentence or two.
+        prompt: how to write the prompt.
+        more: further points: what is in bold -> the rest.
+        others: which other models can be used.
+    """
+
+    choose: str
+    prompt: str
+    more: dict[str, str]
+    others: str = "InP"
+
+
+PROMPT = (
+    "These models read long, plain sentences: who or what is there, what it does, where it is, the light, and how the "
+    "camera moves. A few words alone give little motion."
+)
+FRAMES = (
+    "the part begins at `start_seconds`, and has `length` frames at 8 a second. Speed and sound of the clip are kept. "
+    "A shorter clip gives fewer frames."
+)
+IN_BETWEEN = (
+    "Say what moves and where to, not only what the picture shows: the model sees the picture, but not what should "
+    "happen."
+)
+
+TEXT = Advice("Write the prompt, and press Run.", PROMPT, {})
+IMAGE = Advice(
+    "Choose the start image, and write what happens next.",
+    f"{PROMPT} {IN_BETWEEN}",
+    {"Other shapes": "an image of another shape is cropped evenly to width and height."},
+)
+START_END = Advice(
+    "Choose the two images, and write what happens between them.",
+    f"{PROMPT} {IN_BETWEEN}",
+    {"Other shapes": "images of another shape are cropped evenly to width and height."},
+)
+VIDEO = Advice(
+    "Choose the clip, and write what it should become.",
+    f"{PROMPT} Describe the whole result, not the change.",
+    {
+        "Clip": FRAMES,
+        "Denoise": "how much is replaced. 0.5 keeps shapes and motion, 0.9 only the rough layout. All steps are run: "
+        "VideoX-Fun's 50 steps at strength 0.7 are 35 steps at 0.7 here.",
+    },
+)
+REGION = Advice(
+    "Choose the clip. As the image, choose one frame of it, and paint the region in the Mask Editor (right click on "
+    "the image).",
+    f"{PROMPT} Describe the whole picture, with what should appear in the region.",
+    {
+        "Clip": FRAMES,
+        "Mask": "white (1) is generated, black (0) is kept. It applies to all frames. Paint beyond the object.",
+        "Grow": "pixels by which the soft edge reaches beyond the region.",
+    },
+)
+CONTROL = Advice(
+    "Choose the clip that gives the edges, and write what the new video shows.",
+    f"{PROMPT} It should fit the outlines.",
+    {
+        "Clip": FRAMES,
+        "Strength": "with less than 1 the video follows the edges less closely.",
+        "Other controls": "open the node (the icon in its corner) and put a depth or line node in Canny's place. Pose "
+        "models need skeletons.",
+    },
+    others="Control",
+)
+EXTEND = Advice(
+    "Choose the clip, and write how it goes on.",
+    f"{PROMPT} Repeat what the clip shows, and how fast it moves.",
+    {
+        "Clip": "`length` frames from `start_seconds` are taken, at 8 a second; the new part adds `length` less "
+        "`overlap` frames.",
+        "Overlap": "the model sees this many of the last frames, so that the motion goes on. They are blended.",
+    },
+)
+LONG = Advice(
+    "Choose the start image, and write what happens: a line for each round.",
+    f"{PROMPT} Each line of the prompt is for one round; the last line is used for all remaining rounds. Write each "
+    "as a whole prompt: a round does not know the other lines.",
+    {
+        "Rounds": "each has `round_length` frames. It starts with the last `overlap` frames of the round before. 209 "
+        "frames are 5 rounds of 49, and take 5 times as long as one video. ComfyUI keeps the rounds that were made: "
+        "after a stop, a longer `length` or another last line, Run makes only the rest.",
+        "Colours": "colours are matched to the first round, measured where nothing moves. Open the node and set "
+        "`match_colors` to 0 for a scene whose light changes.",
+        "V1.5": "set `round_length` to 45 or 53.",
+    },
+)
+LORA = Advice(
+    "Choose the LoRA, and write the prompt.",
+    PROMPT,
+    {
+        "LoRA": f"[{REWARD_LORAS}]({HUB}/{REWARD_LORAS}) has those of the authors, for `models/loras`. They need the "
+        "model in their name, and a strength of about 0.7.",
+    },
+)
+
+NANO_WORDS = (
+    "`a red square moves right over the night`. Also green, blue, yellow, purple, white; circle, triangle; left, up, "
+    "down; slowly, quickly; turns, grows, shrinks; sand, fog, forest, dusk, bricks, grass, gravel, coffee, "
+    "astronaut, rocket, moon, galaxy, coins, motorcycle; `the camera pans left over the coffee`, "
+    "`the camera zooms in on the moon`"
+)
+
+
+def links(model: str) -> str:
+    """The folder of a model as a list, with a link for each of its files."""
+    lines = [f"`models/{FOLDER}/{model}`"]
+    for path in FILES:
+        head, _, name = path.rpartition("/")
+        lines.append(f"- {head}{'/' if head else ''}[{name}]({address(model, path)})")
+    return "\n".join([lines[0], "", *lines[1:]])
+
+
+def points(advice: Advice) -> list[str]:
+    return [f"**{name}**: {text}" for name, text in advice.more.items()]
+
+
+def note(title: str, advice: Advice, model: str) -> str:
+    """The note of a template for real models, in Markdown."""
+    sizes = {
+        "V1.0 and V1.1, 2B and 5B": "720 x 480, up to 49 frames. The 5B wants a GPU with 16 GB, or 8 GB in fp8.",
+        "V1.5": "5, 13, 21, ... 85 frames (49 becomes 45), also at 1344 x 768.",
+    }
+    others = [f"- **{name}**: {text}" for name, text in sizes.items()]
+    if advice.others == "Control":
+        others = others[:1]
+    parts = [
+        f"## {title}",
+        advice.choose,
+        f"**Prompt**: {advice.prompt}",
+        *points(advice),
+        "## The model",
+        f"Get the whole folder, in ComfyUI's own folder:\n\n```\nhf download alibaba-pai/{model} --local-dir "
+        f"models/{FOLDER}/{model}\n```",
+        f"or each file by its link:\n\n{links(model)}",
+        "Then press R, and choose it as `model`.",
+        f"You can use other {advice.others} models:\n\n" + "\n".join(others),
+        "Width and height are multiples of 16. A length that the model does not take is rounded down.",
+    ]
+    return "\n\n".join(parts) + "\n"
+
+
+def nano_note(title: str, real: str) -> str:
+    """The note of a template for the nano model, in Markdown."""
+    parts = [
+        f"## {title}, without a download",
+        "Press Run. The model is `nano`, a very small CogVideoX-Fun that comes with the pack. It shows how the nodes "
+        "work; its pictures are small and simple.",
+        f"**What it understands**: {NANO_WORDS}.",
+        "**Size**: it was trained on 128 x 128 pixels and 17 frames. Other sizes look worse.",
+        f"**Next**: put a real model into `models/{FOLDER}`, and open the template `{real}`.",
+    ]
+    return "\n\n".join(parts) + "\n"
