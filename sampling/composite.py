@@ -6,14 +6,18 @@ from collections.abc import Iterator
 import torch
 from torch import Tensor
 
+from .clips import check_same_size
 from .libraries import import_library
-from .masks import as_frames, check_image, fit_mask
+from .masks import THRESHOLD, as_frames, check_image, fit_mask
 
 log = logging.getLogger(__name__)
 
 FRAMES_AT_ONCE = 8
 LEAST_KEPT = 0.01  # share of the pixels: fewer don't show the colours of the whole
 CONTRAST_LIMITS = (0.5, 2.0)  # a flat region doesn't show the contrast of the whole
+STILL = 0.03  # standard deviation of a pixel over time, of 0..1: compression and grain stay below, motion does not
+LEAST_STILL = 0.1  # share of the picture: less may be chance, and does not show the colours of the whole
+SAME = 0.1  # how far a still pixel may be from the first round's: drift stays below, another thing there does not
 
 
 def composite(
@@ -24,8 +28,9 @@ def composite(
     Args:
         video: F H W 3, 0..1.
         source: the same size, with as many frames or more; frames beyond the video's length are not used.
-        mask: F H W, 1 = generated; values in between blend. A mask as long as the source is cut like it. None: nothing
-            is pasted, and colours are measured over the whole video.
+        mask: F H W, 1 = generated. Where it is 0.5 and more, VAE Encode leaves the whole pixel to the model, and so
+            nothing of the source is kept there; values below blend. A mask as long as the source is cut like it.
+            None: nothing is pasted, and colours are measured over the whole video.
         match_colors: 0 leaves the colours, 1 matches mean and contrast of L, a and b over the whole video (Reinhard et
             al. 2001), measured where the source was kept.
         paste_known: copy the source's exact pixels where the mask is 0.
@@ -36,8 +41,7 @@ def composite(
     Raises:
         ValueError: the source has fewer frames or another size, or match_colors is outside 0..1.
     """
-    if not 0 <= match_colors <= 1:
-        raise ValueError(f"match_colors is {match_colors}, expected 0 (leave the colours) to 1 (match them)")
+    check_strength(match_colors)
     check_image(video, "video")
     check_image(source, "source")
     length, height, width = video.shape[:3]
@@ -53,6 +57,7 @@ def composite(
     if mask is not None:
         mask = as_frames(mask)
         mask = fit_mask(mask[:length] if len(mask) == len(source) else mask, length, height, width, soft=True)
+        mask = (mask / THRESHOLD).clamp(max=1)  # the mask editor paints with 0.7: that shall leave no ghost
     source = source[:length].to(video)
     result = recolored(video, source, mask, match_colors) if match_colors else video.clone()
     if mask is not None and paste_known:
@@ -60,6 +65,44 @@ def composite(
             share = mask[part, ..., None].clamp(0, 1).to(video)
             result[part] = torch.where(share == 0, source[part], torch.lerp(source[part], result[part], share))
     return result.clamp_(0, 1)
+
+
+def check_strength(match_colors: float) -> None:
+    """Raise a ValueError unless match_colors is 0..1."""
+    if not 0 <= match_colors <= 1:
+        raise ValueError(f"match_colors is {match_colors}, expected 0 (leave the colours) to 1 (match them)")
+
+
+def anchored(video: Tensor, first: Tensor, strength: float = 1.0) -> Tensor:
+    """Match the colours of a round of a long video to those of the first one.
+
+    Mean and contrast of L, a and b are matched, as in `composite`, and measured over the pixels that stand still in
+    both rounds and show about the same in both. Where the camera moves or the scene changes there are too few of them,
+    and the colours stay.
+
+    Args:
+        video, first: F H W 3, 0..1, of one size.
+        strength: 0 leaves the colours, 1 matches them.
+
+    Returns:
+        F H W 3, 0..1; ``video`` itself where the colours stay.
+
+    Raises:
+        ValueError: the sizes differ, or strength is outside 0..1.
+    """
+    check_strength(strength)
+    check_same_size(first, video, "the first round", "the round")
+    if strength == 0:
+        return video
+    (variance, mean), (first_variance, first_mean) = (torch.var_mean(clip, 0, correction=0) for clip in (video, first))
+    still = torch.maximum(variance, first_variance).amax(-1) < STILL**2
+    stays = still & ((mean - first_mean).abs().amax(-1) < SAME)
+    share = float(stays.float().mean())
+    if share < LEAST_STILL:
+        log.info("%.1f %% of the picture stands still, too little to match colours: they stay", 100 * share)
+        return video
+    moves = (~stays).float().expand(max(len(video), len(first)), -1, -1)
+    return recolored(video, first, moves, strength).clamp_(0, 1)
 
 
 def parts(length: int) -> Iterator[slice]:

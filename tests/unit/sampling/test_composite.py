@@ -3,7 +3,7 @@
 import pytest
 import torch
 from cogvideox_fun.sampling.composite import composite
-from cogvideox_fun.sampling.masks import resize_image
+from cogvideox_fun.sampling.masks import fit_mask, resize_image
 from cogvideox_fun.tools.media import photographs
 
 
@@ -51,9 +51,18 @@ def test_the_known_part_comes_back_to_the_bit(source, mask):
 
 
 def test_a_feathered_mask_blends(source):
-    half = torch.full((1, 64, 96), 0.25)
-    result = composite(torch.ones_like(source), source, half, match_colors=0.0)
-    torch.testing.assert_close(result, 0.25 + 0.75 * source)
+    quarter = torch.full((1, 64, 96), 0.25)
+    result = composite(torch.ones_like(source), source, quarter, match_colors=0.0)
+    torch.testing.assert_close(result, 0.5 + 0.5 * source)
+
+
+def test_what_the_mask_editor_paints_leaves_no_ghost(source):
+    """Its default opacity is 0.7, and VAE Encode gives the model every pixel from 0.5 on."""
+    video, painted = torch.ones_like(source), torch.zeros(1, 64, 96)
+    painted[:, 20:40, 30:60] = 0.7
+    region = fit_mask(painted, len(source), 64, 96) == 1
+    result = composite(video, source, painted, match_colors=0.0)
+    assert torch.equal(result[region], video[region]) and torch.equal(result[~region], source[~region])
 
 
 def test_colours_are_measured_where_the_source_was_kept(source, mask):
