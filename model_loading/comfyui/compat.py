@@ -76,6 +76,14 @@ def no_causal_anchor(handler: type) -> dict[str, bool]:
     return {"causal_window_fix": False} if accepts(handler.__init__, "causal_window_fix") else {}
 
 
+def trim_window(video) -> tuple[float, float]:
+    """Where a VIDEO from a file begins in the file, and how long it is, in seconds; 0 is an open end.
+
+    On 0.33.0 a node can cut a VIDEO without writing a new file.
+    """
+    return video.get_active_trim_window() if hasattr(video, "get_active_trim_window") else (0.0, 0.0)
+
+
 def is_out_of_memory(error: BaseException) -> bool:
     """Whether an exception says that memory ran out. 0.33.0 knows more kinds than one class."""
     is_oom = getattr(comfy.model_management, "is_oom", None)
@@ -116,3 +124,25 @@ def triton_is_off() -> bool:
 def convert_old_quants():
     """``comfy.utils.convert_old_quants``, or None on 0.3.64, which has no mixed-precision files."""
     return getattr(comfy.utils, "convert_old_quants", None)
+
+
+async def replace_node(old: str, new: str, inputs: dict[str, str], values: dict, old_widgets: list[str]) -> None:
+    """Register a node of another pack that a node of this pack replaces. Only 0.33.0 can: others do nothing.
+
+    Args:
+        old, new: node ids. ComfyUI replaces only what no installed pack has.
+        inputs: input of the old node -> input of the new one. The old node has them all, also in a prompt: ComfyUI
+            ends with an error where one is missing.
+        values: input of the new node that the old one does not have -> its value.
+        old_widgets: the old node's widgets, in the order in which their values are saved.
+    """
+    from comfy_api import latest
+    from server import PromptServer
+
+    # a program that uses ComfyUI's nodes without its server has no instance, and no page that could load a workflow
+    if hasattr(latest.io, "NodeReplace") and getattr(PromptServer, "instance", None) is not None:
+        mapping = [{"old_id": before, "new_id": after} for before, after in inputs.items()]
+        mapping += [{"new_id": name, "set_value": value} for name, value in values.items()]
+        outputs = [{"old_idx": 0, "new_idx": 0}]
+        replacement = latest.io.NodeReplace(new, old, old_widgets, mapping, outputs)
+        await latest.ComfyAPI().node_replacement.register(replacement)
