@@ -1,7 +1,7 @@
 """Break the pack in one line at a time, and see that a test fails: ``python tests/mutations.py [number ...]``.
 
 Signs, axes, numbers off by one, dtypes, devices, scales. Each breakage is made in a copy of the repository; the tests
-that should notice it are run there. The command ends with status 1 if a breakage went unnoticed. The last three need a
+that should notice it are run there. The command ends with status 1 if a breakage went unnoticed. The last six need a
 ComfyUI: without one their tests are skipped, and they count as unnoticed.
 """
 
@@ -15,6 +15,7 @@ from pathlib import Path
 
 ROOT = Path(__file__).resolve().parent.parent
 NETWORKS, SAMPLING = "model_loading/networks", "sampling"
+OLD_WORKFLOWS, OLD_TESTS = "tools/old_workflows", "tests/unit/tools/test_convert_workflow.py"
 log = logging.getLogger(__name__)
 
 # file, what stands there once, what is put in its place, the tests that should fail
@@ -144,6 +145,35 @@ MUTATIONS = [
         "tokens = tokens[:length]",
         "tests/parity/test_text.py tests/unit/files",
     ),
+    (f"{OLD_WORKFLOWS}/facts.py", 'RUN = "seed:i+ steps:i cfg:f"', 'RUN = "steps:i seed:i+ cfg:f"', OLD_TESTS),
+    (f"{OLD_WORKFLOWS}/videox_fun.py", "run = max(1, int(given * denoise))", "run = given", OLD_TESTS),
+    (f"{OLD_WORKFLOWS}/wrapper.py", "chain.insert(0, node)", "chain.append(node)", OLD_TESTS),
+    (f"{OLD_WORKFLOWS}/conversion.py", "] = new.out(after)", "] = new.out(before)", OLD_TESTS),
+    (
+        f"{SAMPLING}/rounds.py",
+        "[overlap] * more + [overlap + surplus]",
+        "[overlap + surplus] + [overlap] * more",
+        "tests/unit/sampling/test_rounds.py",
+    ),
+    (f"{SAMPLING}/rounds.py", "rounds[-1][surplus:]", "rounds[-1]", "tests/unit/sampling/test_rounds.py"),
+    (
+        f"{SAMPLING}/composite.py",
+        "torch.maximum(variance, first_variance)",
+        "torch.minimum(variance, first_variance)",
+        "tests/unit/sampling/test_rounds.py",
+    ),
+    (
+        f"{SAMPLING}/composite.py",
+        "stays = still & (",
+        "stays = still | (",
+        "tests/unit/sampling/test_rounds.py",
+    ),
+    (
+        "training/evaluation/drift.py",
+        "np.arange(len(values)) / FPS / 60",
+        "np.arange(len(values)) / FPS",
+        "tests/unit/training/test_drift.py",
+    ),
     # inside ComfyUI
     (
         "model_loading/comfyui/samplers.py",
@@ -163,6 +193,9 @@ MUTATIONS = [
         "text",
         "tests/host/test_pretended_gpu.py",
     ),
+    ("nodes/long_video.py", "seed=(seed + i) %", "seed=seed %", "tests/host/test_long_video.py"),
+    ("nodes/long_video.py", "**(end if is_last else {})", "**end", "tests/host/test_long_video.py"),
+    ("nodes/long_video.py", "lazy=True, ", "", "tests/host/test_long_video.py"),
 ]
 
 

@@ -11,7 +11,7 @@ NODES = {  # ids and inputs never change; new inputs are only appended
     "PositionInterpolation": ("model mode temporal_scale? riflex_k?", "MODEL"),
     "ContextWindows": ("model context_length context_overlap context_schedule fuse_method", "MODEL"),
     "Resolution": ("base_resolution aspect_ratio token_length length image? model?", "INT INT INT"),
-    "StartEndImage": ("width height length fit start_image? end_image? model?", "IMAGE MASK"),
+    "StartEndImage": ("width height length fit start_image? end_image? model? start_frames?", "IMAGE MASK"),
     "MaskResize3D": ("mask latent soft", "MASK"),
     "VAEEncode": (
         "vae video tile_size overlap noise_augmentation noise_seed mask? sample_posterior? model?",
@@ -20,6 +20,9 @@ NODES = {  # ids and inputs never change; new inputs are only appended
     "InpaintConditioning": ("positive negative masked_latent mask", SAMPLED),
     "ControlConditioning": ("positive negative control_latent strength start_percent end_percent", SAMPLED),
     "ImageConditioning": ("positive negative image_latent latent", SAMPLED),
+    "ClipFrames": ("clip width height length start_seconds frame_rate fit model?", "IMAGE FLOAT AUDIO"),
+    "JoinClips": ("clip continuation overlap", "IMAGE"),
+    "ExampleClip": ("example", "VIDEO IMAGE IMAGE MASK"),
     "EmptyLatent": ("width height length batch_size model?", "LATENT"),
     "Sampler": (
         "model positive negative latent seed steps cfg sampler_name spacing denoise dynamic_cfg?",
@@ -29,6 +32,19 @@ NODES = {  # ids and inputs never change; new inputs are only appended
     "VAEDecode": ("vae latent tile_size overlap", "IMAGE"),
     "MaskAdjust": ("mask grow blur invert", "MASK"),
     "CompositeSource": ("video source match_colors paste_known mask?", "IMAGE"),
+    "LongVideo": (
+        "model clip vae start_image width height length round_length overlap prompt negative_prompt line_per_round "
+        "seed steps cfg sampler_name spacing match_colors fit dynamic_cfg? end_image?",
+        "IMAGE",
+    ),
+    "CheckLongVideo": ("model clip vae start_image round_length overlap last_start_frames end_image?", ""),
+    "LongVideoRound": (
+        "model vae positive negative start_image width height length start_frames seed steps cfg sampler_name spacing "
+        "fit dynamic_cfg? end_image?",
+        "IMAGE",
+    ),
+    "AddRound": ("video match_colors rounds?", "IMAGE IMAGE"),
+    "JoinRounds": ("rounds overlap length", "IMAGE"),
 }
 
 
