@@ -46,6 +46,9 @@ function removeAll() {
     shown.clear();
 }
 
+// Now, and not in setup: before ComfyUI's own listener.
+api.addEventListener("b_preview_with_metadata", (event) => shown.size && event.stopImmediatePropagation());
+
 app.registerExtension({
     name: "CogVideoXFun.Preview",
     setup() {
@@ -58,8 +61,6 @@ app.registerExtension({
                 widget.element.src = `data:image/webp;base64,${image}`;
             }
         });
-        const instead = (event) => shown.size && event.stopImmediatePropagation();
-        api.addEventListener("b_preview_with_metadata", instead, { capture: true }); // before ComfyUI's own listener
     },
     afterConfigureGraph() {
         removeAll();
