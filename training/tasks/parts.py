@@ -144,7 +144,8 @@ def write_result(
     shutil.copytree(Path(phase.model), output, dirs_exist_ok=True, copy_function=replace_copy, ignore=left_out)
     if phase.task == "vae":
         replace_weights(output, "vae", trained_vae(phase, state).state_dict())
-        if scale_factor is not None:  # in another latent space the previews' factors are wrong
+        if scale_factor is not None:  # in another latent space the previews' factors and decoder are wrong
+            shutil.rmtree(output / "tiny_decoder", ignore_errors=True)
             config = read_json(output / "vae" / "config.json")
             config = {key: value for key, value in config.items() if key not in (FACTORS, BIAS)}
             write_json(output / "vae" / "config.json", {**config, "scaling_factor": scale_factor})
