@@ -80,10 +80,15 @@ class Budget:
         self.share, self.clock = share, clock
         self.started = clock()
         self.spent = self.last = 0.0
+        self.count = 0
+
+    @property
+    def elapsed(self) -> float:
+        return self.clock() - self.started
 
     def allows(self) -> bool:
         """Whether a preview that costs as much as the last one stays within the share; the first one always does."""
-        return self.spent + self.last <= self.share * (self.clock() - self.started)
+        return self.spent + self.last <= self.share * self.elapsed
 
     @contextlib.contextmanager
     def spending(self) -> Iterator[None]:
@@ -92,3 +97,4 @@ class Budget:
         yield
         self.last = self.clock() - before
         self.spent += self.last
+        self.count += 1

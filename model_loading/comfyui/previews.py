@@ -49,7 +49,10 @@ def show_previews(executor, guider, sigmas, extra_args, callback, *rest, **optio
         if callback is not None:
             callback(step, denoised, x, total)
 
-    return executor(guider, sigmas, extra_args, on_step, *rest, **options)
+    samples = executor(guider, sigmas, extra_args, on_step, *rest, **options)
+    budget = preview.budget
+    log.info("%d previews took %.2f of %.2f seconds of sampling", budget.count, budget.spent, budget.elapsed)
+    return samples
 
 
 def find_decoder(model) -> Path | None:

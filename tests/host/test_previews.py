@@ -2,6 +2,7 @@
 
 import base64
 import io
+import re
 import shutil
 import time
 
@@ -104,6 +105,7 @@ def sampled(lab: Lab, model: str, sampler: str, steps: int = 12):
 def test_every_sampler_shows_the_whole_clip(lab, sampler):
     """By RGB factors, which cost little: a picture for each latent frame, and the last one looks like the video."""
     graph, model, node, _ = sampled(lab, "nano", sampler)
+    size = lab.log_size
     graph.node("PreviewImage", images=(video := graph.node("VAEDecode", samples=node, vae=model[2])))
     graph.node("ProbeSave", value=video, path=(path := lab.path()))
     page = run(lab, graph.workflow)
@@ -116,6 +118,7 @@ def test_every_sampler_shows_the_whole_clip(lab, sampler):
     video = load(path)[[0, 1, 5]].movedim(-1, 1)  # the first frame of each latent frame
     small = F.interpolate(video, (16, 16), mode="area")
     assert correlation(last, small) > max(0.8, correlation(first, small))
+    assert re.search(rf"{len(shown)} previews took [\d.]+ of [\d.]+ seconds of sampling", lab.log_since(size))
     assert page.binary, "ComfyUI's own preview goes on for clients without our script"
 
 
