@@ -65,8 +65,9 @@ def find_decoder(model) -> Path | None:
     if model.tiny_decoder is not None or not model.has_published_latents:
         return model.tiny_decoder
     names = [n for n in folder_paths.get_filename_list("vae_approx") if PUBLISHED_DECODER in Path(n).name.lower()]
-    names.sort(key=lambda name: not name.endswith(".safetensors"))
-    return Path(folder_paths.get_full_path("vae_approx", names[0])) if names else None
+    names.sort(key=lambda name: not name.endswith(".safetensors"))  # of a pickle alone, the log says what to take
+    paths = (folder_paths.get_full_path("vae_approx", name) for name in names)
+    return next((Path(path) for path in paths if path is not None), None)
 
 
 def load_decoder(model, device: torch.device) -> TinyDecoder | None:

@@ -64,6 +64,7 @@ class ComfyVAE(comfy.sd.VAE):
     def _load(self, path: Path) -> torch.nn.Module:
         weights = open_weights(path, read_file)
         config = load_vae_config(path, weights)
+        self.latent_channels, self.output_channels = config.latent_channels, config.out_channels
         with naming(path), torch.device("meta"):
             model = CogVideoXVAE(config, comfy.ops.disable_weight_init, dtype=self.vae_dtype)
         weights.assign_to(model.eval().requires_grad_(False), self.vae_dtype)
