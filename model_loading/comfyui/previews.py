@@ -30,6 +30,7 @@ EVENT = "cogvideox-fun.preview"
 WRAPPER = "cogvideox_fun_previews"
 PUBLISHED_DECODER = "taecvx"  # in the name of its file: those of Wan 2.1 and HunyuanVideo have the same shapes
 QUALITY = 70  # of WebP
+COARSE_PART = 4  # the first quarter of the steps has coarse previews: what they predict is blurred
 
 
 def add_previews(patcher) -> None:
@@ -45,7 +46,7 @@ def show_previews(executor, guider, sigmas, extra_args, callback, *rest, **optio
     preview = MovingPreview(guider.model_patcher.model, lambda picture: tell(EVENT, {"image": picture}))
 
     def on_step(step: int, denoised: torch.Tensor, x: torch.Tensor, total: int) -> None:
-        preview(denoised)  # before ComfyUI's own, which the page then leaves out
+        preview(denoised, sharp=step >= total // COARSE_PART)  # before ComfyUI's own, which the page then leaves out
         if callback is not None:
             callback(step, denoised, x, total)
 
@@ -97,27 +98,26 @@ class MovingPreview:
         self.decoder: TinyDecoder | None = None
         self.looked = False  # for a decoder
 
-    def __call__(self, denoised: torch.Tensor) -> None:
-        """Show what a step predicts, B 16 T h w, scaled."""
+    def __call__(self, denoised: torch.Tensor, sharp: bool) -> None:
+        """Show what a step predicts, B 16 T h w, scaled; ``sharp``: by a small decoder, if there is one."""
         if not self.budget.allows():
             return
         denoised.flatten()[0].item()  # waits for the GPU: the rest of the step is not the preview's cost
         with self.budget.spending():
-            frames = self.frames(denoised[:1])
+            frames = self.frames(denoised[:1], sharp)
             self.send(base64.b64encode(to_webp(frames, durations(len(frames), denoised.shape[2]))).decode())
 
-    def frames(self, latents: torch.Tensor) -> torch.Tensor:
+    def frames(self, latents: torch.Tensor, sharp: bool) -> torch.Tensor:
         """Latents 1 16 T h w as pictures F H W 3, uint8."""
-        if not self.looked:
+        if sharp and not self.looked:
             self.decoder, self.looked = load_decoder(self.model, latents.device), True
-        if self.decoder is not None:
+        if sharp and self.decoder is not None:
             try:
                 return torch.cat(list(self.decoded(latents)))
             except Exception as error:
                 if not is_out_of_memory(error):
                     raise
-        # outside the except block: the exception holds the failed run's tensors
-        if self.decoder is not None:
+            # outside the except block: the exception holds the failed run's tensors
             log.warning("out of memory for a sharp preview: the next ones are coarse")
             self.decoder = None
             comfy.model_management.soft_empty_cache()

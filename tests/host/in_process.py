@@ -217,7 +217,7 @@ def short_of_memory(model) -> list:
     preview.decoder, preview.looked = Decoder(1, 1), True
     with replaced(previews.log, warning=warnings.append):
         for _ in range(2):
-            preview(torch.randn(1, 16, 3, 6, 10))
+            preview(torch.randn(1, 16, 3, 6, 10), sharp=True)
     return [len(shown), warnings]
 
 

@@ -104,6 +104,7 @@ def sampled(lab: Lab, model: str, sampler: str, steps: int = 12):
 @pytest.mark.parametrize("sampler", ["ours", "KSampler", "SamplerCustomAdvanced"])
 def test_every_sampler_shows_the_whole_clip(lab, sampler):
     """By RGB factors, which cost little: a picture for each latent frame, and the last one looks like the video."""
+    run(lab, sampled(lab, "tiny-5b", "ours", steps=1)[0].workflow)  # the first preview of all takes longest
     graph, model, node, _ = sampled(lab, "nano", sampler)
     size = lab.log_size
     graph.node("PreviewImage", images=(video := graph.node("VAEDecode", samples=node, vae=model[2])))
@@ -131,9 +132,11 @@ def correlation(a: torch.Tensor, b: torch.Tensor) -> float:
 
 
 def test_a_decoder_shows_every_frame(watched):
-    """20 steps of the nano model, whose folder has a decoder of its own."""
+    """20 steps of the nano model, whose folder has a decoder of its own: coarse at first, then sharp."""
     shown = clips(run(watched, sampled(watched, "nano", "ours", steps=20)[0].workflow))
-    assert {(clip.n_frames, clip.size) for clip in shown} == {(9, (128, 128))}
+    kinds = [(clip.n_frames, clip.size) for clip in shown]
+    coarse = kinds.index((9, (128, 128)))
+    assert 1 <= coarse <= 5 and kinds[:coarse] == [(3, (16, 16))] * coarse and len(set(kinds[coarse:])) == 1
     assert len(frames(shown[-1])) == 9 and shown[-1].info["duration"] == 1000 // FRAMES_PER_SECOND
 
 

@@ -30,7 +30,7 @@ def tiny_decoder(evaluation: Evaluation) -> list[Result]:
         truths = evaluation.truths(evaluation.scenes(part, choice))
         made = [(truth, drafted(truth.video)) for truth in truths]
         row = f"small decoder, {name}"
-        results += compare(evaluation, row, lines, counted(evaluation, made))
+        results += compare(evaluation, row, lines, counted(evaluation, made), evaluation.examples)
         lines = [Line("PSNR to what the whole VAE decodes", closeness, "dB")]
         results += compare(evaluation, row, lines, made, vae=False)
     return results
