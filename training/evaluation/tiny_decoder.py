@@ -1,15 +1,17 @@
 """What a model's small decoder restores of held-out scenes."""
 
+from collections.abc import Mapping
+
 import torch
 
 from ...model_loading.files.tiny_decoder import load_tiny_decoder
-from .generate import Evaluation
+from .generate import Choice, Evaluation
 from .measure import WHOLE, Seen, psnr
 from .report import Result
 from .rows import CAMERA, KINDS, Line, compare, counted, identity_lines, iou_lines
 
 
-def tiny_decoder(evaluation: Evaluation) -> list[Result]:
+def tiny_decoder(evaluation: Evaluation, kinds: Mapping[str, Choice] = KINDS | CAMERA) -> list[Result]:
     """The true clips after the VAE's encoder and the small decoder; beside them, after the whole VAE."""
     checkpoint = evaluation.pipeline.checkpoint
     if checkpoint.tiny_decoder is None:
@@ -24,7 +26,7 @@ def tiny_decoder(evaluation: Evaluation) -> list[Result]:
         return psnr(seen.video, evaluation.restored(seen.truth.video))
 
     results = []
-    for part, (name, choice) in enumerate((KINDS | CAMERA).items()):
+    for part, (name, choice) in enumerate(kinds.items()):
         lines = [Line("PSNR", Seen.psnr, "dB")]
         lines += [*iou_lines(WHOLE), *identity_lines()] if name in KINDS else []
         truths = evaluation.truths(evaluation.scenes(part, choice))

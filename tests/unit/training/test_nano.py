@@ -13,6 +13,7 @@ from cogvideox_fun.training.evaluation import rows
 from cogvideox_fun.training.evaluation.generate import Evaluation, Options
 from cogvideox_fun.training.evaluation.positions import compare_positions
 from cogvideox_fun.training.evaluation.report import Result
+from cogvideox_fun.training.evaluation.tiny_decoder import tiny_decoder
 from cogvideox_fun.training.loop.config import Batches, Optimizer, Phase
 from cogvideox_fun.training.nano import make as nano
 from cogvideox_fun.training.tasks.lora import apply_lora
@@ -24,6 +25,7 @@ MOVES = {"moves over gradients": rows.MOVES}
 # What the shipped model reaches on `OPTIONS`, with some room: two clips vary more than the table's 64.
 OPTIONS = Options(count=2, size=96, steps=8)
 VAE_PSNR, VAE_IOU = 28.0, 0.92  # dB
+DRAFT_PSNR = 24.0  # dB
 START_END_IOU = 0.75
 LAST_FRAME_LOSS = 5.0  # dB below the VAE alone
 TEXT_IOU = 0.72  # with the best fitting template of the asked shape
@@ -47,7 +49,7 @@ def mean(results: list[Result], what: str) -> float:
 def test_is_small_and_stored_in_half_precision():
     size = sum(path.stat().st_size for path in NANO.rglob("*") if path.is_file())
     assert size <= 24e6, f"{size / 1e6:.1f} MB"
-    for part in ("transformer", "vae", "text_encoder"):
+    for part in ("transformer", "vae", "tiny_decoder", "text_encoder"):
         assert {info.dtype for info in open_weights(NANO / part).tensors.values()} == {torch.float16}
 
 
@@ -59,6 +61,12 @@ def test_knows_every_word_of_the_grammar(evaluation):
 def test_its_vae_restores_clips(evaluation):
     results = rows.vae(evaluation, MOVES)
     assert mean(results, "PSNR") >= VAE_PSNR and mean(results, "shape IoU") >= VAE_IOU
+
+
+def test_its_small_decoder_restores_clips(evaluation):
+    results = tiny_decoder(evaluation, MOVES)
+    assert mean(results, "PSNR") >= DRAFT_PSNR and mean(results, "PSNR to what the whole VAE decodes") >= DRAFT_PSNR
+    assert mean(results, "right shape") == mean(results, "right colour") == 1
 
 
 def test_a_start_and_an_end_image_become_a_motion_between_them(evaluation):
