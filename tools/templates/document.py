@@ -8,8 +8,7 @@ from .tasks import CATEGORY, Edition, Task
 PACK = "CogVideoX-Fun"
 NOTE, FIRST_SOURCE, TASK, SAVE = 1, 2, 8, 9  # ids of the nodes outside; those inside begin at graph.FIRST_ID
 GAP = 40
-NOTE_SIZE, SOURCE_SIZE, TASK_WIDTH, SAVE_SIZE = (340, 560), (290, 320), 380, (400, 560)
-VIEW = {"scale": 0.66, "offset": [130, 190]}  # in a window of 1366 x 768, where the front end does not fit it itself
+NOTE_SIZE, SOURCE_SIZE, TASK_WIDTH, SAVE_SIZE = (340, 560), (290, 320), 420, (400, 560)
 LINE, TEXT_BOX = 26, 180  # pixels: a widget's line, and the prompt's box
 NOTE_COLOURS = {"color": "#222", "bgcolor": "#000"}  # its links can be read on this, with either renderer
 EXAMPLE = "square"  # the shipped clip that a nano edition uses
@@ -90,7 +89,7 @@ def template(task: Task, nano: bool) -> dict:
         "groups": [],
         "definitions": {"subgraphs": [inside]},
         "config": {},
-        "extra": {"ds": VIEW, "linearMode": False, "linearData": app(given, graph)},
+        "extra": {"linearMode": False, "linearData": app(given, graph)},
         "version": 0.4,
     }
 
