@@ -128,15 +128,14 @@ def shapes_seen(video: torch.Tensor, scene: Scene) -> list[Seen]:
 def measured(video: torch.Tensor, scene: Scene) -> dict[str, float]:
     colours, sharp = background_drift(video), sharpness(video)
     last = slice(-FPS, None)  # the last second
-    parts, shape = shapes_seen(video, scene), scene.subject.shape
+    parts, colour, shape = shapes_seen(video, scene), scene.subject.colour, scene.subject.shape
     return {
         "colour": per_minute(colours),
         "colour_at_end": float(colours[last].mean()),
         "sharpness": 100 * per_minute(sharp) / float(sharp[0]),
         "sharpness_at_end": 100 * float(sharp[last].mean()) / float(sharp[0]) - 100,
         "shape": float(np.mean([float(part.template_iou(shape).mean()) for part in parts])),
-        "identity": 100
-        * float(np.mean([(part.colour, part.shape) == (scene.subject.colour, shape) for part in parts])),
+        "identity": 100 * float(np.mean([(part.colour, part.shape) == (colour, shape) for part in parts])),
     }
 
 
