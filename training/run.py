@@ -87,6 +87,7 @@ def parse_args() -> argparse.Namespace:
     measure = commands.add_parser("evaluate", help="measure what a model can do on held-out scenes")
     measure.add_argument("--model", type=Path, default=ROOT / "models" / "nano", help="a model folder")
     measure.add_argument("--lora", type=Path, help="for the row lora (default: the nano model's own)")
+    measure.add_argument("--add-lora", type=Path, help="a LoRA to add to the model in all rows but control")
     measure.add_argument("--control", type=Path, help="for the row control (default: the nano model's own)")
     measure.add_argument("--output", type=Path, default=ROOT / "evaluation_output", help="folder for the results")
     measure.add_argument("--rows", nargs="+", choices=list(ROWS), default=list(ROWS), help="which rows (default: all)")
@@ -221,7 +222,8 @@ def evaluate(args) -> None:
     control = args.control or (own_control if own_control.is_dir() else None)
     if args.rows == ["control"] and control is None:
         raise SystemExit(f"ERROR {args.model} has no folder control: give a Control model's with --control")
-    print(report.markdown(evaluate.evaluate(args.model, lora, control, args.rows, options, args.output, device)))
+    what, how = (args.model, lora, control, args.rows), (options, args.output, device, args.add_lora)
+    print(report.markdown(evaluate.evaluate(*what, *how)))
     print(f"written to {args.output}: the table as evaluation.md, .json and .png, twelve clips as evaluation.jpg")
 
 

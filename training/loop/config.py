@@ -13,7 +13,7 @@ from ..data.scenes import HELD_OUT
 from ..data.scenes import KINDS as SCENES
 from ..data.shapes import NEW_SHAPE, SHAPES
 
-TASKS = ("vae", "full", "lora")
+TASKS = ("vae", "full", "lora", "few_steps")
 FAMILIES = {"": None, "2b": "2B", "5b": "5B", "v1.5": "5B V1.5"}  # the names in `TransformerConfig.family`
 OPTIMIZERS = ("adamw", "adamw8bit")
 MASK_WEIGHTS = {"start": 0.25, "end": 0.1, "start_end": 0.2, "region": 0.2, "everything": 0.05, "nothing": 0.2}
@@ -94,6 +94,18 @@ class Validation:
 
 
 @dataclasses.dataclass(frozen=True)
+class FewSteps:
+    """How the task ``few_steps`` trains its LoRA: see `tasks.few_steps`."""
+
+    steps: int = 4  # that are to be enough, without guidance
+    teacher_steps: int = 40  # of a whole run of the teacher: a multiple of steps, and a divisor of 1000
+    # of the teacher's steps in a training step: teacher_steps / steps and more = the teacher alone gives the target
+    steps_at_once: int = 1
+    guidance: float = 6.0  # of the teacher
+    negative: str = ""  # its negative prompt
+
+
+@dataclasses.dataclass(frozen=True)
 class Phase:
     """One run of the trainer.
 
@@ -125,15 +137,21 @@ class Phase:
     train_text_encoder: bool = False
     text_encoder: str = ""  # a model folder whose text encoder and tokenizer replace the model's
     positions: str = "fun"  # fun (interpolated), cut or generated: see `sampling.positions.PositionOptions`
-    # LoRA alone
+    # LoRAs alone: the tasks lora and few_steps
     lora_rank: int = 8
     lora_alpha: float = 8.0
     train_patch_projection: bool = False  # train the weight of `patch_embed.proj`, too: for new input channels
+    few_steps: FewSteps = FewSteps()
     # the VAE alone
     kl_weight: float = 1e-4
     agreement_weight: float = 0.0  # between the latents of a masked clip and of the whole one: see `VAETask`
     train_encoder: bool = True  # False keeps the latent space
     masked: float = 0.3  # how often the VAE sees a clip whose unknown part is black, as in conditioning
+
+    @property
+    def makes_lora(self) -> bool:
+        """Whether the transformer is frozen, and a LoRA for it is trained."""
+        return self.task in ("lora", "few_steps")
 
 
 def _value(kind, value, where: str):
@@ -214,6 +232,17 @@ def _check(phase: Phase, where: str) -> None:
         lambda value: not value or phase.task == "vae" or phase.data.cache,
         "false, or encoded clips in data.cache: captions can't be encoded in a graph",
     )
+    check(
+        "train_patch_projection",
+        lambda value: not value or phase.task == "lora",
+        "false: only task lora trains it, the teacher of few_steps has to stay the model as it is",
+    )
+    check(
+        "few_steps.teacher_steps",
+        lambda value: value >= phase.few_steps.steps and value % phase.few_steps.steps == 0,
+        f"a multiple of few_steps.steps, which is {phase.few_steps.steps}",
+    )
+    check("few_steps.guidance", lambda value: value >= 1, "1 (no guidance) or more")
     videos = phase.data.manifest or phase.data.folders
     check("data.control", lambda value: value in ("", EDGES) or videos, f"{EDGES!r}: procedural clips have no files")
     check(
@@ -224,7 +253,8 @@ def _check(phase: Phase, where: str) -> None:
     counts = "tokens", "batch_size", "noises_per_clip"
     counts = *(f"batches.{name}" for name in counts), "validation.steps", "validation.clips"
     optimizer = "optimizer.learning_rate", "optimizer.max_grad_norm"  # a limit of 0 makes every gradient 0
-    for name in ("steps", "save_every", "lora_rank", *optimizer, *counts):
+    few = "few_steps.steps", "few_steps.steps_at_once"
+    for name in ("steps", "save_every", "lora_rank", *few, *optimizer, *counts):
         check(name, lambda value: value > 0, "more than 0")
 
     if phase.data.cache:

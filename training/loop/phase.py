@@ -129,8 +129,8 @@ def export_run(folder: str | Path, output: str | Path, base: str | Path | None =
     checkpoint = newest(Path(folder) / "run")
     if checkpoint is None:
         raise ValueError(f"{folder} has no run/checkpoint_*: give the output folder of a run that saved one")
-    if base is not None and (task := read_phase_of(checkpoint).task) != "lora":
-        raise ValueError(f"{folder} is the run of a task {task!r}, expected 'lora': leave --base out")
+    if base is not None and not (phase := read_phase_of(checkpoint)).makes_lora:
+        raise ValueError(f"{folder} is the run of a task {phase.task!r}, expected 'lora': leave --base out")
     log.info("exporting %s", checkpoint)
     if base is None:
         finish(checkpoint, Path(output))

@@ -4,7 +4,8 @@ W x + (alpha / rank) B A x, with B zero at the start (Hu et al. 2021). For a mod
 weight of the patch projection can be trained beside them.
 """
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 
 import torch
@@ -34,6 +35,24 @@ def add_lora(model: nn.Module, rank: int, alpha: float, projection: bool = False
     for parameter in model.parameters():
         if parameter.requires_grad:
             parameter.data = parameter.data.float()  # they have the dtype of the frozen layers
+
+
+@contextmanager
+def without_lora(model: nn.Module) -> Iterator[None]:
+    """The model as it was before `add_lora`.
+
+    peft's own `enable_adapters` also freezes the layers and unfreezes them again, which FSDP 2 does not expect.
+    """
+    from peft.tuners.tuners_utils import BaseTunerLayer
+
+    layers = [module for module in model.modules() if isinstance(module, BaseTunerLayer)]
+    try:
+        for layer in layers:
+            layer._disable_adapters = True
+        yield
+    finally:
+        for layer in layers:
+            layer._disable_adapters = False
 
 
 def lora_file(state: Mapping[str, torch.Tensor], alpha: float) -> dict[str, torch.Tensor]:
