@@ -264,7 +264,9 @@ def _check(phase: Phase, where: str) -> None:
 def check_cacheable(phase: Phase, where: str) -> None:
     """Raise a ConfigError if a phase can't be trained from encoded clips."""
     if phase.task == "vae":
-        raise ConfigError(f"{where}: task is 'vae', expected full or lora: a VAE is trained on clips, not on latents")
+        raise ConfigError(
+            f"{where}: task is 'vae', expected one of {list(TASKS[1:])}: a VAE is trained on clips, not on latents"
+        )
     if phase.train_text_encoder:
         raise ConfigError(
             f"{where}: train_text_encoder is True, expected false: a cache has the features of a frozen T5"
