@@ -115,7 +115,7 @@ class FewStepsTask(TransformerTask):
 
         A clip that is at the end already stays as it is: it turns by 0.
         """
-        # Autocast would keep the trained weights that it casts here, and the student would get no gradient.
+        # Autocast of older PyTorch would keep the weights that it casts here, and the student would get no gradient.
         with torch.autocast(x.device.type, enabled=torch.is_autocast_enabled(x.device.type), cache_enabled=False):
             with without_lora(self.transformer):
                 for _ in range(min(self.options.steps_at_once, self.in_phase)):
