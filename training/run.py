@@ -79,6 +79,7 @@ def parse_args() -> argparse.Namespace:
         type=Path,
         help="of a LoRA's run: write a model folder that adds the LoRA to the model in this folder",
     )
+    export.add_argument("--rank", type=int, default=0, help="of a LoRA's run: store it with at most this rank")
     listed = commands.add_parser("manifest", help="list and measure the clips in folders once, for [data] manifest")
     listed.add_argument("folders", type=Path, nargs="+", help="of videos with captions, in any depth")
     listed.add_argument("--output", type=Path, required=True, help="a .jsonl file; clips that it has stay as they are")
@@ -197,9 +198,9 @@ def export(args) -> None:
     from cogvideox_fun.training.tasks.parts import export_half
 
     if (args.folder / "run").is_dir():
-        export_run(args.folder, args.output, args.base)
-    elif args.base:
-        raise SystemExit(f"ERROR {args.folder} has no run: --base is for the output folder of a LoRA's run")
+        export_run(args.folder, args.output, args.base, args.rank)
+    elif args.base or args.rank:
+        raise SystemExit(f"ERROR {args.folder} has no run: --base and --rank are for the output of a LoRA's run")
     else:
         export_half(args.folder, args.output)
 

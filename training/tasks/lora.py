@@ -76,6 +76,26 @@ def lora_file(state: Mapping[str, torch.Tensor], alpha: float) -> dict[str, torc
     return renamed
 
 
+def lower_rank(weights: Mapping[str, torch.Tensor], rank: int) -> dict[str, torch.Tensor]:
+    """The tensors of a LoRA file with a lower rank: each layer's closest change of that rank (Eckart and Young 1936).
+
+    Args:
+        weights: see `lora_file`. Layers whose rank is not above ``rank``, and the patch projection, stay as they are.
+    """
+    lower = dict(weights)
+    for key in (key for key in weights if key.endswith(".lora_down.weight")):
+        layer = key.removesuffix(".lora_down.weight")
+        down, up = weights[key].float(), weights[f"{layer}.lora_up.weight"].float()
+        if len(down) <= rank:
+            continue
+        change = up @ down * (float(weights[f"{layer}.alpha"]) / len(down))
+        left, values, right = torch.linalg.svd(change, full_matrices=False)
+        root = values[:rank].sqrt()
+        lower[key], lower[f"{layer}.lora_up.weight"] = root[:, None] * right[:rank], left[:, :rank] * root
+        lower[f"{layer}.alpha"] = torch.tensor(float(rank))
+    return lower
+
+
 @torch.no_grad()
 def apply_lora(model: nn.Module, path: Path, strength: float = 1.0) -> None:
     """Add a LoRA file in the keys of `lora_file` to a model's weights, in place.

@@ -11,13 +11,14 @@ from cogvideox_fun.sampling.schedule import NoiseSchedule, cogvideox_ddim
 from cogvideox_fun.training.data.buckets import Bucket
 from cogvideox_fun.training.loop.config import Batches, Data, FewSteps, Optimizer, Phase
 from cogvideox_fun.training.loop.encode import Amount, Encoding
-from cogvideox_fun.training.loop.phase import processes, run_phase
+from cogvideox_fun.training.loop.phase import export_run, processes, run_phase
 from cogvideox_fun.training.loop.source import open_clips, phase_batches
 from cogvideox_fun.training.loop.trainer import Trainer
 from cogvideox_fun.training.planning import trace
 from cogvideox_fun.training.tasks.few_steps import FewStepsTask, run_angles, turn
 from cogvideox_fun.training.tasks.lora import apply_lora
 from cogvideox_fun.training.tasks.parts import Parts, write_result
+from safetensors.torch import load_file
 from tiny_model import TINY, VARIANTS, write_tiny_model
 
 WHOLE = FewSteps(steps=2, teacher_steps=4, steps_at_once=2, guidance=3.0, negative="blurry video")
@@ -207,7 +208,11 @@ def test_a_phase_from_a_cache_writes_a_lora(tiny_model, tmp_path):
         Encoding(phase, cache, Amount(count=4), state).run()
         cached = dataclasses.replace(phase, data=dataclasses.replace(phase.data, cache=str(cache)))
         run_phase(cached, cpu=True)
-    assert (tmp_path / "out" / "model" / "lora.safetensors").is_file()
+    whole = load_file(tmp_path / "out" / "model" / "lora.safetensors")
+    export_run(tmp_path / "out", tmp_path / "smaller", rank=2)
+    smaller = load_file(tmp_path / "smaller" / "lora.safetensors")
+    assert whole.keys() == smaller.keys()
+    assert [{len(w[key]) for key in w if "lora_down" in key} for w in (whole, smaller)] == [{8}, {2}]
     negative = Pipeline.from_folder(tiny_model).text_encoder(WHOLE.negative)
     assert torch.equal(Parts(cached).task.negative, negative)
 
