@@ -232,17 +232,6 @@ def _check(phase: Phase, where: str) -> None:
         lambda value: not value or phase.task == "vae" or phase.data.cache,
         "false, or encoded clips in data.cache: captions can't be encoded in a graph",
     )
-    check(
-        "train_patch_projection",
-        lambda value: not value or phase.task == "lora",
-        "false: only task lora trains it, the teacher of few_steps has to stay the model as it is",
-    )
-    check(
-        "few_steps.teacher_steps",
-        lambda value: value >= phase.few_steps.steps and value % phase.few_steps.steps == 0,
-        f"a multiple of few_steps.steps, which is {phase.few_steps.steps}",
-    )
-    check("few_steps.guidance", lambda value: value >= 1, "1 (no guidance) or more")
     videos = phase.data.manifest or phase.data.folders
     check("data.control", lambda value: value in ("", EDGES) or videos, f"{EDGES!r}: procedural clips have no files")
     check(
@@ -253,12 +242,28 @@ def _check(phase: Phase, where: str) -> None:
     counts = "tokens", "batch_size", "noises_per_clip"
     counts = *(f"batches.{name}" for name in counts), "validation.steps", "validation.clips"
     optimizer = "optimizer.learning_rate", "optimizer.max_grad_norm"  # a limit of 0 makes every gradient 0
-    few = "few_steps.steps", "few_steps.steps_at_once"
-    for name in ("steps", "save_every", "lora_rank", *few, *optimizer, *counts):
+    for name in ("steps", "save_every", "lora_rank", *optimizer, *counts):
         check(name, lambda value: value > 0, "more than 0")
-
+    _check_few_steps(phase, check)
     if phase.data.cache:
         check_cacheable(phase, where)
+
+
+def _check_few_steps(phase: Phase, check: Callable[[str, Callable, str], None]) -> None:
+    steps = phase.few_steps.steps
+    for name in ("steps", "steps_at_once"):
+        check(f"few_steps.{name}", lambda value: value > 0, "more than 0")
+    check(
+        "few_steps.teacher_steps",
+        lambda value: value > 0 and value % steps == 0,
+        f"a multiple of few_steps.steps, which is {steps}",
+    )
+    check("few_steps.guidance", lambda value: value >= 1, "1 (no guidance) or more")
+    check(
+        "train_patch_projection",
+        lambda value: not value or phase.task == "lora",
+        "false: only task lora trains it, the teacher of few_steps has to stay the model as it is",
+    )
 
 
 def check_cacheable(phase: Phase, where: str) -> None:

@@ -61,7 +61,8 @@ class Parts:
 
     def __init__(self, phase: Phase, dtype: torch.dtype = torch.float32, attention: Callable = sdpa):
         self.phase, self.dtype, self.attention = phase, dtype, attention
-        # A LoRA from a cache needs the transformer alone; a whole model is written with its VAE and T5.
+        # A LoRA from a cache needs the transformer alone. A whole model is written with its VAE and T5, and few_steps
+        # needs T5 for the negative prompt.
         alone = phase.task == "lora" and phase.data.cache
         self.checkpoint = source = open_checkpoint(phase.model) if alone else open_whole(phase.model)
         if source.base is not None and not phase.makes_lora:
