@@ -7,7 +7,7 @@ from torch import Tensor
 from .masks import THRESHOLD
 from .optical_flow import positions, read
 
-MISSED = 1.0  # square pixels that a path there and back may miss by, for each frame: errors add up
+MISSED = 4.0  # square pixels that a path there and back may miss by, for each frame: errors add up
 LOST = 0.01  # share of the first frame's area: with less left, the object is lost
 
 

@@ -3,6 +3,7 @@
 import re
 import shutil
 
+import measure_masks
 import pytest
 import torch
 from cogvideox_fun.sampling.follow import follow_mask
@@ -10,7 +11,6 @@ from cogvideox_fun.sampling.mask_edit import adjust_mask
 from cogvideox_fun.sampling.optical_flow import lucas_kanade
 from cogvideox_fun.tools import comfyui_server as comfy
 from cogvideox_fun.tools import media
-from cogvideox_fun.tools.media import photographs
 from graph import Failed, read_workflow
 from make_example import EXAMPLES, NAME
 from safetensors.torch import load_file, save_file
@@ -24,16 +24,7 @@ LOST = slice(6, 9)  # frames in which SAM3 does not see the object
 
 
 def moving_square(length: int = 5, step: int = 4) -> tuple[torch.Tensor, torch.Tensor]:
-    """A square of one photograph moves to the right over another; its true mask."""
-    (photograph,), (other,) = photographs()
-    video = photograph[60 : 60 + SIZE, 60 : 60 + SIZE].repeat(length, 1, 1, 1)
-    mask = torch.zeros(length, SIZE, SIZE)
-    for i in range(length):
-        here = slice(40, 80), slice(10 + step * i, 50 + step * i)
-        patch = other[120:160, 200:240]
-        video[i][here] = patch[:, : len(video[i][here][0])]
-        mask[i][here] = 1
-    return video, mask
+    return measure_masks.moving_square(step, size=(SIZE, SIZE), side=40, length=length)
 
 
 @pytest.fixture

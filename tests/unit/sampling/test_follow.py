@@ -1,12 +1,16 @@
 """A mask that follows: exactly with known flows, and with classical flows of real pictures."""
 
+import numpy as np
 import pytest
 import torch
 from cogvideox_fun.sampling.follow import follow_mask, lost_at
 from cogvideox_fun.sampling.optical_flow import RAFT_LEAST, lucas_kanade, positions, raft_flow
-from cogvideox_fun.tools.media import photographs
+from cogvideox_fun.tools import media
+from make_example import EXAMPLES, NAME
+from measure_masks import follow, ilk, moving_square, overlap
+from PIL import Image
 
-SIZE, SIDE, LENGTH = 96, 28, 17
+SIZE, SIDE, LENGTH = 96, 28, 17  # of `moving_square`
 
 
 def known(motion):
@@ -21,39 +25,9 @@ def known(motion):
 
 def panned(step: float, size: tuple[int, int] = (SIZE, SIZE), length: int = LENGTH) -> torch.Tensor:
     """A photograph that moves to the left by whole pixels."""
-    (photograph, _), (height, width) = photographs(), size
+    (photograph, _), (height, width) = media.photographs(), size
     left = [60 + round(step * i) for i in range(length)]
     return torch.stack([photograph[0, 60 : 60 + height, x : x + width] for x in left])
-
-
-def moving_square(step: float, camera: float = 0.0) -> tuple[torch.Tensor, torch.Tensor]:
-    """A square of one photograph moves to the right over another, which moves, too; its true mask."""
-    _, (other,) = photographs()
-    video, mask = panned(camera), torch.zeros(LENGTH, SIZE, SIZE)
-    for i in range(LENGTH):
-        left = round(8 + step * i)
-        video[i, 34 : 34 + SIDE, left : left + SIDE] = other[120 : 120 + SIDE, 200 : 200 + SIDE]
-        mask[i, 34 : 34 + SIDE, left : left + SIDE] = 1
-    return video, mask
-
-
-def overlap(found: torch.Tensor, true: torch.Tensor) -> torch.Tensor:
-    """IoU of each frame but the first."""
-    found, true = found[1:] >= 0.5, true[1:] >= 0.5
-    return (found & true).sum((1, 2)) / (found | true).sum((1, 2))
-
-
-def follow(video: torch.Tensor, mask: torch.Tensor, flow=lucas_kanade) -> torch.Tensor:
-    return follow_mask(mask, len(video), lambda a, b: flow(video[a], video[b]))
-
-
-def ilk(first: torch.Tensor, second: torch.Tensor) -> torch.Tensor:
-    """scikit-image's flow, as another one."""
-    from skimage.color import rgb2gray
-    from skimage.registration import optical_flow_ilk
-
-    rows_first = optical_flow_ilk(rgb2gray(first.numpy()), rgb2gray(second.numpy()), radius=5)
-    return torch.from_numpy(rows_first[::-1].copy()).float()
 
 
 @pytest.mark.parametrize("step", [(3.0, 0.0), (-2.0, 1.0), (0.25, -0.5)])
@@ -94,7 +68,7 @@ def test_what_was_hidden_is_not_part_of_the_mask():
             return torch.stack([true[a] * step * (b - a), torch.zeros(SIZE, SIZE)])
 
         found = follow_mask(true[0], LENGTH, flow)
-        allowed = LENGTH**0.5 + 1  # pixels behind it at the end, of the 16 or 48 that it has moved by
+        allowed = 2 * LENGTH**0.5 + 1  # pixels behind it at the end, of the 16 or 48 that it has moved by
         assert (found - true).clamp(min=0).sum((1, 2)).max() <= SIDE * allowed
         assert (true - found).clamp(min=0).sum((1, 2)).max() <= SIDE
 
@@ -118,6 +92,16 @@ def test_a_mask_follows_a_square(flow, step, camera):
     still = overlap(true[:1].expand_as(true), true)
     found = overlap(follow(video, true[0], flow), true)
     assert found.min() > 0.9 and still[-1] < 0.7
+
+
+def test_a_mask_follows_the_square_of_the_nano_models_clip():
+    """It has one colour, and so no flow inside but what the median brings there from its edge."""
+    video = media.read_video(EXAMPLES / f"{NAME}.mp4")
+    red = (video[..., 0] - video[..., 1:].amax(-1) > 0.2).float()
+    with Image.open(EXAMPLES / f"{NAME}.first.png") as picture:
+        painted = torch.from_numpy(np.array(picture)).float() / 255
+    assert (painted * red[0]).sum() == red[0].sum() > 0.8 * painted.sum(), "it covers the square, and little more"
+    assert overlap(follow(video, red[0]), red).min() > 0.8
 
 
 @pytest.mark.parametrize("step", [2, 20])
