@@ -24,7 +24,10 @@ NO_RAFT = (
     "no RAFT found, so a simpler optical flow is used, which may lose fast motion: "
     f"for RAFT, put {RAFT} into models/optical_flow"
 )
-LOST = "the mask is empty from frame %d on: its object has left the picture, or the optical flow has lost it"
+LOST = (
+    "less than a tenth of the mask is left from frame %d on: its object has left the picture or is hidden, or the "
+    "optical flow has lost it"
+)
 
 
 def preview(make_sheet: Callable[[], Tensor]) -> ui.PreviewImage | None:

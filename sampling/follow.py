@@ -8,7 +8,7 @@ from .masks import THRESHOLD
 from .optical_flow import positions, read
 
 MISSED = 4.0  # square pixels that a path there and back may miss by, for each frame: errors add up
-LOST = 0.01  # share of the first frame's area: with less left, the object is lost
+LOST = 0.1  # share of the first frame's area: with less left, the object is lost
 
 
 def follow_mask(
@@ -48,7 +48,7 @@ def follow_mask(
 
 
 def lost_at(mask: Tensor) -> int | None:
-    """The index of the first frame of an F H W mask with (nearly) nothing of what the first frame has, or None."""
+    """The index of the first frame of an F H W mask with less than a tenth of what the first one has, or None."""
     areas = (mask >= THRESHOLD).sum((1, 2))
     lost = (areas < max(1.0, LOST * int(areas[0]))).nonzero()
     return int(lost[0]) if len(lost) else None

@@ -223,7 +223,7 @@ def like_the_clip(graph: Graph, given: dict[str, Source], mask: Source) -> Sourc
 
 
 def inpaint_region(graph: Graph, edition: Edition) -> None:
-    given, loaded, prompted, clip = begin_with_clip(graph, edition, {"mask": "MASK"}, grow=("INT", 12))
+    given, loaded, prompted, clip = begin_with_clip(graph, edition, {"mask": "MASK"}, grow=("INT", edition.grow))
     mask = like_the_clip(graph, given, given["mask"])
     soft = graph.add("CogVideoXFunMaskAdjust", title="Soft edge outside", mask=mask, grow=given["grow"], blur=4.0)
     replace_region(graph, given, edition, loaded, prompted, clip, mask, soft["mask"])
