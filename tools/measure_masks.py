@@ -1,9 +1,11 @@
 """How well a mask follows a square of a photograph that moves over another: ``python tools/measure_masks.py``.
 
-Needs scikit-image, which has the photographs, and a flow to compare with. Prints the table of docs/beyond.md.
+Needs scikit-image, which has the photographs, and a flow to compare with. Prints the table of docs/beyond.md, and the
+time of a flow.
 """
 
 import itertools
+import time
 
 from pack import load_pack
 
@@ -17,7 +19,7 @@ from torch import Tensor  # noqa: E402
 from tqdm import tqdm  # noqa: E402
 
 SIZE, SIDE, LENGTH = (160, 240), 56, 17
-PLACES = ((60, 60), (200, 150), (340, 100), (20, 250))  # top and left of what is seen of the background
+PLACES = ((60, 60), (200, 150), (340, 100), (20, 220))  # top and left of what is seen of the background
 PATCHES = ((120, 200), (250, 420))  # and of the square
 MOTIONS = ((2, 0), (4, 0), (8, 0), (4, 2))  # pixels a frame, to the right: of the square, and of the camera
 
@@ -76,6 +78,11 @@ def main() -> None:
             seen = torch.stack(values)
             last = seen[:, -1]
             print(f"| {step}, {camera} | {name} | {seen.mean():.2f} | {last.mean():.2f} | {last.min():.2f} |")
+    first, second = torch.rand(2, 480, 720, 3)
+    lucas_kanade(first, second)
+    start = time.process_time()
+    lucas_kanade(first, second)
+    print(f"Lucas-Kanade at 720 x 480: {time.process_time() - start:.1f} seconds of CPU time")
 
 
 if __name__ == "__main__":

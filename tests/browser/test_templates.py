@@ -111,6 +111,8 @@ def test_every_nano_edition_runs_to_a_video(front, name):
     assert (video["width"], video["height"]) == (128, 128)
     frames = next((count for task, count in LONGER.items() if task in name), 17)
     assert video["seconds"] == pytest.approx(frames / 8, abs=0.15)
+    said = front.nodes()[TASK]["widgets"].get(SAID, "")
+    assert ("no RAFT found, so a simpler optical flow is used" in said) == ("Follows" in name)
 
 
 @pytest.mark.parametrize("name", NANO_NAMES)
