@@ -182,6 +182,21 @@ MUTATIONS = [
         "stays = still | (",
         "tests/unit/sampling/test_rounds.py",
     ),
+    (f"{SAMPLING}/follow.py", "[0] * returns", "[0]", "tests/unit/sampling/test_follow.py"),
+    (f"{SAMPLING}/follow.py", "read(forth, here + back)", "forth", "tests/unit/sampling/test_follow.py"),
+    (
+        f"{SAMPLING}/follow.py",
+        "backward + read(back, here + backward)",
+        "backward + back",
+        "tests/unit/sampling/test_follow.py",
+    ),
+    (
+        f"{SAMPLING}/optical_flow.py",
+        'padding_mode="border"',
+        'padding_mode="zeros"',
+        "tests/unit/sampling/test_follow.py",
+    ),
+    (f"{SAMPLING}/optical_flow.py", "        flow = median(flow)\n", "", "tests/unit/sampling/test_follow.py"),
     (
         "training/evaluation/drift.py",
         "np.arange(len(values)) / FPS / 60",

@@ -177,12 +177,24 @@ def output_files(server: Server, history: dict, base: Path) -> list[Path]:
     return found
 
 
+def add_lora(workflow: dict, name: str) -> None:
+    """Put a LoRA between the model's loader and the nodes that take its model, in a workflow in API form."""
+    (loader,) = (key for key, node in workflow.items() if node["class_type"] == "CogVideoXFunModelLoader")
+    for node in workflow.values():
+        for slot, value in node["inputs"].items():
+            if value == [loader, 0]:
+                node["inputs"][slot] = ["lora", 0]
+    inputs = {"model": [loader, 0], "lora_name": name, "strength": 1.0}
+    workflow["lora"] = {"class_type": "CogVideoXFunLoraLoader", "inputs": inputs}
+
+
 def fill_in(workflow: dict, base: Path, wanted: Request, args) -> None:
     """Set a request in the start-and-end-image workflow; its pictures go to ComfyUI's input folder."""
     (base / "input").mkdir(parents=True, exist_ok=True)
     set_inputs(workflow, "CogVideoXFunModelLoader", model=wanted.model.name)
     set_inputs(workflow, "CogVideoXFunStartEndImage", width=args.width, height=args.height, length=args.length)
     set_inputs(workflow, "CogVideoXFunSampler", steps=args.steps, seed=args.seed, cfg=wanted.cfg)
+    add_lora(workflow, f"{wanted.model.name}/{wanted.lora.name}")
     classes = {node["class_type"]: node["inputs"] for node in workflow.values()}
     for slot, image in (("start_image", wanted.start), ("end_image", wanted.end)):
         Image.fromarray(media.to_uint8(image[0])).save(base / "input" / f"{slot}.png")

@@ -1,10 +1,12 @@
 """Make a video from a start image, an end image and a prompt with the nano model, as ``make demo`` does.
 
+It takes four steps without guidance, with the LoRA of docs/beyond.md, "Few steps".
+
 With a ComfyUI at COMFYUI_PATH (default ~/comfy/ComfyUI) the shipped workflow runs there, through its HTTP API, with
 the Python at COMFYUI_PYTHON (default: the virtual environment in ComfyUI's folder). Without one the pack runs alone.
 
-The picture at the top of the README is made by ``python tools/demo.py --without-comfyui --scene camera --webp
-docs/pictures/camera.webp``, the other one by the same without a scene, as docs/pictures/demo.webp.
+The picture at the top of the README is made by ``python tools/demo.py --without-comfyui --webp
+docs/pictures/demo.webp``.
 """
 
 import argparse
@@ -30,7 +32,7 @@ def parse_args() -> argparse.Namespace:
     parser.add_argument("--width", type=int, default=128, help="pixels, a multiple of 16")
     parser.add_argument("--height", type=int, default=128, help="pixels, a multiple of 16")
     parser.add_argument("--length", type=int, default=17, help="frames, 4n + 1")
-    parser.add_argument("--steps", type=int, default=20)
+    parser.add_argument("--steps", type=int, default=demo_scene.STEPS)
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--without-comfyui", action="store_true", help="do not use a ComfyUI")
     parser.add_argument("--webp", type=Path, help="also write an animated picture: start image, video, end image")

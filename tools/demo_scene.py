@@ -10,6 +10,7 @@ from ..model_loading.standalone import Pipeline
 from ..sampling.masks import build_start_end
 from ..training.data import scenes
 from ..training.data.backgrounds import View
+from ..training.tasks.lora import apply_lora
 from .pack import ROOT
 
 MODEL = ROOT / "models" / "nano"
@@ -19,7 +20,8 @@ SCENES = {
     "shape": scenes.Scene("move", "night", "right", things=(CIRCLE,)),
     "camera": scenes.Scene("pan", "coffee", "right", "quickly", path=CUP),
 }
-CFG = 2.0  # as in the evaluation of the nano model
+LORA = MODEL / "lora" / "few_steps.safetensors"
+STEPS, CFG = 4, 1.0  # what the LoRA is for
 
 
 @dataclasses.dataclass(frozen=True)
@@ -30,6 +32,7 @@ class Request:
     prompt: str
     negative: str
     model: Path
+    lora: Path
     cfg: float
 
     @property
@@ -45,12 +48,13 @@ def request(name: str, width: int, height: int) -> Request:
     """Both ends of a clip like those that the nano model was trained on; ``name`` is a key of `SCENES`."""
     scene = SCENES[name]
     clip = scenes.render(scene, scenes.PATH_FRAMES, height, width)
-    return Request(clip, scene.caption(), scenes.NEGATIVE, MODEL, CFG)
+    return Request(clip, scene.caption(), scenes.NEGATIVE, MODEL, LORA, CFG)
 
 
 def run(request: Request, args) -> torch.Tensor:
     """Sample and decode a video without a ComfyUI, F H W 3 of 0..1, with a progress bar."""
     pipeline = Pipeline.from_folder(request.model)
+    apply_lora(pipeline.transformer, request.lora)
     video, mask = build_start_end(args.width, args.height, args.length, request.start, request.end)
     extra = pipeline.condition(video, mask)
     noise = pipeline.noise(args.width, args.height, args.length, args.seed)

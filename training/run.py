@@ -79,6 +79,7 @@ def parse_args() -> argparse.Namespace:
         type=Path,
         help="of a LoRA's run: write a model folder that adds the LoRA to the model in this folder",
     )
+    export.add_argument("--rank", type=int, default=0, help="of a LoRA's run: store it with at most this rank")
     listed = commands.add_parser("manifest", help="list and measure the clips in folders once, for [data] manifest")
     listed.add_argument("folders", type=Path, nargs="+", help="of videos with captions, in any depth")
     listed.add_argument("--output", type=Path, required=True, help="a .jsonl file; clips that it has stay as they are")
@@ -87,6 +88,7 @@ def parse_args() -> argparse.Namespace:
     measure = commands.add_parser("evaluate", help="measure what a model can do on held-out scenes")
     measure.add_argument("--model", type=Path, default=ROOT / "models" / "nano", help="a model folder")
     measure.add_argument("--lora", type=Path, help="for the row lora (default: the nano model's own)")
+    measure.add_argument("--add-lora", type=Path, help="a LoRA to add to the model in all rows but control")
     measure.add_argument("--control", type=Path, help="for the row control (default: the nano model's own)")
     measure.add_argument("--output", type=Path, default=ROOT / "evaluation_output", help="folder for the results")
     measure.add_argument("--rows", nargs="+", choices=list(ROWS), default=list(ROWS), help="which rows (default: all)")
@@ -196,9 +198,9 @@ def export(args) -> None:
     from cogvideox_fun.training.tasks.parts import export_half
 
     if (args.folder / "run").is_dir():
-        export_run(args.folder, args.output, args.base)
-    elif args.base:
-        raise SystemExit(f"ERROR {args.folder} has no run: --base is for the output folder of a LoRA's run")
+        export_run(args.folder, args.output, args.base, args.rank)
+    elif args.base or args.rank:
+        raise SystemExit(f"ERROR {args.folder} has no run: --base and --rank are for the output of a LoRA's run")
     else:
         export_half(args.folder, args.output)
 
@@ -221,7 +223,8 @@ def evaluate(args) -> None:
     control = args.control or (own_control if own_control.is_dir() else None)
     if args.rows == ["control"] and control is None:
         raise SystemExit(f"ERROR {args.model} has no folder control: give a Control model's with --control")
-    print(report.markdown(evaluate.evaluate(args.model, lora, control, args.rows, options, args.output, device)))
+    what, how = (args.model, lora, control, args.rows), (options, args.output, device, args.add_lora)
+    print(report.markdown(evaluate.evaluate(*what, *how)))
     print(f"written to {args.output}: the table as evaluation.md, .json and .png, twelve clips as evaluation.jpg")
 
 

@@ -46,7 +46,8 @@ def write_models(base: Path) -> None:
 
     loras = base / "models" / "loras"
     loras.mkdir(parents=True)
-    (loras / "ring.safetensors").symlink_to(comfy.ROOT / "models" / "nano" / "lora" / "ring.safetensors")
+    for path in (comfy.ROOT / "models" / "nano" / "lora").glob("*.safetensors"):
+        (loras / path.name).symlink_to(path)
 
     name = "transformer_blocks.0.attn1.to_q"
     width = open_checkpoint(models / "tiny-2b").weights.load()[f"{name}.weight"].shape[0]

@@ -179,6 +179,43 @@ def test_a_lora_twice_at_half_strength_is_comfyuis_and_trainings_at_one(lab):
     assert lab.log_since(size).count(said) == 2
 
 
+def test_the_few_step_lora_in_four_steps_without_guidance(lab):
+    """Both LoRA loaders, our sampler and ComfyUI's own, and what training's evaluation makes.
+
+    Stock samplers start at sigma 2^14 in place of infinity: four steps of them differ by 1.2e-4.
+    """
+    few = comfy.ROOT / "models" / "nano" / "lora" / "few_steps.safetensors"
+    pipeline = Pipeline.from_folder(comfy.ROOT / "models" / "nano")
+    apply_lora(pipeline.transformer, few)
+    prompt = "a red circle moves right over the night"
+    graph = lab.graph()
+    model = graph.loader("nano", "fp32")
+    latent = graph.fun("EmptyLatent", width=64, height=64, length=5, batch_size=1)
+    ours = graph.fun("LoraLoader", model=model, lora_name=few.name, strength=1.0)
+    stock = graph.node("LoraLoaderModelOnly", model=model, lora_name=few.name, strength_model=1.0)
+    texts, size = graph.prompts(model[1], prompt, ""), lab.log_size
+    asked = {"seed": 3, "steps": 4, "cfg": 1.0}
+    found = [graph.sampler(m, *texts, latent, **asked) for m in (ours, stock, model)]
+    names = {"sampler_name": "ddim", "scheduler": "simple", "denoise": 1.0}
+    positive, negative = texts
+    found.append(
+        graph.node(
+            "KSampler", model=stock, positive=positive, negative=negative, latent_image=latent, **asked, **names
+        )
+    )
+    ours, stock, plain, ksampler = graph.get(*found)
+    text = pipeline.text_encoder(prompt)
+    trained = pipeline.sample(pipeline.noise(64, 64, 5, seed=3), text, text, steps=4, cfg=1.0)
+    trained = trained / pipeline.checkpoint.scale_factor
+    assert closest(ours, trained) <= TOLERANCE and closest(stock, trained) <= TOLERANCE < 0.01 < closest(
+        plain, trained
+    )
+    assert closest(ksampler, trained) <= 3 * TOLERANCE
+    assert "few_steps.safetensors: 30 of the model's layers changed, 90 keys matched, 0 unmatched" in lab.log_since(
+        size
+    )
+
+
 def test_a_lora_of_another_model_is_an_error(lab):
     graph = lab.graph()
     model = graph.loader("tiny-5b")

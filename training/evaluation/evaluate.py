@@ -9,6 +9,7 @@ import torch
 from tqdm import tqdm
 
 from ...model_loading.standalone import Pipeline
+from ..tasks.lora import apply_lora
 from .generate import Evaluation, Options
 from .report import Result, markdown, picture, table_picture, write_report
 from .rows import ROWS as MAKING
@@ -27,6 +28,7 @@ def evaluate(
     options: Options,
     output: Path,
     device: str = "cpu",
+    everywhere: Path | None = None,
 ) -> list[Result]:
     """Run rows of the evaluation.
 
@@ -39,6 +41,7 @@ def evaluate(
         control: the folder of a Control model; the row "control" gives it the edges of clips.
         rows: keys of `ROWS`.
         device: where clips are made.
+        everywhere: a LoRA file that is added to the model first, for all rows but "control", which has its own model.
 
     Raises:
         CheckpointError: a model can't be loaded.
@@ -46,6 +49,8 @@ def evaluate(
     """
     started = time.monotonic()
     pipeline = Pipeline.from_folder(model)
+    if everywhere:
+        apply_lora(pipeline.transformer, everywhere)
     for part in (pipeline.transformer, pipeline.vae, pipeline.text_encoder.model):
         part.to(torch.device(device))
     output.mkdir(parents=True, exist_ok=True)

@@ -13,7 +13,7 @@ from ..data.scenes import HELD_OUT
 from ..data.scenes import KINDS as SCENES
 from ..data.shapes import NEW_SHAPE, SHAPES
 
-TASKS = ("vae", "full", "lora", "tiny_decoder")
+TASKS = ("vae", "full", "lora", "few_steps", "tiny_decoder")
 OF_THE_VAE = ("vae", "tiny_decoder")  # tasks without a transformer
 FAMILIES = {"": None, "2b": "2B", "5b": "5B", "v1.5": "5B V1.5"}  # the names in `TransformerConfig.family`
 OPTIMIZERS = ("adamw", "adamw8bit")
@@ -95,6 +95,18 @@ class Validation:
 
 
 @dataclasses.dataclass(frozen=True)
+class FewSteps:
+    """How the task ``few_steps`` trains its LoRA: see `tasks.few_steps`."""
+
+    steps: int = 4  # that are to be enough, without guidance
+    teacher_steps: int = 40  # of a whole run of the teacher: a multiple of steps, and a divisor of 1000
+    # of the teacher's steps in a training step: teacher_steps / steps and more = the teacher alone gives the target
+    steps_at_once: int = 1
+    guidance: float = 6.0  # of the teacher
+    negative: str = ""  # its negative prompt
+
+
+@dataclasses.dataclass(frozen=True)
 class Phase:
     """One run of the trainer.
 
@@ -126,10 +138,11 @@ class Phase:
     train_text_encoder: bool = False
     text_encoder: str = ""  # a model folder whose text encoder and tokenizer replace the model's
     positions: str = "fun"  # fun (interpolated), cut or generated: see `sampling.positions.PositionOptions`
-    # LoRA alone
+    # LoRAs alone: the tasks lora and few_steps
     lora_rank: int = 8
     lora_alpha: float = 8.0
     train_patch_projection: bool = False  # train the weight of `patch_embed.proj`, too: for new input channels
+    few_steps: FewSteps = FewSteps()
     # the VAE alone
     kl_weight: float = 1e-4
     agreement_weight: float = 0.0  # between the latents of a masked clip and of the whole one: see `VAETask`
@@ -137,6 +150,11 @@ class Phase:
     masked: float = 0.3  # how often the VAE sees a clip whose unknown part is black, as in conditioning
     # the small decoder alone
     widths: tuple[int, int, int, int] = (256, 128, 64, 64)  # channels, see `TinyDecoder`; the default is taecvx's
+
+    @property
+    def makes_lora(self) -> bool:
+        """Whether the transformer is frozen, and a LoRA for it is trained."""
+        return self.task in ("lora", "few_steps")
 
 
 def _value(kind, value, where: str):
@@ -229,16 +247,34 @@ def _check(phase: Phase, where: str) -> None:
     optimizer = "optimizer.learning_rate", "optimizer.max_grad_norm"  # a limit of 0 makes every gradient 0
     for name in ("steps", "save_every", "lora_rank", *optimizer, *counts):
         check(name, lambda value: value > 0, "more than 0")
-
+    _check_few_steps(phase, check)
     if phase.data.cache:
         check_cacheable(phase, where)
+
+
+def _check_few_steps(phase: Phase, check: Callable[[str, Callable, str], None]) -> None:
+    steps = phase.few_steps.steps
+    for name in ("steps", "steps_at_once"):
+        check(f"few_steps.{name}", lambda value: value > 0, "more than 0")
+    check(
+        "few_steps.teacher_steps",
+        lambda value: value > 0 and value % steps == 0,
+        f"a multiple of few_steps.steps, which is {steps}",
+    )
+    check("few_steps.guidance", lambda value: value >= 1, "1 (no guidance) or more")
+    check(
+        "train_patch_projection",
+        lambda value: not value or phase.task == "lora",
+        "false: only task lora trains it, the teacher of few_steps has to stay the model as it is",
+    )
 
 
 def check_cacheable(phase: Phase, where: str) -> None:
     """Raise a ConfigError if a phase can't be trained from encoded clips."""
     if phase.task in OF_THE_VAE:
         raise ConfigError(
-            f"{where}: task is {phase.task!r}, expected full or lora: the VAE and small decoders are trained on clips"
+            f"{where}: task is {phase.task!r}, expected full, lora or few_steps: the VAE and small decoders are "
+            "trained on clips"
         )
     if phase.train_text_encoder:
         raise ConfigError(

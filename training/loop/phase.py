@@ -11,8 +11,11 @@ from pathlib import Path
 
 import torch
 
+from ...model_loading.files.safetensors_files import open_weights
 from ...model_loading.networks.blocks import sdpa
 from ..tasks.attention import product_attention
+from ..tasks.hub import save_weights
+from ..tasks.lora import lower_rank
 from ..tasks.parts import (
     LORA_FILE,
     Parts,
@@ -115,26 +118,29 @@ def finish(checkpoint: Path, output: Path, device: torch.device | str = "cpu") -
     log.info("%s: written", output)
 
 
-def export_run(folder: str | Path, output: str | Path, base: str | Path | None = None) -> None:
+def export_run(folder: str | Path, output: str | Path, base: str | Path | None = None, rank: int = 0) -> None:
     """Write the model of a run's newest checkpoint, whether the run is done or not.
 
     Args:
         folder: the run's output.
         base: of a LoRA: write a model folder that adds it to the weights of this one, see `write_lora_model`.
+        rank: of a LoRA: the highest rank to write it with, see `lower_rank`. 0: as it was trained.
 
     Raises:
-        ValueError: it has no checkpoint, or there is a base but the run is no LoRA's.
+        ValueError: it has no checkpoint, or there is a base or a rank but the run is no LoRA's.
         CheckpointError: the LoRA does not fit the base.
     """
     checkpoint = newest(Path(folder) / "run")
     if checkpoint is None:
         raise ValueError(f"{folder} has no run/checkpoint_*: give the output folder of a run that saved one")
-    if base is not None and (task := read_phase_of(checkpoint).task) != "lora":
-        raise ValueError(f"{folder} is the run of a task {task!r}, expected 'lora': leave --base out")
+    if (base is not None or rank) and not (phase := read_phase_of(checkpoint)).makes_lora:
+        raise ValueError(f"{folder} is the run of a task {phase.task!r}, expected 'lora': leave --base and --rank out")
     log.info("exporting %s", checkpoint)
-    if base is None:
-        finish(checkpoint, Path(output))
-        return
-    with tempfile.TemporaryDirectory() as folder:
-        finish(checkpoint, Path(folder))
-        write_lora_model(Path(folder) / LORA_FILE, base, output)
+    with tempfile.TemporaryDirectory() as temporary:
+        target = Path(output if base is None else temporary)
+        finish(checkpoint, target)
+        lora = target / LORA_FILE
+        if rank:
+            save_weights(lora, lower_rank(open_weights(lora).load(), rank), torch.float16)
+        if base is not None:
+            write_lora_model(lora, base, output)

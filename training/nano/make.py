@@ -85,12 +85,13 @@ SMALL_TRANSFORMER = dataclasses.replace(
 
 CONFIGS = Path(__file__).parents[1] / "configs"
 # nano_<phase>.toml, in order
-PHASES = ("vae_1", "vae_2", "transformer", "lora", "control")
+PHASES = ("vae_1", "vae_2", "transformer", "lora", "few_steps", "control")
 WHOLE = ("transformer", "vae_2", "vae_1")  # whose results are whole models, the last one first
 TOGETHER = 32  # clips that are encoded at once
 ROW_STEPS = 20  # steps of a row in the loss tables that come with the pack
 # Where the time is given: each phase's share of it, with its encoding
-SHARES = {"vae_1": 60.0, "vae_2": 120.0, "transformer": 200.0, "lora": 20.0, "control": 40.0}
+SHARES = {"vae_1": 60.0, "vae_2": 120.0, "transformer": 200.0, "lora": 20.0, "few_steps": 40.0, "control": 40.0}
+LORAS = {"lora": f"{NEW_SHAPE}.safetensors", "few_steps": "few_steps.safetensors"}  # their names in the pack
 TRIED_STEPS, SLOWER = 16, 1.05  # steps that are timed first, and how much longer the others may take
 COLLECT_SECONDS = 10.0  # to write the result
 
@@ -257,9 +258,9 @@ def fitted(phase: Phase, until: float) -> Phase:
 
 
 def collect_nano(outputs: dict[str, Path], output: str | Path) -> None:
-    """Write the pack's folder from the phases' results: model in float16, LoRA, Control model, loss tables and curves.
+    """Write the pack's folder from the phases' results: model in float16, LoRAs, Control model, losses and curves.
 
-    A LoRA, a Control model and a small decoder that it has from before are removed: they belong to another model.
+    LoRAs, a Control model and a small decoder that it has from before are removed: they belong to another model.
 
     Args:
         outputs: the folders of phases of `PHASES`. The model is that of the last phase that trained it.
@@ -270,9 +271,9 @@ def collect_nano(outputs: dict[str, Path], output: str | Path) -> None:
     export_half(next(outputs[name] for name in WHOLE if name in outputs) / "model", output)
     shown = (scenes.random_scene(PREVIEW_SEED, index) for index in range(PREVIEW_CLIPS))
     write_preview(output, [scenes.render(scene, 17, 128, 128) for scene in shown])
-    if "lora" in outputs:
+    for name in LORAS.keys() & outputs.keys():
         (output / "lora").mkdir(exist_ok=True)
-        shutil.copyfile(outputs["lora"] / "model" / LORA_FILE, output / "lora" / f"{NEW_SHAPE}.safetensors")
+        shutil.copyfile(outputs[name] / "model" / LORA_FILE, output / "lora" / LORAS[name])
     if "control" in outputs:
         write_lora_model(outputs["control"] / "model" / LORA_FILE, output, output / "control")
     (output / "training").mkdir(exist_ok=True)

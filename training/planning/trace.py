@@ -26,6 +26,7 @@ from ...sampling.geometry import SPATIAL_COMPRESSION, frames_to_latent_t
 from ..data.buckets import Bucket
 from ..loop.config import Phase
 from ..tasks.encoders import Encoded
+from ..tasks.few_steps import FewStepsTask
 from ..tasks.parts import prepare_transformer
 from ..tasks.transformer import TransformerTask
 
@@ -194,7 +195,7 @@ FEW, MORE = 2, 3
 def trace_step(
     phase: Phase, config: TransformerConfig, bucket: Bucket, clips: int, accumulates: bool = False, shards: int = 1
 ) -> Step:
-    """Trace a step of a ``full`` or ``lora`` phase, with few blocks, and extend it to the model's.
+    """Trace a step of a phase that trains the transformer or a LoRA, with few blocks, and extend it to the model's.
 
     Args:
         config: of the transformer.
@@ -229,7 +230,7 @@ def trace_all_blocks(
     transformer = make_transformer(phase, config, attention)
     with FakeTensorMode(), GPUAutocast():
         materialise(transformer)
-        run = Run(phase, TransformerTask(transformer, config.default_schedule.alphas_cumprod()))
+        run = Run(phase, make_task(phase, transformer))
         run.update()  # makes the moments
         if not accumulates:
             run.optimizer.zero_grad()
@@ -266,13 +267,22 @@ def make_transformer(
     phase: Phase, config: TransformerConfig, attention: Callable = fused_attention
 ) -> CogVideoXTransformer:
     """The transformer of a phase on the meta device. Frozen weights have the type that `Parts` gives them."""
-    dtype = torch.bfloat16 if phase.task == "lora" and phase.mixed_precision == "bf16" else torch.float32
+    dtype = torch.bfloat16 if phase.makes_lora and phase.mixed_precision == "bf16" else torch.float32
     options = {"attention": attention, "position_mode": phase.positions}
     transformer = CogVideoXTransformer(config, **options, device="meta", dtype=dtype).requires_grad_(False)
     for block in transformer.transformer_blocks:  # while blocks are recomputed, a mode around the step would be off
         block.forward = within(GPUAutocast(), block.forward)
     prepare_transformer(transformer, phase)
     return transformer
+
+
+def make_task(phase: Phase, transformer: CogVideoXTransformer) -> TransformerTask:
+    """The task of a phase, as `Parts` makes it."""
+    config = transformer.config
+    if phase.task == "few_steps":
+        negative = torch.zeros(1, TEXT_TOKENS, config.text_embed_dim)
+        return FewStepsTask(transformer, config.default_schedule, negative, phase.few_steps)
+    return TransformerTask(transformer, config.default_schedule.alphas_cumprod())
 
 
 def materialise(module: torch.nn.Module) -> None:

@@ -4,7 +4,8 @@ W x + (alpha / rank) B A x, with B zero at the start (Hu et al. 2021). For a mod
 weight of the patch projection can be trained beside them.
 """
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 
 import torch
@@ -36,6 +37,24 @@ def add_lora(model: nn.Module, rank: int, alpha: float, projection: bool = False
             parameter.data = parameter.data.float()  # they have the dtype of the frozen layers
 
 
+@contextmanager
+def without_lora(model: nn.Module) -> Iterator[None]:
+    """The model as it was before `add_lora`.
+
+    peft's own `enable_adapters` also freezes the layers and unfreezes them again, which FSDP 2 does not expect.
+    """
+    from peft.tuners.tuners_utils import BaseTunerLayer
+
+    layers = [module for module in model.modules() if isinstance(module, BaseTunerLayer)]
+    try:
+        for layer in layers:
+            layer._disable_adapters = True
+        yield
+    finally:
+        for layer in layers:
+            layer._disable_adapters = False
+
+
 def lora_file(state: Mapping[str, torch.Tensor], alpha: float) -> dict[str, torch.Tensor]:
     """The tensors of a LoRA file: ``diffusion_model.<layer>.lora_down.weight``, ``.lora_up.weight``, ``.alpha``.
 
@@ -55,6 +74,26 @@ def lora_file(state: Mapping[str, torch.Tensor], alpha: float) -> dict[str, torc
                 renamed[f"diffusion_model.{layer}.{key}.weight"] = value
                 renamed[f"diffusion_model.{layer}.alpha"] = torch.tensor(float(alpha))
     return renamed
+
+
+def lower_rank(weights: Mapping[str, torch.Tensor], rank: int) -> dict[str, torch.Tensor]:
+    """The tensors of a LoRA file with a lower rank: each layer's closest change of that rank (Eckart and Young 1936).
+
+    Args:
+        weights: see `lora_file`. Layers whose rank is not above ``rank``, and the patch projection, stay as they are.
+    """
+    lower = dict(weights)
+    for key in (key for key in weights if key.endswith(".lora_down.weight")):
+        layer = key.removesuffix(".lora_down.weight")
+        down, up = weights[key].float(), weights[f"{layer}.lora_up.weight"].float()
+        if len(down) <= rank:
+            continue
+        change = up @ down * (float(weights[f"{layer}.alpha"]) / len(down))
+        left, values, right = torch.linalg.svd(change, full_matrices=False)
+        root = values[:rank].sqrt()
+        lower[key], lower[f"{layer}.lora_up.weight"] = root[:, None] * right[:rank], left[:, :rank] * root
+        lower[f"{layer}.alpha"] = torch.tensor(float(rank))
+    return lower
 
 
 @torch.no_grad()

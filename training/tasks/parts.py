@@ -23,6 +23,7 @@ from ..data.cache import Cache
 from ..data.samples import Batch
 from ..loop.config import FAMILIES, OF_THE_VAE, Phase
 from .encoders import Encoded, Encoders
+from .few_steps import FewStepsTask
 from .hub import FILES, PARTS, save_weights, write_json
 from .lora import add_lora, lora_file
 from .origin import check_origin, origin
@@ -62,10 +63,11 @@ class Parts:
 
     def __init__(self, phase: Phase, dtype: torch.dtype = torch.float32, attention: Callable = sdpa):
         self.phase, self.dtype, self.attention = phase, dtype, attention
-        # A LoRA from a cache needs the transformer alone; a whole model is written with its VAE and T5.
+        # A LoRA from a cache needs the transformer alone. A whole model is written with its VAE and T5, and few_steps
+        # needs T5 for the negative prompt.
         alone = phase.task == "lora" and phase.data.cache
         self.checkpoint = source = open_checkpoint(phase.model) if alone else open_whole(phase.model)
-        if source.base is not None and phase.task != "lora":
+        if source.base is not None and not phase.makes_lora:
             raise ValueError(f"{phase.model} has only a LoRA of {source.base}: train a LoRA, or give a whole model")
         self.encoders = None
         if phase.task == "vae":
@@ -81,9 +83,8 @@ class Parts:
                 f"{phase.model} is a {source.config.family} model, expected {FAMILIES[phase.family]}, as family says: "
                 "give another model, or change family"
             )
-        lora = phase.task == "lora"
         transformer = load_transformer(
-            source, dtype if lora else torch.float32, position_mode=phase.positions, attention=attention
+            source, dtype if phase.makes_lora else torch.float32, position_mode=phase.positions, attention=attention
         )
         prepare_transformer(transformer, phase)
         self.texts = open_whole(phase.text_encoder) if phase.text_encoder else source
@@ -91,8 +92,17 @@ class Parts:
             check_origin(Cache(phase.data.cache), origin(phase, source, self.texts))
         else:
             self.encoders = make_encoders(phase, source, self.texts, dtype)
+        if phase.task == "few_steps":
+            self.task = FewStepsTask(transformer, source.schedule, self.negative(), phase.few_steps)
+            return
         t5 = self.encoders.text_encoder.model.requires_grad_(True) if phase.train_text_encoder else None
         self.task = TransformerTask(transformer, source.schedule.alphas_cumprod(), t5, phase.snr_gamma)
+
+    def negative(self) -> torch.Tensor:
+        """The features of the teacher's negative prompt, [1, L, C]. T5 is loaded for it where clips are cached."""
+        encoder = self.encoders and self.encoders.text_encoder
+        encoder = encoder or TextEncoder(self.texts.text_encoder, self.texts.tokenizer, self.dtype)
+        return encoder(self.phase.few_steps.negative)
 
     @property
     def patch_t(self) -> int | None:
@@ -128,7 +138,7 @@ def write_result(
         scale_factor: of a new latent space, see `measure_scale`.
     """
     output = Path(output)
-    if phase.task == "lora":
+    if phase.makes_lora:
         weights = lora_file(strip(state, "transformer."), phase.lora_alpha)
         save_weights(output / LORA_FILE, weights, torch.float16)  # as LoRA files are
         return
@@ -194,7 +204,7 @@ def prepare_transformer(transformer: CogVideoXTransformer, phase: Phase) -> None
     transformer.train()
     if phase.checkpoint_blocks:
         checkpoint_blocks(transformer)
-    if phase.task == "lora":
+    if phase.makes_lora:
         add_lora(transformer, phase.lora_rank, phase.lora_alpha, phase.train_patch_projection)
     else:
         transformer.requires_grad_(True)

@@ -55,14 +55,18 @@ class TransformerTask(nn.Module):
         self.t5 = t5
         self.register_buffer("alphas", alphas, persistent=False)
 
-    def forward(self, clips: Encoded) -> torch.Tensor:
-        """The loss of each clip and noise, [B R]."""
+    def repeated(self, clips: Encoded) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor | None]:
+        """The latent, the noise, the text features and the conditioning of each clip and noise, (B R) ..."""
         latent, extra = clips["latent"], clips.get("extra")
         context = clips["context"] if self.t5 is None else self.t5(input_ids=clips["ids"]).last_hidden_state
-        noise, time = clips["noise"].flatten(0, 1), clips["time"].flatten()  # B R ... -> (B R) ...
-        repeats = clips["time"].shape[1]
+        noise, repeats = clips["noise"].flatten(0, 1), clips["time"].shape[1]
         latent, context = latent.repeat_interleave(repeats, 0), context.repeat_interleave(repeats, 0)
-        extra = None if extra is None else extra.repeat_interleave(repeats, 0)
+        return latent, noise, context, None if extra is None else extra.repeat_interleave(repeats, 0)
+
+    def forward(self, clips: Encoded) -> torch.Tensor:
+        """The loss of each clip and noise, [B R]."""
+        latent, noise, context, extra = self.repeated(clips)
+        time = clips["time"].flatten()
         timestep = (time * len(self.alphas)).long().clamp(max=len(self.alphas) - 1)
         alpha = self.alphas[timestep].float()[:, None, None, None, None]
         v = self.transformer(noised(latent, noise, alpha), timestep, context, concat_latents=extra)

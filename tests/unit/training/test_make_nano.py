@@ -43,7 +43,7 @@ def test_all_phases_make_the_folder_of_the_pack(configs, tmp_path):
     make.train_nano(output)
     for part in ("transformer", "vae", "text_encoder"):
         assert {info.dtype for info in open_weights(output / part).tensors.values()} == {torch.float16}
-    assert {path.name for path in (output / "lora").iterdir()} == {"ring.safetensors"}
+    assert {path.name for path in (output / "lora").iterdir()} == {"ring.safetensors", "few_steps.safetensors"}
     assert load_transformer(open_checkpoint(output / "control")).config.in_channels == 32
     tables = {path.stem for path in (output / "training").glob("*.csv")}
     assert tables == {path.stem for path in (output / "training").glob("*.png")} == set(make.PHASES)

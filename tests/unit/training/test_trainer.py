@@ -34,7 +34,7 @@ def trainer_of(model, folder, task="full", **changes) -> Trainer:
     return Trainer(phase, Parts(phase), Accelerator(cpu=True), folder)
 
 
-@pytest.mark.parametrize("task", ["vae", "full", "lora", "tiny_decoder"])
+@pytest.mark.parametrize("task", ["vae", "full", "lora", "few_steps", "tiny_decoder"])
 def test_training_lowers_the_loss(tiny_model, tmp_path, task):
     """Steps on one batch lower the loss of that batch, each kind of training by what it alone may change."""
     trainer = trainer_of(tiny_model, tmp_path, task, steps=20, optimizer=Optimizer(3e-3, 3e-3, warmup_steps=1))
@@ -56,14 +56,15 @@ def checkpoint(folder: Path) -> dict[str, torch.Tensor]:
     return {f"{kind}.{name}": value for kind in kinds for name, value in read_tensors(path, kind).items()}
 
 
-def test_a_resumed_run_is_bit_equal(tiny_model, tmp_path):
+@pytest.mark.parametrize("task", ["full", "few_steps"])
+def test_a_resumed_run_is_bit_equal(tiny_model, tmp_path, task):
     """After a stop at step 3 of 6, and two more steps that were not saved."""
-    trainer_of(tiny_model, tmp_path / "whole").run()
-    trainer_of(tiny_model, tmp_path / "parts").run(until=3)
+    trainer_of(tiny_model, tmp_path / "whole", task).run()
+    trainer_of(tiny_model, tmp_path / "parts", task).run(until=3)
     with (tmp_path / "parts" / "loss.csv").open("a") as file:
         file.write("3,9.9,0.1,1\n4,9.9,0.1,1\n")
     torch.manual_seed(99)
-    trainer = trainer_of(tiny_model, tmp_path / "parts")
+    trainer = trainer_of(tiny_model, tmp_path / "parts", task)
     assert trainer.step == 3
     trainer.run()
     whole, parts = checkpoint(tmp_path / "whole"), checkpoint(tmp_path / "parts")
@@ -187,6 +188,14 @@ tolerance = 0.3
         ("[batches]", '[data]\nshapes = ["star"]\n[batches]', "shapes is .'star'., expected some of"),
         ("[batches]", "[optimizer]\nema_decay = 1\n[batches]", "ema_decay is 1.0, expected 0 to less than 1"),
         ('"full"', '"lora"\ntrain_text_encoder = true', "train_text_encoder is True, expected false: only task full"),
+        (
+            '"full"',
+            '"few_steps"\ntrain_patch_projection = true',
+            "train_patch_projection is True, expected false: only",
+        ),
+        ("[batches]", "[few_steps]\nteacher_steps = 10\n[batches]", "teacher_steps is 10, expected a multiple of .*4"),
+        ("[batches]", "[few_steps]\nguidance = 0.5\n[batches]", "guidance is 0.5, expected 1 .no guidance. or more"),
+        ("[batches]", "[few_steps]\nsteps_at_once = 0\n[batches]", "steps_at_once is 0, expected more than 0"),
         ("[batches]", "[optimizer]\nmax_grad_norm = 0\n[batches]", "max_grad_norm is 0.0, expected more than 0"),
         ("steps = 2", "steps = 0", "steps is 0, expected more than 0"),
         ("steps = 2", 'steps = "two"', "steps is 'two', expected int"),

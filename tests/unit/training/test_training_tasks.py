@@ -16,7 +16,7 @@ from cogvideox_fun.training.loop.source import open_clips, phase_batches
 from cogvideox_fun.training.loop.trainer import Trainer
 from cogvideox_fun.training.tasks import parts as parts_module
 from cogvideox_fun.training.tasks.attention import product_attention
-from cogvideox_fun.training.tasks.lora import add_lora, apply_lora, lora_file
+from cogvideox_fun.training.tasks.lora import add_lora, apply_lora, lora_file, lower_rank
 from cogvideox_fun.training.tasks.parts import Parts, export_half, measure_scale, write_result
 from cogvideox_fun.training.tasks.vae import known_cells
 from safetensors.torch import load_file, save_file
@@ -195,6 +195,22 @@ def test_lora_starts_as_nothing_and_its_file_equals_its_layers(tiny_model, tmp_p
     with torch.no_grad():
         assert torch.allclose(trained(x, t, text), merged(x, t, text), atol=1e-5)
         assert not torch.allclose(trained(x, t, text), plain(x, t, text), atol=1e-2)
+
+
+def test_a_lora_of_lower_rank_is_the_closest_one():
+    """Singular values 3, 2 and 1 of its change: rank 2 leaves 1 of them, and rank 3 all. Its alpha is not its rank."""
+    left, right = (torch.linalg.qr(torch.randn(size, 3, dtype=torch.float64))[0].float() for size in (8, 6))
+    layer = "diffusion_model.transformer_blocks.0.attn1.to_q"
+    up, down = left * torch.tensor([3.0, 2.0, 1.0]), 1.5 * right.T
+    weights = {f"{layer}.lora_up.weight": up, f"{layer}.lora_down.weight": down, f"{layer}.alpha": torch.tensor(2.0)}
+    for rank, lost in ((2, 1.0), (3, 0.0), (5, 0.0)):
+        lower = lower_rank({**weights, "other": torch.ones(1)}, rank)
+        found = lower[f"{layer}.lora_up.weight"] @ lower[f"{layer}.lora_down.weight"]
+        found *= float(lower[f"{layer}.alpha"]) / len(lower[f"{layer}.lora_down.weight"])
+        assert len(lower[f"{layer}.lora_down.weight"]) == min(rank, 3) and "other" in lower
+        assert float((found - left @ torch.diag(torch.tensor([3.0, 2.0, 1.0])) @ right.T).norm()) == pytest.approx(
+            lost, abs=1e-5
+        )
 
 
 def test_lora_of_another_model(tiny_model, tmp_path):
