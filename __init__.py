@@ -15,7 +15,7 @@ async def comfy_entrypoint():
     from .nodes.latents import EmptyLatent, VAEDecode, VAEEncode
     from .nodes.loaders import LoraLoader, ModelLoader, TextEncoderLoader, VAELoader
     from .nodes.long_video import LongVideo, LongVideoRound
-    from .nodes.masks import MaskAdjust, MaskResize3D, StartEndImage
+    from .nodes.masks import MaskAdjust, MaskFollow, MaskResize3D, StartEndImage
     from .nodes.positions import PositionInterpolation
     from .nodes.replacements import register
     from .nodes.resolution import Resolution
@@ -47,6 +47,7 @@ async def comfy_entrypoint():
         Scheduler,
         VAEDecode,
         MaskAdjust,
+        MaskFollow,
         CompositeSource,
         LongVideo,
         CheckLongVideo,

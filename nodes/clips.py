@@ -112,6 +112,9 @@ class ExampleClip(io.ComfyNode):
                 io.Image.Output(display_name="first_frame", tooltip="For a start image."),
                 io.Image.Output(display_name="last_frame", tooltip="For an end image."),
                 io.Mask.Output(display_name="mask", tooltip=f"The region with motion. {common.MASK_TOOLTIP}"),
+                io.Mask.Output(
+                    display_name="first_mask", tooltip=f"What moves, in the first frame. {common.MASK_TOOLTIP}"
+                ),
             ],
         )
 
@@ -122,7 +125,8 @@ class ExampleClip(io.ComfyNode):
         opened = open_clip(video)
         frames = [frame for _, frame in opened.frames(0.0)]
         first, last = (opened.picture(frame)[None] for frame in (frames[0], frames[-1]))
-        return io.NodeOutput(video, first, last, read_mask(EXAMPLES / f"{example}.png"))
+        masks = [read_mask(EXAMPLES / name) for name in (f"{example}.png", f"{example}.first.png")]
+        return io.NodeOutput(video, first, last, *masks)
 
 
 def example_names() -> list[str]:

@@ -147,11 +147,17 @@ class VAELoader(io.ComfyNode):
     def define_schema(cls):
         return common.schema(
             "loaders",
-            "load vae, vae loader, CogVideoXVAELoader, 3d vae",
+            "load vae, vae loader, CogVideoXVAELoader, 3d vae, taehv, taecvx, tiny vae, draft",
             node_id="CogVideoXFunVAELoader",
             display_name="Load CogVideoX-Fun VAE",
-            description="Load a CogVideoX VAE, which works on a few frames at a time.",
-            inputs=[VAES.input("vae_name", "A CogVideoX VAE in models/vae, or the vae of a model folder.")],
+            description="Load a CogVideoX VAE, which works on a few frames at a time, or a small decoder for drafts.",
+            inputs=[
+                VAES.input(
+                    "vae_name",
+                    "A CogVideoX VAE in models/vae, or the vae of a model folder. Or taecvx in models/vae_approx: it "
+                    "decodes drafts quickly, and can't encode.",
+                )
+            ],
             outputs=[io.Vae.Output(display_name="VAE", tooltip="Encodes and decodes videos.")],
         )
 

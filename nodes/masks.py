@@ -1,4 +1,4 @@
-"""Start and end images to a video and its mask; adjust masks and resize them to the latent."""
+"""Start and end images to a video and its mask; masks that follow a video, are adjusted, and resized to the latent."""
 
 import logging
 from collections.abc import Callable
@@ -7,13 +7,27 @@ from comfy_api.latest import io, ui
 from torch import Tensor
 
 from ..model_loading.comfyui.model import progress_callback
+from ..model_loading.comfyui.optical_flow import find_raft, flow_of, weight_files
+from ..sampling.follow import follow_mask, lost_at
 from ..sampling.mask_edit import MAX_BLUR, MAX_GROW, adjust_mask
-from ..sampling.masks import FITS, build_start_end, mask_to_latent
+from ..sampling.masks import FITS, as_frames, build_start_end, check_image, fit_mask, mask_to_latent
 from ..sampling.sheets import mask_sheet, video_sheet
 from . import common
 from .latents import fit_length, latent_shape
+from .model_files import fingerprint
 
 log = logging.getLogger(__name__)
+
+HUB = "https://huggingface.co/Comfy-Org/void-model/resolve/main/optical_flow"
+RAFT = f"{HUB}/raft_large_C_T_SKHT_V2-ff5fadd5.safetensors"
+NO_RAFT = (
+    "no RAFT found, so a simpler optical flow is used, which may lose fast motion: "
+    f"for RAFT, put {RAFT} into models/optical_flow"
+)
+LOST = (
+    "less than a tenth of the mask is left from frame %d on: its object has left the picture or is hidden, or the "
+    "optical flow has lost it"
+)
 
 
 def preview(make_sheet: Callable[[], Tensor]) -> ui.PreviewImage | None:
@@ -141,3 +155,48 @@ class MaskAdjust(io.ComfyNode):
         common.check_numbers(grow=grow, blur=blur)
         adjusted = adjust_mask(mask, grow, blur, invert, progress_callback())
         return io.NodeOutput(adjusted, ui=preview(lambda: mask_sheet(adjusted)))
+
+
+class MaskFollow(io.ComfyNode):
+    @classmethod
+    def define_schema(cls):
+        return common.schema(
+            "mask",
+            "mask follows motion, track mask, mask tracking, video mask, optical flow, RAFT, rotoscope, moving mask",
+            node_id="CogVideoXFunMaskFollow",
+            display_name="Propagate Mask",
+            shows_picture=True,
+            description="Move a mask of the first frame with the motion of a video, by optical flow.",
+            inputs=[
+                io.Image.Input("images", tooltip="The frames, from Clip to Frames."),
+                io.Mask.Input("mask", tooltip="The mask of the first frame. Another size is stretched to the frames."),
+                io.Custom("OPTICAL_FLOW").Input(
+                    "optical_flow",
+                    optional=True,
+                    tooltip="From Load Optical Flow Model. Not connected: RAFT from models/optical_flow if it is "
+                    "there, else a simpler flow that needs no model.",
+                ),
+            ],
+            outputs=[io.Mask.Output(display_name="mask", tooltip="A mask for each frame.")],
+        )
+
+    @classmethod
+    def fingerprint_inputs(cls, **_inputs):
+        return fingerprint(*weight_files())
+
+    @classmethod
+    def execute(cls, images, mask, optical_flow=None) -> io.NodeOutput:
+        check_image(images, "images")
+        length, height, width, _ = images.shape
+        mask = as_frames(mask)
+        if len(mask) > 1:
+            log.warning("the mask has %d frames: only the first is used", len(mask))
+        first = fit_mask(mask[:1], 1, height, width, soft=True)[0]
+        raft = find_raft() if optical_flow is None else optical_flow
+        if raft is None:
+            log.warning(NO_RAFT)
+        flow = flow_of(raft, height, width)
+        followed = follow_mask(first, length, lambda a, b: flow(images[a], images[b]), progress_callback())
+        if (lost := lost_at(followed)) is not None:
+            log.warning(LOST, lost + 1)
+        return io.NodeOutput(followed, ui=preview(lambda: video_sheet(images, followed)))

@@ -13,6 +13,7 @@ from comfy_api.latest import io
 from ..model_loading.errors import CheckpointError, listed, shown
 from ..model_loading.files import checkpoint
 from ..model_loading.files.t5 import is_t5_file
+from ..model_loading.files.tiny_decoder import is_tiny_decoder_file
 
 FIRST = object()  # the default of a loader's name: the first in the list
 HUB = "https://huggingface.co/alibaba-pai"
@@ -136,6 +137,20 @@ def find_parts(part: str, kind: str, is_one: Callable[[Path], bool]) -> dict[str
     return with_own(parts(hub_roots()) | files, parts([OWN_MODELS]))
 
 
+def find_vaes() -> dict[str, Path]:
+    """VAEs, then small decoders: of models/vae_approx and models/vae, and those of model folders."""
+
+    def decoders(roots: list[Path]) -> dict[str, Path]:
+        folders = checkpoint.find_models(roots, {})
+        paths = {f"{name}/{checkpoint.TINY_DECODER}": checkpoint.tiny_decoder_of(f) for name, f in folders.items()}
+        return {name: path for name, path in paths.items() if path is not None}
+
+    files = single_files("vae") | single_files("vae_approx")
+    small = {name: path for name, path in files.items() if is_tiny_decoder_file(path)}
+    found = find_parts("vae", "vae", checkpoint.is_vae_file)
+    return with_own(found, small | decoders(hub_roots()) | decoders([OWN_MODELS]))
+
+
 def find_loras() -> dict[str, Path]:
     """LoRA files, and last the pack's own: name -> path."""
     own = OWN_MODELS.glob("*/lora/*.safetensors")
@@ -146,7 +161,7 @@ MODELS = Listing("model", "diffusion_models", find_models)
 TEXT_ENCODERS = Listing(
     "text encoder", "text_encoders", lambda: find_parts("text_encoder", "text_encoders", is_t5_file)
 )
-VAES = Listing("VAE", "vae", lambda: find_parts("vae", "vae", checkpoint.is_vae_file))
+VAES = Listing("VAE", "vae", find_vaes)
 LORAS = Listing("LoRA", "loras", find_loras, in_repositories=False)
 
 # What the loaders made of files, for as long as anything holds it, so that another weight_dtype does not load T5 and

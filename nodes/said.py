@@ -2,22 +2,16 @@
 
 import logging
 
-from comfy_execution.utils import get_executing_context
+from ..model_loading.comfyui.page import page
 
 EVENT = "cogvideox-fun.said"
 
 
 def say(text: str) -> None:
     """Show a text under the node that ComfyUI is running, in the page that started the run."""
-    context = get_executing_context()
-    if context is None:
-        return
-    from server import PromptServer  # here, because it starts a large part of ComfyUI
-
-    server = getattr(PromptServer, "instance", None)
-    if server is not None and server.client_id is not None:
-        message = {"node": context.node_id, "prompt": context.prompt_id, "text": text}
-        server.send_sync(EVENT, message, server.client_id)
+    tell = page()
+    if tell is not None:
+        tell(EVENT, {"text": text})
 
 
 class OnTheNode(logging.Handler):

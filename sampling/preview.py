@@ -1,7 +1,12 @@
-"""Latents to RGB by a matrix, for the preview that a sampler shows while it works."""
+"""Pictures of latents for the previews that a sampler shows while it works, and how long these may take."""
 
-from collections.abc import Mapping
+import contextlib
+import time
+from collections.abc import Callable, Iterator, Mapping
 from typing import NamedTuple
+
+import torch
+import torch.nn.functional as F
 
 FACTORS, BIAS = "latent_rgb_factors", "latent_rgb_factors_bias"  # what a VAE's configuration may hold
 
@@ -31,3 +36,65 @@ PUBLISHED = PreviewFactors(
     ],
     [0.0, 0.0, 0.0],
 )  # fmt: skip
+
+FRAMES_PER_SECOND = 8
+SHARE = 0.05  # of the time of sampling that previews may take
+
+
+def rgb_frames(latents: torch.Tensor, factors: PreviewFactors) -> torch.Tensor:
+    """Scaled latents C T h w as coarse pictures T 3 h w of 0..1, one for each latent frame."""
+    matrix, bias = (torch.tensor(values, device=latents.device) for values in factors)
+    rgb = torch.einsum("cthw,cr->trhw", latents.float(), matrix) + bias[:, None, None]
+    return (rgb + 1) / 2
+
+
+def to_pictures(frames: torch.Tensor, largest: int) -> torch.Tensor:
+    """Frames F 3 H W of 0..1 as pictures F H W 3, uint8, on the CPU, made smaller than ``largest`` x ``largest``."""
+    height, width = frames.shape[2:]
+    scale = largest / max(height, width)
+    if scale < 1:
+        size = [max(round(side * scale), 1) for side in (height, width)]
+        frames = F.interpolate(frames.float(), size, mode="area")
+    frames = (frames.clamp(0, 1) * 255).round().to(torch.uint8)
+    return frames.movedim(1, -1).cpu()  # FCHW -> FHWC
+
+
+def durations(frames: int, latent_t: int) -> list[int]:
+    """Milliseconds of each picture of a clip of ``latent_t`` latent frames, so that it lasts as long as the clip.
+
+    A picture stands for one frame, or for a latent frame if there are only as many: the first has one frame, each of
+    the others has four.
+    """
+    one = 1000 // FRAMES_PER_SECOND
+    return [one] + [one * (4 if frames == latent_t else 1)] * (frames - 1)
+
+
+class Budget:
+    """Keeps the time that previews take below a share of the time of sampling, from now on.
+
+    Args:
+        clock: seconds.
+    """
+
+    def __init__(self, share: float = SHARE, clock: Callable[[], float] = time.monotonic):
+        self.share, self.clock = share, clock
+        self.started = clock()
+        self.spent = self.last = 0.0
+        self.count = 0
+
+    @property
+    def elapsed(self) -> float:
+        return self.clock() - self.started
+
+    def allows(self) -> bool:
+        """Whether a preview that costs as much as the last one stays within the share; the first one always does."""
+        return self.spent + self.last <= self.share * self.elapsed
+
+    @contextlib.contextmanager
+    def spending(self) -> Iterator[None]:
+        """Measure a preview."""
+        before = self.clock()
+        yield
+        self.last = self.clock() - before
+        self.spent += self.last
+        self.count += 1

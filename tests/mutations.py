@@ -53,6 +53,20 @@ MUTATIONS = [
     ),
     (f"{NETWORKS}/vae.py", "length - ENCODE_FRAMES * i", "length - ENCODE_FRAMES * i + 1", "tests/parity/test_vae.py"),
     (f"{NETWORKS}/vae.py", "else x[:, :, -2:].clone()", "else x[:, :, -1:].clone()", "tests/parity/test_vae.py"),
+    (
+        f"{NETWORKS}/tiny_decoder.py",
+        "[before, frames[:, :-1]]",
+        "[frames[:, 1:], before]",
+        "tests/unit/networks/test_tiny_decoder.py",
+    ),
+    (
+        f"{NETWORKS}/tiny_decoder.py",
+        "pixels[:, :, DROPPED:]",
+        "pixels[:, :, :-DROPPED]",
+        "tests/unit/networks/test_tiny_decoder.py",
+    ),
+    (f"{SAMPLING}/preview.py", "self.spent + self.last <=", "self.spent <=", "tests/unit/sampling/test_preview.py"),
+    (f"{SAMPLING}/preview.py", "4 if frames == latent_t else 1", "1", "tests/unit/sampling/test_preview.py"),
     (f"{NETWORKS}/tiling.py", "at_start else ramp", "at_start else ramp.flip(0)", "tests/unit/networks"),
     (
         f"{NETWORKS}/memory_estimate.py",
@@ -168,6 +182,21 @@ MUTATIONS = [
         "stays = still | (",
         "tests/unit/sampling/test_rounds.py",
     ),
+    (f"{SAMPLING}/follow.py", "[0] * returns", "[0]", "tests/unit/sampling/test_follow.py"),
+    (f"{SAMPLING}/follow.py", "read(forth, here + back)", "forth", "tests/unit/sampling/test_follow.py"),
+    (
+        f"{SAMPLING}/follow.py",
+        "backward + read(back, here + backward)",
+        "backward + back",
+        "tests/unit/sampling/test_follow.py",
+    ),
+    (
+        f"{SAMPLING}/optical_flow.py",
+        'padding_mode="border"',
+        'padding_mode="zeros"',
+        "tests/unit/sampling/test_follow.py",
+    ),
+    (f"{SAMPLING}/optical_flow.py", "        flow = median(flow)\n", "", "tests/unit/sampling/test_follow.py"),
     (
         "training/evaluation/drift.py",
         "np.arange(len(values)) / FPS / 60",

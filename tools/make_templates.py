@@ -7,7 +7,7 @@ import json
 
 from pack import ROOT
 from templates.document import blueprint, blueprint_title, name_of, template
-from templates.tasks import TASKS
+from templates.tasks import EDITIONS
 
 WORKFLOWS, SUBGRAPHS = ROOT / "workflows", ROOT / "subgraphs"
 
@@ -15,9 +15,8 @@ WORKFLOWS, SUBGRAPHS = ROOT / "workflows", ROOT / "subgraphs"
 def made() -> dict[str, str]:
     """Path in the repository -> text of every file."""
     files = {}
-    for task in TASKS:
-        for nano in (False, True):
-            files[f"workflows/{name_of(task, nano)}.json"] = template(task, nano)
+    for task, nano in EDITIONS:
+        files[f"workflows/{name_of(task, nano)}.json"] = template(task, nano)
         files[f"subgraphs/{blueprint_title(task)}.json"] = blueprint(task)
     return {path: json.dumps(value, indent=1, ensure_ascii=False) + "\n" for path, value in files.items()}
 

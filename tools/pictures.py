@@ -20,10 +20,10 @@ from cogvideox_fun.tools import media
 from cogvideox_fun.training.data.control import draw_edges
 from cogvideox_fun.training.evaluation.edges import THRESHOLDS
 from front_end import FrontEnd, start_browser
-from make_example import EXAMPLES, MOVES_IN, NAME
+from make_example import EXAMPLES, MOVES_IN, NAME, STARTS_IN
 from PIL import Image, ImageOps
 from templates.document import name_of
-from templates.tasks import TASKS, Task
+from templates.tasks import EDITIONS, TASKS, Task
 
 WORKFLOWS = comfy.ROOT / "workflows"
 PICTURES = comfy.ROOT / "docs" / "pictures"
@@ -35,6 +35,9 @@ CARD_BYTES = 250_000
 LAST_FRAME = 1000  # milliseconds that it stops at its end
 FRAME = 3  # pixels of white around a picture in the corner
 FADED = 0.6  # of white over what is generated anew
+
+# Tasks without an edition for the nano model -> the task whose edition makes their card, and the prompt
+SHOWN_BY = {"Region by a Word": ("Region That Follows", "a yellow triangle moves right over the night")}
 
 
 def write_inputs(folder: Path) -> None:
@@ -65,9 +68,24 @@ def given(task: Task) -> list[torch.Tensor]:
     shown = {"start_image": clip[:1], "end_image": clip[-1:], "clip": clip}
     if "mask" in task.sources:
         return [covered]
+    if "first_mask" in task.sources:
+        left, top, right, bottom = STARTS_IN
+        clip[0, top:bottom, left:right] = (1 - FADED) * clip[0, top:bottom, left:right] + FADED
+        return [clip[:1], clip[1:]]
     if task.title == "Control":
         return [draw_edges(clip, THRESHOLDS)]
     return [shown[name] for name in task.sources]
+
+
+def nano_workflow(task: Task) -> dict:
+    """What makes the card of a task, in API form."""
+    title, prompt = SHOWN_BY.get(task.title, (task.title, ""))
+    (shown,) = (one for one in TASKS if one.title == title)
+    workflow = json.loads((export_api.API / f"{name_of(shown, True)}.json").read_text(encoding="utf-8"))
+    for node in workflow.values():
+        if prompt and node["inputs"].get("text"):  # the negative prompt is empty
+            node["inputs"]["text"] = prompt
+    return workflow
 
 
 def inset(video: torch.Tensor) -> list[Image.Image]:
@@ -130,9 +148,9 @@ def main() -> None:
         write_inputs(base / "input")
         with comfy.serve(comfy.find_host(), base) as server, start_browser() as browser:
             for task in tasks:
-                workflow = json.loads((export_api.API / f"{name_of(task, True)}.json").read_text(encoding="utf-8"))
-                frames = card(result_of(server, base, workflow), [inset(video) for video in given(task)])
-                for nano in (True, False):
+                made = result_of(server, base, nano_workflow(task))
+                frames = card(made, [inset(video) for video in given(task)])
+                for _, nano in (edition for edition in EDITIONS if edition[0] is task):
                     save_card(frames, WORKFLOWS / f"{name_of(task, nano)}.jpg")
             server.post("/settings/Comfy.TutorialCompleted", True)
             front = FrontEnd(browser, server.url, *WINDOW)

@@ -30,7 +30,7 @@ load_pack()  # not in main: a worker process that starts anew imports this file 
 
 
 def parse_args() -> argparse.Namespace:
-    from cogvideox_fun.training.evaluation.rows import ROWS
+    from cogvideox_fun.training.evaluation.evaluate import ROWS
     from cogvideox_fun.training.nano.make import PHASES
 
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)

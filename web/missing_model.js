@@ -8,12 +8,12 @@ const TEXTS = {
     en: {
         title: (names) => `Missing: ${names.join(", ")}`,
         detail: (address, folder) => `Put ${address} into ${folder}.`,
-        end: "Then press R. To try without a download, open the same template with (nano) in its name.",
+        end: "Then press R. To try without a download, open a template with (nano) in its name.",
     },
     zh: {
         title: (names) => `缺少：${names.join("、")}`,
         detail: (address, folder) => `请把 ${address} 放进 ${folder}。`,
-        end: "然后按 R。不想下载时，请打开名称带有 (nano) 的同名模板。",
+        end: "然后按 R。不想下载时，请打开名称带有 (nano) 的模板。",
     },
 };
 let hide = () => {}; // takes the notice away that is shown

@@ -4,6 +4,7 @@
 import { api } from "../../scripts/api.js";
 import { app } from "../../scripts/app.js";
 import { ComfyWidgets } from "../../scripts/widgets.js";
+import { nodesOf } from "./nodes.js";
 
 const EVENT = "cogvideox-fun.said"; // nodes/said.py sends it
 const WIDGET = "$$cogvideox-fun-said"; // the front end saves no widget whose name begins like this
@@ -12,22 +13,6 @@ const HEIGHT = 56;
 const said = new Map(); // id of a node that ran -> { prompt, text }
 const ignored = new Set(); // runs of a graph that is no longer open
 let running = null; // the id of the run
-
-// The nodes that an id names, from the outside in, with the part of the id that names each: "8:19" is node 19 in the
-// subgraph of node 8. Nodes that a node added to the graph ("8:11.0.0") count as that node.
-function nodesOf(id) {
-    const found = [];
-    let graph = app.graph.rootGraph ?? app.graph;
-    let prefix = "";
-    for (const part of id.split(":")) {
-        const node = graph?.getNodeById(parseInt(part));
-        if (!node) return [];
-        prefix += (prefix && ":") + parseInt(part);
-        found.push([prefix, node]);
-        graph = node.subgraph;
-    }
-    return found;
-}
 
 function addWidget(node) {
     const { widget } = ComfyWidgets.STRING(node, WIDGET, ["STRING", { multiline: true }], app);

@@ -19,6 +19,7 @@ from .compat import is_dynamic, load_weights
 from .files import read_file
 from .model import CogVideoXFun, CogVideoXFunConfig
 from .patcher import patcher_class
+from .previews import add_previews
 from .quantized import read_quantization, renamed_layers
 
 log = logging.getLogger(__name__)
@@ -192,6 +193,7 @@ def load_model(
         patcher = load_plain(checkpoint, weight_dtype, disable_dynamic)
     patcher.model.to(patcher.offload_device)
     patcher.add_callback(comfy.patcher_extension.CallbacksMP.ON_DETACH, forget_positions)
+    add_previews(patcher)
     patcher.cached_patcher_init = (load_model, (str(path), weight_dtype, model_options))
     log.info(
         "%s: CogVideoX-Fun %s, %s, %d channels", shown(path), checkpoint.config.family,

@@ -13,7 +13,7 @@ import torch
 
 from ...sampling.geometry import latent_t_to_frames
 from ...sampling.positions import PositionOptions
-from ...sampling.preview import PreviewFactors
+from ...sampling.preview import PUBLISHED, PreviewFactors
 from ..files.checkpoint import SAVED_CONFIG, Checkpoint, encode_config
 from ..networks.memory_estimate import transformer_bytes
 from ..networks.transformer import POSITIONS, CogVideoXTransformer
@@ -101,6 +101,8 @@ class CogVideoXFunConfig(comfy.supported_models_base.BASE):
         self.schedule = schedule
         self.image_scale = checkpoint.image_scale
         self.latent_format = CogVideoXLatent(checkpoint.scale_factor, checkpoint.preview)
+        self.tiny_decoder = checkpoint.tiny_decoder
+        self.has_published_latents = checkpoint.preview == PUBLISHED
         self.supported_inference_dtypes = [torch.bfloat16, torch.float32]
         if checkpoint.config.fp16_is_safe:
             self.supported_inference_dtypes.insert(0, torch.float16)
@@ -130,6 +132,7 @@ class CogVideoXFun(comfy.model_base.BaseModel):
         self.diffusion_model.requires_grad_(False)
         self.schedule = model_config.schedule
         self.image_scale = model_config.image_scale
+        self.tiny_decoder, self.has_published_latents = model_config.tiny_decoder, model_config.has_published_latents
         self.model_sampling.set_sigmas(self.schedule.sigmas())
         # exact where the sigmas can't be: no signal at all at the last timestep
         self.model_sampling.alphas_cumprod = self.schedule.alphas_cumprod()

@@ -14,8 +14,9 @@ from ...sampling.geometry import SPATIAL_COMPRESSION, TEMPORAL_COMPRESSION, lega
 from ..errors import naming, shown
 from ..files.checkpoint import load_vae_config
 from ..files.safetensors_files import open_weights
+from ..files.tiny_decoder import is_tiny_decoder_file, load_tiny_decoder
 from ..networks.config import VAEConfig
-from ..networks.memory_estimate import decode_bytes, encode_bytes
+from ..networks.memory_estimate import decode_bytes, encode_bytes, tiny_decode_bytes
 from ..networks.tiling import tile_spans
 from ..networks.vae import CogVideoXVAE, draw
 from .compat import is_out_of_memory, vae_output_dtype
@@ -43,29 +44,36 @@ class ComfyVAE(comfy.sd.VAE):
     fresh causal cache per tile would be wrong.
     """
 
+    what = "VAE"  # in messages
+
     def __init__(self, path: str | Path, device=None, dtype=None):
-        weights = open_weights(Path(path), read_file)
-        config = load_vae_config(Path(path), weights)
         # ComfyUI's constructor sets what its nodes read of a VAE. Not every version can build a CogVideoX VAE, so it
         # builds its smallest one here. The values of CogVideoX are set afterwards.
         super().__init__({"pixel_space_vae": torch.ones(())}, device=device, dtype=dtype)
-        self._describe(config)
+        self._describe()
         self.vae_dtype = dtype or comfy.model_management.vae_dtype(self.device, self.working_dtypes)
-        with naming(path), torch.device("meta"):
-            self.first_stage_model = CogVideoXVAE(config, comfy.ops.disable_weight_init, dtype=self.vae_dtype)
-        weights.assign_to(self.first_stage_model.eval().requires_grad_(False), self.vae_dtype)
+        self.first_stage_model = self._load(Path(path))
         self.size = comfy.model_management.module_size(self.first_stage_model)
         self.patcher = comfy.model_patcher.ModelPatcher(
             self.first_stage_model,
             load_device=self.device,
             offload_device=comfy.model_management.vae_offload_device(),
         )
-        log.info("%s: CogVideoX VAE, %s", shown(path), self.vae_dtype)
+        log.info("%s: CogVideoX %s, %s", shown(path), self.what, self.vae_dtype)
 
-    def _describe(self, config: VAEConfig) -> None:
+    def _load(self, path: Path) -> torch.nn.Module:
+        weights = open_weights(path, read_file)
+        config = load_vae_config(path, weights)
+        self.latent_channels, self.output_channels = config.latent_channels, config.out_channels
+        with naming(path), torch.device("meta"):
+            model = CogVideoXVAE(config, comfy.ops.disable_weight_init, dtype=self.vae_dtype)
+        weights.assign_to(model.eval().requires_grad_(False), self.vae_dtype)
+        return model
+
+    def _describe(self) -> None:
         """Set what ComfyUI's nodes read of a VAE and what is not the same for all VAEs."""
         space, time = SPATIAL_COMPRESSION, TEMPORAL_COMPRESSION
-        self.latent_channels, self.latent_dim, self.output_channels = config.latent_channels, 3, config.out_channels
+        self.latent_channels, self.latent_dim, self.output_channels = VAEConfig.latent_channels, 3, 3
         self.downscale_ratio = (lambda frames: max(0, (frames + time - 1) // time), space, space)
         self.upscale_ratio = (lambda latent_t: max(0, latent_t * time - time + 1), space, space)
         self.downscale_index_formula = self.upscale_index_formula = (time, space, space)
@@ -165,16 +173,43 @@ class ComfyVAE(comfy.sd.VAE):
         return self._with_fallback(function, pixels, memory, tile, overlap, "encoding", 1)
 
 
+class ComfyTinyDecoder(ComfyVAE):
+    """A small decoder as a VAE of ComfyUI, for drafts. It can't encode."""
+
+    what = "draft decoder"
+
+    def _load(self, path: Path) -> torch.nn.Module:
+        return load_tiny_decoder(path, read_file, comfy.ops.disable_weight_init, self.vae_dtype)
+
+    def _describe(self) -> None:
+        super()._describe()
+        self.process_output = lambda pixels: pixels.clamp_(0, 1)  # ComfyUI's brings -1..1 to 0..1
+
+    def _memory_decode(self, shape, dtype) -> float:
+        return tiny_decode_bytes(self.first_stage_model.widths, shape, comfy.model_management.dtype_size(dtype))
+
+    def _memory_encode(self, shape, dtype) -> float:
+        return 0.0
+
+    def encode_tiled(self, *_args, **_options):
+        """Raise a ValueError: there is no encoder."""
+        raise ValueError(
+            "the VAE is a draft decoder, which can't encode: load the model's whole VAE with Load CogVideoX-Fun VAE"
+        )
+
+    encode_draw = encode_tiled
+
+
 def reload_vae_patcher(path: str, **_options):
     return load_vae(path).patcher
 
 
 def load_vae(path: str | Path) -> ComfyVAE:
-    """Load a VAE folder or file as a VAE of ComfyUI.
+    """Load a VAE folder or file, or the file of a small decoder, as a VAE of ComfyUI.
 
     Raises:
         CheckpointError: what is wrong with the files, and what to do.
     """
-    vae = ComfyVAE(path)
+    vae = ComfyTinyDecoder(path) if is_tiny_decoder_file(Path(path)) else ComfyVAE(path)
     vae.patcher.cached_patcher_init = (reload_vae_patcher, (str(path),))
     return vae

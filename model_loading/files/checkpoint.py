@@ -27,6 +27,7 @@ from .safetensors_files import Reader, Weights, header_names, open_weights, read
 MODEL_FOLDERS = ("CogVideoX_Fun", "Fun_Models", "VideoX_Fun", "CogVideo")
 SAVED_CONFIG = "cogvideox_fun_config"  # a uint8 tensor of JSON that ModelSave carries
 SAVED_PREFIX = "model.diffusion_model."  # of ComfyUI's ModelSave
+TINY_DECODER = "tiny_decoder"  # the folder of a small decoder in a model folder: see `networks.tiny_decoder`
 BASE = "lora_base"  # in a transformer's configuration: another model folder, relative to its own
 FREE_OF_BASE = ("in_channels", "add_noise_in_inpaint_model")  # what may differ from the base's configuration
 MAX_DEPTH = 3  # folders below a models folder in which a model is looked for
@@ -111,6 +112,7 @@ class Checkpoint:
     vae: Path | None = None
     text_encoder: Path | None = None
     tokenizer: Path | None = None
+    tiny_decoder: Path | None = None  # the file of the folder's own small decoder
     base: Path | None = None  # the folder that has the parts and most weights, if it is another one
 
     @property
@@ -149,6 +151,11 @@ def tokenizer_beside(text_encoder: Path) -> Path | None:
     """The tokenizer folder of the model that a text_encoder folder belongs to, if it has one."""
     folder = text_encoder.parent / "tokenizer"
     return folder if any((folder / name).is_file() for name in ("spiece.model", "tokenizer.json")) else None
+
+
+def tiny_decoder_of(folder: Path) -> Path | None:
+    """The file of the small decoder that a model folder has for its own latents, if it has one."""
+    return next(iter(sorted((folder / TINY_DECODER).glob("*.safetensors"))), None)
 
 
 def base_of(folder: Path) -> Path | None:
@@ -214,6 +221,7 @@ def _open_folder(folder: Path, reader: Reader) -> Checkpoint:
         found |= {"vae": vae.parent, "scale_factor": scales.scaling_factor, "image_scale": scales.image_scale}
     if (folder / "text_encoder" / "config.json").is_file():
         found["text_encoder"] = folder / "text_encoder"
+    found["tiny_decoder"] = tiny_decoder_of(folder)
     return _checkpoint(folder, config, weights, tokenizer=tokenizer_beside(folder / "text_encoder"), **found)
 
 

@@ -43,3 +43,10 @@ def encode_bytes(config: VAEConfig, shape: Sequence[int], element: int) -> float
     """Encoding the first and longest chunk of a video B C F H W: the causal caches, and five copies of its frames."""
     frames = encode_chunks(legal_length(shape[2]))[0].stop
     return SPARE * (16 + 4.9 * frames) * shape[3] * shape[4] * config.block_out_channels[0] * element
+
+
+def tiny_decode_bytes(widths: Sequence[int], shape: Sequence[int], element: int) -> float:
+    """Decoding the largest chunk of a latent B C T h w with a small decoder: two copies of its frames at the end."""
+    frames = max(1, min(shape[2] - 1, DECODE_LATENTS)) * TEMPORAL_COMPRESSION
+    pixels = shape[3] * shape[4] * SPATIAL_COMPRESSION**2
+    return DECODE_SPARE * 2.3 * frames * pixels * max(widths[2:]) * element

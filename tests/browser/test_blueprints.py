@@ -11,6 +11,7 @@ from templates.document import TASK, blueprint_title, name_of
 from templates.kinds import LONG
 from templates.tasks import TASKS
 
+NOT_THE_PROMPT = "Negative prompt", "What to find"  # titles of prompts that are something else
 CHANGED = {"prompt": "a dog", "length": 9, "steps": 2}  # of the template's values, to be set on the blueprint
 TARGETS = {  # the inputs inside that they reach, by the type of node
     "prompt": {"CLIPTextEncode": "text", LONG: "prompt"},
@@ -54,9 +55,12 @@ def test_comfyui_lists_and_serves_them(listed, server):
 
 
 @pytest.mark.parametrize("task", TASKS, ids=lambda task: task.title)
-def test_it_is_the_template_folded_up(listed, classic, front, task):
+def test_it_is_the_template_folded_up(listed, classic, front, server, task):
     """Dragged in beside the template's own loaders and connected in place of its node, it queues the same graph."""
     name = name_of(task, False)
+    wanted = json.loads((API / f"{name}.json").read_text(encoding="utf-8"))
+    if not {node["class_type"] for node in wanted.values()} <= server.get("/object_info").keys():
+        pytest.skip("this ComfyUI has no SAM3 (0.33 and newer have)")
     front.open_template(name)
     front.close_dialogs()
     node = front.drag_from_library(blueprint_title(task))
@@ -64,20 +68,14 @@ def test_it_is_the_template_folded_up(listed, classic, front, task):
     for source, (_kind, title, output) in task.sources.items():
         front.connect(front.node(title), output, node, source)
     front.connect(node, "video", front.node("SaveVideo"), "video")
-    wanted = json.loads((API / f"{name}.json").read_text(encoding="utf-8"))
     assert saved(queued(front)) == saved(wanted)
 
     for widget, value in CHANGED.items():
         front.set_widget(node, widget, value)
-        for key, inner in wanted.items():
-            if key == negative_of(wanted):
+        for inner in wanted.values():
+            if inner["_meta"]["title"] in NOT_THE_PROMPT:
                 continue
             target = TARGETS[widget].get(inner["class_type"])
             if target:
                 inner["inputs"][target] = value
     assert saved(queued(front)) == saved(wanted)
-
-
-def negative_of(prompt: dict) -> str | None:
-    """The negative prompt's node. Long Video holds that prompt itself."""
-    return next((key for key, node in prompt.items() if node["_meta"]["title"] == "Negative prompt"), None)

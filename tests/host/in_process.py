@@ -202,6 +202,25 @@ def vae_dtypes(folder: Path) -> list[str]:
     return found
 
 
+def short_of_memory(model) -> list:
+    """How many pictures a preview shows where its decoder needs more memory than there is, and what the log says."""
+    import comfy.model_management
+    from cogvideox_fun.model_loading.comfyui import previews
+
+    class Decoder(torch.nn.Linear):
+        def decode_stream(self, *_args):
+            raise comfy.model_management.OOM_EXCEPTION("no memory")
+
+    shown, warnings = [], []
+    preview = previews.MovingPreview(model, shown.append)
+    preview.budget.share = 1e9
+    preview.decoder, preview.looked = Decoder(1, 1), True
+    with replaced(previews.log, warning=warnings.append):
+        for _ in range(2):
+            preview(torch.randn(1, 16, 3, 6, 10), sharp=True)
+    return [len(shown), warnings]
+
+
 def declared(folder: str) -> list[float]:
     """The memory that ComfyUI is told of for a call, with products in bf16 and in fp8."""
     import comfy.ops
@@ -229,6 +248,7 @@ def main(comfyui: str, folder: str) -> None:
         "made when loaded": made_when_loaded(folder) if compat.model_prefetch else None,
         "declared": declared(folder),
         "positions": positions_kept(patcher),
+        "short of memory": short_of_memory(patcher.model),
         "vae": vae_dtypes(Path(folder) / "vae"),
     }
     sys.stdout.write("\n" + json.dumps(found) + "\n")

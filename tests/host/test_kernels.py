@@ -106,3 +106,8 @@ def test_positions_are_freed_when_the_model_is_unloaded(found):
 
 def test_the_vae_computes_in_fp16_where_the_gpu_has_no_bf16(found):
     assert found["vae"] == ["torch.bfloat16", "torch.float16", "torch.float32"]
+
+
+def test_a_preview_that_needs_too_much_memory_is_coarse(found):
+    """Shown all the same, and from then on without the decoder: the log says so once."""
+    assert found["short of memory"] == [2, ["out of memory for a sharp preview: the next ones are coarse"]]

@@ -22,7 +22,7 @@ NODES = {  # ids and inputs never change; new inputs are only appended
     "ImageConditioning": ("positive negative image_latent latent", SAMPLED),
     "ClipFrames": ("clip width height length start_seconds frame_rate fit model?", "IMAGE FLOAT AUDIO"),
     "JoinClips": ("clip continuation overlap", "IMAGE"),
-    "ExampleClip": ("example", "VIDEO IMAGE IMAGE MASK"),
+    "ExampleClip": ("example", "VIDEO IMAGE IMAGE MASK MASK"),
     "EmptyLatent": ("width height length batch_size model?", "LATENT"),
     "Sampler": (
         "model positive negative latent seed steps cfg sampler_name spacing denoise dynamic_cfg?",
@@ -31,6 +31,7 @@ NODES = {  # ids and inputs never change; new inputs are only appended
     "Scheduler": ("model steps spacing denoise", "SIGMAS"),
     "VAEDecode": ("vae latent tile_size overlap", "IMAGE"),
     "MaskAdjust": ("mask grow blur invert", "MASK"),
+    "MaskFollow": ("images mask optical_flow?", "MASK"),
     "CompositeSource": ("video source match_colors paste_known mask?", "IMAGE"),
     "LongVideo": (
         "model clip vae start_image width height length round_length overlap prompt negative_prompt line_per_round "

@@ -13,13 +13,14 @@ from graph import read_workflow
 from make_example import SCENE
 from templates.document import name_of
 from templates.kinds import LONG
-from templates.tasks import TASKS
+from templates.tasks import EDITIONS
 
-NAMES = {(task.title, nano): name_of(task, nano) for task in TASKS for nano in (False, True)}
+NAMES = {(task.title, nano): name_of(task, nano) for task, nano in EDITIONS}
 REAL = [name for (_, nano), name in NAMES.items() if not nano]
 NANO = [name for (_, nano), name in NAMES.items() if nano]
 WIDTH, HEIGHT, LENGTH, OVERLAP = 80, 48, 9, 5
 EXTEND, CONTROL, LONG_VIDEO = (NAMES[title, False] for title in ("Extend a Clip", "Control", "Long Video"))
+BY_A_WORD = NAMES["Region by a Word", False]
 TWO_ROUNDS = LENGTH + LENGTH - OVERLAP
 LENGTHS = {EXTEND: TWO_ROUNDS, LONG_VIDEO: TWO_ROUNDS}
 NANO_LENGTHS = {NAMES["Extend a Clip", True]: 17 + 17 - 9, NAMES["Long Video", True]: 33}
@@ -81,6 +82,8 @@ def test_workflow_is_a_template_and_runs_to_a_video(lab, name):
         url = f"{lab.server.url}/api/workflow_templates/cogvideox-fun/{urllib.parse.quote(name)}.{suffix}"
         with urllib.request.urlopen(url, timeout=30) as answer:
             assert answer.read() == (comfy.ROOT / "workflows" / f"{name}.{suffix}").read_bytes()
+    if name == BY_A_WORD:
+        return  # test_video_masks.py runs it with what SAM3 would find
     video = run(lab, name)
     assert video.shape == (LENGTHS.get(name, LENGTH), HEIGHT, WIDTH, 3)
     assert video.std() > 0.01, "the video is not blank"

@@ -1,6 +1,6 @@
 """The last part of a template's note: the same in Chinese, in short. Groups and inputs keep their English names."""
 
-from .notes import FOLDER
+from .notes import FOLDER, RAFT, SAM3, SAM3_FILE
 
 # title of the task -> what to do
 ADVICE = {
@@ -14,6 +14,18 @@ ADVICE = {
     "Region Inpaint": (
         "选择视频；再选它的一帧作为图像，右键打开遮罩编辑器，涂出要重新生成的区域（白色重新生成，黑色保留），"
         "请涂得比物体大一些。`grow` 是柔和边缘向区域外延伸的像素数。结果保持原来的速度和声音。"
+    ),
+    "Region That Follows": (
+        "选择视频；再把所选部分的第一帧存成图片作为图像，右键打开遮罩编辑器，涂出物体（白色重新生成，黑色保留）。遮罩借助光流跟随物体，"
+        f"结果可在节点内“传播遮罩”下方的图片中查看。把 [RAFT]({RAFT})（21 MB）放入 `models/optical_flow` 效果更好；"
+        "没有它时使用较简单的光流，不需要文件，但可能跟丢快速运动的物体。请在提示词中描述整个画面。"
+        "`grow` 是区域向物体外延伸的像素数。结果保持原来的速度和声音。"
+    ),
+    "Region by a Word": (
+        "选择视频，在 `word` 中用英文写出要替换的物体，例如 `car`。此模板需要带有 SAM3 节点的 ComfyUI（0.33 或更新），"
+        f"以及 SAM3 的文件：把 [{SAM3_FILE}]({SAM3}/{SAM3_FILE}) 放入 `models/checkpoints`，然后按 R。"
+        "没有 SAM3 时，请用模板 `CogVideoX-Fun Region That Follows`。请在提示词中描述整个画面。"
+        "`grow` 是区域向物体外延伸的像素数。看不到物体的帧保持原样。结果保持原来的速度和声音。"
     ),
     "Control": (
         "选择提供边缘的视频，写出新视频的内容。`strength` 小于 1 时，对边缘的跟随较松。结果保持原来的速度和声音。"

@@ -8,12 +8,11 @@ from .tasks import CATEGORY, Edition, Task
 PACK = "CogVideoX-Fun"
 NOTE, FIRST_SOURCE, TASK, SAVE = 1, 2, 8, 9  # ids of the nodes outside; those inside begin at graph.FIRST_ID
 GAP = 40
-NOTE_SIZE, SOURCE_SIZE, TASK_WIDTH, SAVE_SIZE = (340, 560), (290, 320), 380, (400, 560)
-VIEW = {"scale": 0.66, "offset": [130, 190]}  # in a window of 1366 x 768, where the front end does not fit it itself
+NOTE_SIZE, SOURCE_SIZE, TASK_WIDTH, SAVE_SIZE = (340, 560), (290, 320), 420, (400, 560)
 LINE, TEXT_BOX = 26, 180  # pixels: a widget's line, and the prompt's box
 NOTE_COLOURS = {"color": "#222", "bgcolor": "#000"}  # its links can be read on this, with either renderer
 EXAMPLE = "square"  # the shipped clip that a nano edition uses
-FROM_EXAMPLE = {"start_image": "first_frame", "end_image": "last_frame", "clip": "clip", "mask": "mask"}
+FROM_EXAMPLE = {"start_image": "first_frame", "end_image": "last_frame"}  # the others have the same names
 
 
 def name_of(task: Task, nano: bool) -> str:
@@ -40,7 +39,7 @@ def sources(task: Task, nano: bool) -> tuple[list[dict], dict[str, tuple[int, in
     if nano and task.sources:
         node = node_data(FIRST_SOURCE, "CogVideoXFunExampleClip", "", [EXAMPLE])
         outputs = list(KINDS["CogVideoXFunExampleClip"].outputs)
-        return [node], {name: (FIRST_SOURCE, outputs.index(FROM_EXAMPLE[name])) for name in task.sources}
+        return [node], {name: (FIRST_SOURCE, outputs.index(FROM_EXAMPLE.get(name, name))) for name in task.sources}
     nodes, given = [], {}
     for number, (name, (kind, title, output)) in enumerate(task.sources.items()):
         known = KINDS[kind]
@@ -71,8 +70,9 @@ def template(task: Task, nano: bool) -> dict:
     text += "\n" + chinese.section(task.title, list(dict.fromkeys(graph.columns)), real if nano else "")
     note = node_data(NOTE, "MarkdownNote", "Read me", [text]) | NOTE_COLOURS
     given, wires = sources(task, nano)
+    texts = sum(source.type == "STRING" for source in graph.given.values())
     lines = sum(source.type in ("INT", "FLOAT", "COMBO") for source in graph.given.values()) + len(task.sources)
-    instance = graph.instance(TASK, blueprint_title(task), (TASK_WIDTH, 90 + TEXT_BOX + LINE * lines))
+    instance = graph.instance(TASK, blueprint_title(task), (TASK_WIDTH, 90 + TEXT_BOX * texts + LINE * lines))
     save = node_data(SAVE, "SaveVideo", "", KINDS["SaveVideo"].values({"filename_prefix": f"video/{name}"}))
     place(note, given, instance, save)
     nodes = {node["id"]: node for node in (note, *given, instance, save)}
@@ -90,7 +90,7 @@ def template(task: Task, nano: bool) -> dict:
         "groups": [],
         "definitions": {"subgraphs": [inside]},
         "config": {},
-        "extra": {"ds": VIEW, "linearMode": False, "linearData": app(given, graph)},
+        "extra": {"linearMode": False, "linearData": app(given, graph)},
         "version": 0.4,
     }
 
@@ -112,7 +112,10 @@ def place(note: dict, given: list[dict], instance: dict, save: dict) -> None:
 def app(given: list[dict], graph: Graph) -> dict:
     """What App mode shows: sources, prompt and seed, and the video."""
     inputs = [[str(node["id"]), next(iter(KINDS[node["type"]].widgets))] for node in given]
-    inputs += [[str(TASK), "prompt"], *([str(inside), name] for inside, name in graph.shown[:1])]
+    inputs += [
+        *([str(TASK), name] for name in ("word", "prompt") if name in graph.given),
+        *([str(inside), name] for inside, name in graph.shown[:1]),
+    ]
     return {"inputs": inputs, "outputs": [str(SAVE)]}
 
 

@@ -7,6 +7,7 @@ from types import MappingProxyType
 WIDGET_TYPES = {"STRING", "INT", "FLOAT", "BOOLEAN", "COMBO"}
 LOADER, PROMPT, SAMPLER = "CogVideoXFunModelLoader", "CLIPTextEncode", "CogVideoXFunSampler"
 LONG = "CogVideoXFunLongVideo"
+SAM3 = {"SAM3_VideoTrack", "SAM3_TrackToMask"}  # ComfyUI 0.33.0 has them, 0.8.0 has not
 
 
 @dataclasses.dataclass(frozen=True)
@@ -70,8 +71,8 @@ KINDS = {
     "CogVideoXFunExampleClip": Kind(
         {},
         {"example": ("COMBO", "")},
-        {"clip": "VIDEO", "first_frame": "IMAGE", "last_frame": "IMAGE", "mask": "MASK"},
-        (320, 380),
+        {"clip": "VIDEO", "first_frame": "IMAGE", "last_frame": "IMAGE", "mask": "MASK", "first_mask": "MASK"},
+        (320, 400),
     ),
     "CogVideoXFunClipFrames": Kind(
         {"clip": "VIDEO", "model?": "MODEL"},
@@ -96,6 +97,9 @@ KINDS = {
         {"grow": ("INT", 0), "blur": ("FLOAT", 0.0), "invert": ("BOOLEAN", False)},
         {"mask": "MASK"},
         (310, 340),
+    ),
+    "CogVideoXFunMaskFollow": Kind(
+        {"images": "IMAGE", "mask": "MASK", "optical_flow?": "OPTICAL_FLOW"}, {}, {"mask": "MASK"}, (340, 360)
     ),
     "CogVideoXFunVAEEncode": Kind(
         {"vae": "VAE", "video": "IMAGE", "mask?": "MASK", "model?": "MODEL"},
@@ -188,6 +192,18 @@ KINDS = {
         {"upscale_method": ("COMBO", "bilinear"), **SIZE, "crop": ("COMBO", "center")},
         {"IMAGE": "IMAGE"},
         (310, 160),
+    ),
+    "CheckpointLoaderSimple": Kind(
+        {}, {"ckpt_name": ("COMBO", "")}, {"MODEL": "MODEL", "CLIP": "CLIP", "VAE": "VAE"}, (360, 110)
+    ),
+    "SAM3_VideoTrack": Kind(
+        {"images": "IMAGE", "model": "MODEL", "initial_mask?": "MASK", "conditioning?": "CONDITIONING"},
+        {"detection_threshold": ("FLOAT", 0.5), "max_objects": ("INT", 4), "detect_interval": ("INT", 1)},
+        {"track_data": "SAM3_TRACK_DATA"},
+        (320, 190),
+    ),
+    "SAM3_TrackToMask": Kind(
+        {"track_data": "SAM3_TRACK_DATA"}, {"object_indices": ("STRING", "")}, {"masks": "MASK"}, (320, 90)
     ),
     "MaskToImage": Kind({"mask": "MASK"}, {}, {"IMAGE": "IMAGE"}, (310, 60)),
     "ImageToMask": Kind({"image": "IMAGE"}, {"channel": ("COMBO", "red")}, {"MASK": "MASK"}, (310, 80)),

@@ -4,6 +4,11 @@ import dataclasses
 
 HUB = "https://huggingface.co/alibaba-pai"
 FOLDER = "CogVideoX_Fun"
+SAM3 = "https://huggingface.co/Comfy-Org/sam3.1/resolve/main/checkpoints"
+RAFT = (
+    "https://huggingface.co/Comfy-Org/void-model/resolve/main/optical_flow/raft_large_C_T_SKHT_V2-ff5fadd5.safetensors"
+)
+SAM3_FILE = "sam3.1_multiplex_fp16.safetensors"
 REWARD_LORAS = "CogVideoX-Fun-V1.1-Reward-LoRAs"
 FILES = (
     "model_index.json",
@@ -39,6 +44,10 @@ def model_entries(model: str) -> list[dict[str, str]]:
 
 def lora_entry(name: str) -> dict[str, str]:
     return {"name": name, "url": address(REWARD_LORAS, name), "directory": "loras"}
+
+
+def sam3_entry() -> dict[str, str]:
+    return {"name": SAM3_FILE, "url": f"{SAM3}/{SAM3_FILE}", "directory": "checkpoints"}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -99,6 +108,37 @@ REGION = Advice(
         "Clip": FRAMES,
         "Mask": "white (1) is generated, black (0) is kept. It applies to all frames. Paint beyond the object.",
         "Grow": "pixels by which the soft edge reaches beyond the region.",
+    },
+)
+OBJECT = (
+    "Describe the whole picture, with what should be in the object's place. To remove the object, describe the "
+    "picture without it."
+)
+GROW = "pixels by which the region reaches beyond the object. More if its outline or its shadow stays visible."
+FOLLOWS = Advice(
+    "Choose the clip. As the image, choose the first frame of the part, saved as a picture, and paint the object in "
+    "the Mask Editor (right click on the image).",
+    f"{PROMPT} {OBJECT}",
+    {
+        "Clip": FRAMES,
+        "Mask": "white (1) is generated, black (0) is kept. It follows the object by optical flow; open the node, and "
+        "the picture under Propagate Mask shows how. What comes into view from behind something is not part of it.",
+        "Optical flow": f"for the better one, put [RAFT]({RAFT}) (21 MB) into `models/optical_flow`. Without it a "
+        "simpler one is used, which needs no file and may lose an object that moves fast.",
+        "Grow": GROW,
+    },
+)
+WORD = Advice(
+    "Choose the clip, and write into `word` what should be replaced: `car`, or `person in a red coat`.",
+    f"{PROMPT} {OBJECT}",
+    {
+        "SAM3": "this template needs ComfyUI 0.33 or newer, which has the SAM3 nodes, and SAM3's file: put "
+        f"[{SAM3_FILE}]({SAM3}/{SAM3_FILE}) into `models/checkpoints`, and press R. Without SAM3, use the template "
+        "`CogVideoX-Fun Region That Follows`.",
+        "Word": "of several objects that fit it, up to four are replaced; `max_objects` of Run SAM3 Video Track "
+        "changes that. Where the object can't be seen, the clip stays as it is.",
+        "Clip": FRAMES,
+        "Grow": GROW,
     },
 )
 CONTROL = Advice(

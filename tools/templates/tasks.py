@@ -36,6 +36,8 @@ class Edition:
     lora: str = ""
     strength: float = 1.0  # of the LoRA
     round_length: int = 49  # of a long video
+    word: str = ""  # what SAM3 finds
+    grow: int = 12  # pixels by which a region grows
 
     @property
     def is_nano(self) -> bool:
@@ -55,6 +57,7 @@ def ask(graph: Graph, edition: Edition, sources: dict[str, str], **special: tupl
     """What a task is given, in the order of its node: sources, prompt, model, size, special, sampling."""
     widgets = {
         "prompt": ("STRING", edition.prompt),
+        **({"word": ("STRING", edition.word)} if edition.word else {}),
         "model": ("COMBO", edition.model),
         "width": ("INT", edition.width),
         "height": ("INT", edition.height),
@@ -208,21 +211,73 @@ def video_to_video(graph: Graph, edition: Edition) -> None:
     create(graph, video, audio=clip["audio"], fps=clip["fps"])
 
 
-def inpaint_region(graph: Graph, edition: Edition) -> None:
-    given, loaded, prompted, clip = begin_with_clip(graph, edition, {"mask": "MASK"}, grow=("INT", 12))
+def like_the_clip(graph: Graph, given: dict[str, Source], mask: Source) -> Source:
+    """A painted mask, cropped and scaled as the clip is."""
     graph.group("Region")
     size = {name: given[name] for name in ("width", "height")}
-    image = graph.add("MaskToImage", mask=given["mask"])["IMAGE"]
+    image = graph.add("MaskToImage", mask=mask)["IMAGE"]
     graph.column()
     scaled = graph.add("ImageScale", title="Scale and crop like the clip", image=image, **size)["IMAGE"]
     graph.column()
-    mask = graph.add("ImageToMask", image=scaled)["MASK"]
+    return graph.add("ImageToMask", image=scaled)["MASK"]
+
+
+def inpaint_region(graph: Graph, edition: Edition) -> None:
+    given, loaded, prompted, clip = begin_with_clip(graph, edition, {"mask": "MASK"}, grow=("INT", edition.grow))
+    mask = like_the_clip(graph, given, given["mask"])
     soft = graph.add("CogVideoXFunMaskAdjust", title="Soft edge outside", mask=mask, grow=given["grow"], blur=4.0)
+    replace_region(graph, given, edition, loaded, prompted, clip, mask, soft["mask"])
+
+
+def replace_region(
+    graph: Graph,
+    given: dict[str, Source],
+    edition: Edition,
+    loaded: Node,
+    prompted: dict[str, Source],
+    clip: Node,
+    mask: Source,
+    soft: Source,
+) -> None:
+    """Generate what is in ``mask``, and paste it into the clip by ``soft``."""
     conditioned = inpaint(graph, loaded, clip["frames"], mask, prompted)
     video = sample(graph, given, edition, loaded, loaded["MODEL"], **conditioned)["video"]
     graph.column()
-    pasted = graph.add("CogVideoXFunCompositeSource", video=video, source=clip["frames"], mask=soft["mask"])["video"]
+    pasted = graph.add("CogVideoXFunCompositeSource", video=video, source=clip["frames"], mask=soft)["video"]
     create(graph, pasted, audio=clip["audio"], fps=clip["fps"])
+
+
+def grown(graph: Graph, given: dict[str, Source], mask: Source) -> tuple[Source, Source]:
+    """A region that covers an object, and that region with a soft edge."""
+    adjust = "CogVideoXFunMaskAdjust"
+    graph.column()
+    region = graph.add(adjust, title="Grow the region", mask=mask, grow=given["grow"])["mask"]
+    graph.column()
+    return region, graph.add(adjust, title="Soft edge outside", mask=region, grow=12, blur=4.0)["mask"]
+
+
+def region_that_follows(graph: Graph, edition: Edition) -> None:
+    asked = {"first_mask": "MASK"}
+    given, loaded, prompted, clip = begin_with_clip(graph, edition, asked, grow=("INT", edition.grow))
+    mask = like_the_clip(graph, given, given["first_mask"])
+    graph.column()
+    followed = graph.add("CogVideoXFunMaskFollow", images=clip["frames"], mask=mask)["mask"]
+    replace_region(graph, given, edition, loaded, prompted, clip, *grown(graph, given, followed))
+
+
+def region_by_a_word(graph: Graph, edition: Edition) -> None:
+    special = {"sam3_model": ("COMBO", notes.SAM3_FILE), "grow": ("INT", edition.grow)}
+    given, loaded, prompted, clip = begin_with_clip(graph, edition, **special)
+    graph.group("Region")
+    files = {"models": [notes.sam3_entry()]}
+    sam3 = graph.add("CheckpointLoaderSimple", title="Load SAM3", ckpt_name=given["sam3_model"], properties=files)
+    graph.column()
+    word = graph.add(PROMPT, title="What to find", clip=sam3["CLIP"], text=given["word"])["CONDITIONING"]
+    graph.column()
+    tracked = graph.add("SAM3_VideoTrack", images=clip["frames"], model=sam3["MODEL"], conditioning=word)
+    graph.column()
+    found = graph.add("SAM3_TrackToMask", track_data=tracked["track_data"])["masks"]
+    replace_region(graph, given, edition, loaded, prompted, clip, *grown(graph, given, found))
 
 
 def control(graph: Graph, edition: Edition) -> None:
@@ -289,6 +344,7 @@ class Task:
         build: fills the graph.
         sources: what the subgraph is given by other nodes: its input -> (kind of node, title, output).
         description, aliases: for ComfyUI's search.
+        nano: None where the nano model can't do without a download of something else.
         note: see `notes.note`.
     """
 
@@ -299,13 +355,14 @@ class Task:
     description: str
     aliases: tuple[str, ...]
     real: Edition
-    nano: Edition
+    nano: Edition | None
     note: notes.Advice
 
 
 START = {"start_image": ("LoadImage", "Start image", "IMAGE")}
 END = {"end_image": ("LoadImage", "End image", "IMAGE")}
 CLIP = {"clip": ("LoadVideo", "Clip", "VIDEO")}
+FIRST_MASK = {"first_mask": ("LoadImage", "First frame with the painted object", "MASK")}
 MASK = {"mask": ("LoadImage", "Frame with the painted region", "MASK")}
 SQUARE = "a red square moves right over the night"
 
@@ -389,6 +446,39 @@ TASKS = (
         notes.REGION,
     ),
     Task(
+        "Region That Follows",
+        "Inpaint video",
+        region_that_follows,
+        {**CLIP, **FIRST_MASK},
+        "Replace an object in a clip with a CogVideoX-Fun InP model. The mask of the first frame follows the object, "
+        "and the rest of the clip stays as it is. Mask: 1 (white) = generate, 0 (black) = keep.",
+        ("video inpaint", "mask tracking", "optical flow", "replace object", "remove object", "cogvideo", "cogvideox"),
+        Edition(
+            "A busy street in daylight. A bright red vintage car drives slowly along the road, its paint and chrome "
+            "gleam in the sun, and people walk past. The camera stands still, the picture is sharp and realistic.",
+            grow=16,
+        ),
+        nano("a blue circle moves right over the night", grow=6),
+        notes.FOLLOWS,
+    ),
+    Task(
+        "Region by a Word",
+        "Inpaint video",
+        region_by_a_word,
+        CLIP,
+        "Replace what a word names in a clip, with SAM3 and a CogVideoX-Fun InP model. SAM3 finds it in every frame, "
+        "and the rest of the clip stays as it is. Needs ComfyUI's SAM3 nodes (0.33 and newer).",
+        ("video inpaint", "sam3", "segment anything", "text mask", "replace object", "cogvideo", "cogvideox"),
+        Edition(
+            "A busy street in daylight. A bright red vintage car drives slowly along the road, its paint and chrome "
+            "gleam in the sun, and people walk past. The camera stands still, the picture is sharp and realistic.",
+            word="car",
+            grow=16,
+        ),
+        None,
+        notes.WORD,
+    ),
+    Task(
         "Control",
         "Control to video",
         control,
@@ -453,3 +543,6 @@ TASKS = (
         notes.LORA,
     ),
 )
+
+# each task with whether it is the nano edition
+EDITIONS = tuple((task, is_nano) for task in TASKS for is_nano in (False, True) if task.nano or not is_nano)

@@ -1,7 +1,7 @@
-"""How a video of many rounds drifts: its colours and its sharpness over time, as Long Video and as a plain chain.
+"""How a video of many rounds drifts: its colours, its sharpness and its shape, as Long Video and as a plain chain.
 
-A shape moves to and fro over a background that stands still. So every frame should have the colours and the sharpness
-of the first one, and what changes steadily is drift.
+A shape moves to and fro over a background that stands still. So every frame should have the colours, the sharpness and
+the shape of the first one, and what changes steadily is drift.
 """
 
 import dataclasses
@@ -19,7 +19,7 @@ from ...sampling.masks import build_start_end
 from ...sampling.rounds import join_rounds, start_frames
 from ..data.scenes import NEGATIVE, PATH_FRAMES, Scene
 from .generate import Evaluation, Options
-from .measure import truth_of
+from .measure import Seen, truth_of
 from .report import mean_and_error
 
 FPS = 8
@@ -118,14 +118,24 @@ def rounds_of(length: int) -> int:
     return sum(len(start_frames(length, PATH_FRAMES, method.overlap)) for method in METHODS.values())
 
 
-def measured(video: torch.Tensor) -> dict[str, float]:
+def shapes_seen(video: torch.Tensor, scene: Scene) -> list[Seen]:
+    """A video in parts that are as long as a round, each beside its scene. Where the shape should be is not known."""
+    _, height, width, _ = video.shape
+    truth = truth_of(scene, PATH_FRAMES, height, width)
+    return [Seen(part, truth) for part in video.split(PATH_FRAMES) if len(part) == PATH_FRAMES]
+
+
+def measured(video: torch.Tensor, scene: Scene) -> dict[str, float]:
     colours, sharp = background_drift(video), sharpness(video)
     last = slice(-FPS, None)  # the last second
+    parts, colour, shape = shapes_seen(video, scene), scene.subject.colour, scene.subject.shape
     return {
         "colour": per_minute(colours),
         "colour_at_end": float(colours[last].mean()),
         "sharpness": 100 * per_minute(sharp) / float(sharp[0]),
         "sharpness_at_end": 100 * float(sharp[last].mean()) / float(sharp[0]) - 100,
+        "shape": float(np.mean([float(part.template_iou(shape).mean()) for part in parts])),
+        "identity": 100 * float(np.mean([(part.colour, part.shape) == (colour, shape) for part in parts])),
     }
 
 
@@ -158,7 +168,7 @@ def compare_drift(evaluation: Evaluation, seconds: float, output: Path) -> str:
         for name, method in METHODS.items():
             how = method, evaluation.options, PART * (number + 1), evaluation.progress
             video = long_video(evaluation.pipeline, image, prompts_of(scene), length, *how)
-            found[name].append(measured(video))
+            found[name].append(measured(video, scene))
             if number == 0:
                 rows.append(row(video))
         text = markdown(found, seconds)
@@ -176,6 +186,8 @@ def markdown(found: dict[str, list[dict]], seconds: float) -> str:
         "colour_at_end": f"after {seconds:g} seconds",
         "sharpness": "sharpness, % a minute",
         "sharpness_at_end": f"after {seconds:g} seconds",
+        "shape": "shape IoU",
+        "identity": "right colour and shape, % of the rounds",
     }
     lines = [f"| method | {' | '.join(columns.values())} |", "|---" * (len(columns) + 1) + "|"]
     for name, scenes in found.items():

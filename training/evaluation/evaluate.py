@@ -12,7 +12,10 @@ from ...model_loading.standalone import Pipeline
 from ..tasks.lora import apply_lora
 from .generate import Evaluation, Options
 from .report import Result, markdown, picture, table_picture, write_report
-from .rows import ROWS
+from .rows import ROWS as MAKING
+from .tiny_decoder import tiny_decoder
+
+ROWS = {**MAKING, "tiny_decoder": tiny_decoder}
 
 
 def evaluate(

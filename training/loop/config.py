@@ -13,7 +13,8 @@ from ..data.scenes import HELD_OUT
 from ..data.scenes import KINDS as SCENES
 from ..data.shapes import NEW_SHAPE, SHAPES
 
-TASKS = ("vae", "full", "lora", "few_steps")
+TASKS = ("vae", "full", "lora", "few_steps", "tiny_decoder")
+OF_THE_VAE = ("vae", "tiny_decoder")  # tasks without a transformer
 FAMILIES = {"": None, "2b": "2B", "5b": "5B", "v1.5": "5B V1.5"}  # the names in `TransformerConfig.family`
 OPTIMIZERS = ("adamw", "adamw8bit")
 MASK_WEIGHTS = {"start": 0.25, "end": 0.1, "start_end": 0.2, "region": 0.2, "everything": 0.05, "nothing": 0.2}
@@ -147,6 +148,8 @@ class Phase:
     agreement_weight: float = 0.0  # between the latents of a masked clip and of the whole one: see `VAETask`
     train_encoder: bool = True  # False keeps the latent space
     masked: float = 0.3  # how often the VAE sees a clip whose unknown part is black, as in conditioning
+    # the small decoder alone
+    widths: tuple[int, int, int, int] = (256, 128, 64, 64)  # channels, see `TinyDecoder`; the default is taecvx's
 
     @property
     def makes_lora(self) -> bool:
@@ -229,7 +232,7 @@ def _check(phase: Phase, where: str) -> None:
     )
     check(
         "cuda_graphs",
-        lambda value: not value or phase.task == "vae" or phase.data.cache,
+        lambda value: not value or phase.task in OF_THE_VAE or phase.data.cache,
         "false, or encoded clips in data.cache: captions can't be encoded in a graph",
     )
     videos = phase.data.manifest or phase.data.folders
@@ -268,9 +271,10 @@ def _check_few_steps(phase: Phase, check: Callable[[str, Callable, str], None]) 
 
 def check_cacheable(phase: Phase, where: str) -> None:
     """Raise a ConfigError if a phase can't be trained from encoded clips."""
-    if phase.task == "vae":
+    if phase.task in OF_THE_VAE:
         raise ConfigError(
-            f"{where}: task is 'vae', expected one of {list(TASKS[1:])}: a VAE is trained on clips, not on latents"
+            f"{where}: task is {phase.task!r}, expected full, lora or few_steps: the VAE and small decoders are "
+            "trained on clips"
         )
     if phase.train_text_encoder:
         raise ConfigError(

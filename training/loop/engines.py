@@ -14,7 +14,7 @@ from functools import partial
 import torch
 from torch import nn
 
-from .config import Optimizer, Phase
+from .config import OF_THE_VAE, Optimizer, Phase
 
 WEIGHTS, AVERAGE = "weights", "average"
 Read = Callable[[dict[str, torch.Tensor]], None]  # fills tensors by name from a checkpoint
@@ -237,8 +237,8 @@ def make_engine(phase: Phase, task: nn.Module, accelerator) -> Engine:
     if not names:
         return Engine(phase, task, accelerator)
     (name,) = names
-    if phase.task == "vae":
-        raise ValueError(f"the task is 'vae' and the engine {name}, expected DDP: the VAE is small and is not sharded")
+    if phase.task in OF_THE_VAE:
+        raise ValueError(f"the task is {phase.task!r} and the engine {name}, expected DDP: the model is small")
     if phase.optimizer.kind != "adamw":
         raise ValueError(f"optimizer.kind is {phase.optimizer.kind!r} and the engine {name}, expected 'adamw' or DDP")
     if name == "FSDP":

@@ -11,7 +11,7 @@ import torch
 
 from ...sampling.geometry import SPATIAL_COMPRESSION, latent_t_to_frames
 from ..data.samples import Batch
-from .config import ConfigError, Phase
+from .config import OF_THE_VAE, ConfigError, Phase
 from .progress import LOSS_COLUMNS, PART_COLUMNS, Table
 
 BANDS = 10  # of timesteps, equally wide
@@ -54,7 +54,7 @@ def memory_gb(device: torch.device) -> float:
 def tokens_of(batch: Batch, task: str) -> int:
     """Tokens of 16 x 16 pixels and four frames that a batch gives to the model. The VAE sees every clip once."""
     clips, noises, _, t, h, w = batch["noise"].shape
-    return clips * (1 if task == "vae" else noises) * t * h * w // 4
+    return clips * (1 if task in OF_THE_VAE else noises) * t * h * w // 4
 
 
 def bucket_of(batch: Batch) -> str:
@@ -123,10 +123,10 @@ class Monitor:
         """
         device = self.accelerator.device
         values = torch.cat([loss.flatten().float().to(device) for loss in losses])
-        times = batch["time"].flatten() if self.task != "vae" else torch.full((len(values),), torch.nan)
+        times = batch["time"].flatten() if self.task not in OF_THE_VAE else torch.full((len(values),), torch.nan)
         bands = defaultdict(list)
         for value, at in self.accelerator.gather(torch.stack([values, times.to(values)], dim=1)).tolist():
-            bands["" if self.task == "vae" else band_of(at)].append(value)
+            bands["" if self.task in OF_THE_VAE else band_of(at)].append(value)
         return {name: (len(found), sum(found) / len(found)) for name, found in sorted(bands.items())}
 
     def record(

@@ -17,7 +17,7 @@ from ..data.clips import Clips
 from ..data.scenes import HELD_OUT, NEGATIVE
 from ..tasks.encoders import Encoders
 from ..tasks.parts import Parts, make_encoders
-from .config import ConfigError, Data, Phase
+from .config import OF_THE_VAE, ConfigError, Data, Phase
 from .grid import write_picture, write_video
 from .source import open_clips, phase_buckets, phase_samples
 
@@ -33,7 +33,7 @@ def rows_of(phase: Phase, config: TransformerConfig) -> tuple[str, ...]:
     Raises:
         ConfigError: the model can't make one of them.
     """
-    possible = ("restored",) if phase.task == "vae" else ROWS_OF[config.conditioning]
+    possible = ("restored",) if phase.task in OF_THE_VAE else ROWS_OF[config.conditioning]
     for row in phase.validation.rows:
         if row not in possible:
             raise ConfigError(f"validation.rows has {row!r}, expected some of {list(possible)} for this model")
@@ -160,7 +160,7 @@ class Validator:
             exchanged(parts.task, weights),
             torch.autocast(self.accelerator.device.type, torch.bfloat16, enabled=bf16),
         ):
-            table = self.restored(parts) if self.phase.task == "vae" else self.generated(parts)
+            table = self.restored(parts) if self.phase.task in OF_THE_VAE else self.generated(parts)
         self.write(step, table)
 
     def read(self, clips: Clips) -> list[dict]:
@@ -177,7 +177,7 @@ class Validator:
         made = []
         for sample in self.samples:
             pixels = sample["video"].to(self.accelerator.device).movedim(-1, 0)[None] * 2 - 1  # FHWC -> 1CFHW
-            made.append((parts.task.vae.decode(parts.task.vae.encode(pixels))[0].movedim(0, -1) + 1) / 2)
+            made.append((parts.task.restore(pixels)[0].movedim(0, -1) + 1) / 2)
         return [made]
 
     def generated(self, parts: Parts) -> list[list[torch.Tensor]]:

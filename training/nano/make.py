@@ -260,13 +260,13 @@ def fitted(phase: Phase, until: float) -> Phase:
 def collect_nano(outputs: dict[str, Path], output: str | Path) -> None:
     """Write the pack's folder from the phases' results: model in float16, LoRAs, Control model, losses and curves.
 
-    LoRAs and a Control model that it has from before are removed: they belong to another model.
+    LoRAs, a Control model and a small decoder that it has from before are removed: they belong to another model.
 
     Args:
         outputs: the folders of phases of `PHASES`. The model is that of the last phase that trained it.
     """
     output = Path(output)
-    for name in ("lora", "control"):
+    for name in ("lora", "control", "tiny_decoder"):
         shutil.rmtree(output / name, ignore_errors=True)
     export_half(next(outputs[name] for name in WHOLE if name in outputs) / "model", output)
     shown = (scenes.random_scene(PREVIEW_SEED, index) for index in range(PREVIEW_CLIPS))

@@ -12,7 +12,7 @@ from ...model_loading.files.safetensors_files import open_weights
 from ...model_loading.networks.config import TEXT_TOKENS, TransformerConfig, VAEConfig
 from ...model_loading.networks.vae import ENCODE_FRAMES, CogVideoXVAE, encode_chunks
 from ..data.buckets import Bucket
-from ..loop.config import Phase
+from ..loop.config import OF_THE_VAE, Phase
 from ..loop.source import phase_buckets, worker_count
 from .trace import Step, trace_encoding, trace_step
 
@@ -87,7 +87,7 @@ class Plan:
     """
 
     def __init__(self, phase: Phase, setup: Setup):
-        if phase.task == "vae" or phase.train_text_encoder:
+        if phase.task in OF_THE_VAE or phase.train_text_encoder:
             task = "a trained text encoder" if phase.train_text_encoder else f"the task {phase.task!r}"
             raise ValueError(f"the phase has {task}, expected the transformer or a LoRA: plan traces no other")
         if phase.batches.batch_size % setup.gpus:

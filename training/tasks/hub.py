@@ -11,10 +11,11 @@ from ...model_loading.networks.config import TransformerConfig
 from ...model_loading.networks.vae import VAEConfig
 from ...sampling.schedule import NoiseSchedule
 
-PARTS = ("transformer", "vae", "text_encoder", "tokenizer", "scheduler")
+PARTS = ("transformer", "vae", "tiny_decoder", "text_encoder", "tokenizer", "scheduler")
 FILES = {
     "transformer": "transformer/diffusion_pytorch_model.safetensors",
     "vae": "vae/diffusion_pytorch_model.safetensors",
+    "tiny_decoder": "tiny_decoder/model.safetensors",
     "text_encoder": "text_encoder/model.safetensors",
 }
 

@@ -14,19 +14,21 @@ from ...model_loading.files.detect import shape_fields
 from ...model_loading.files.merged import merge
 from ...model_loading.files.safetensors_files import open_weights, read_json
 from ...model_loading.networks.blocks import sdpa
+from ...model_loading.networks.tiny_decoder import TinyDecoder
 from ...model_loading.networks.transformer import CogVideoXTransformer
 from ...model_loading.networks.vae import CogVideoXVAE
 from ...model_loading.standalone import TextEncoder, load_transformer, load_vae, open_whole
 from ...sampling.preview import BIAS, FACTORS
 from ..data.cache import Cache
 from ..data.samples import Batch
-from ..loop.config import FAMILIES, Phase
+from ..loop.config import FAMILIES, OF_THE_VAE, Phase
 from .encoders import Encoded, Encoders
 from .few_steps import FewStepsTask
 from .hub import FILES, PARTS, save_weights, write_json
 from .lora import add_lora, lora_file
 from .origin import check_origin, origin
 from .preview import fit_preview
+from .tiny_decoder import TinyDecoderTask
 from .transformer import TransformerTask
 from .vae import VAETask
 
@@ -52,7 +54,7 @@ def make_encoders(phase: Phase, source: Checkpoint, texts: Checkpoint, dtype: to
 class Parts:
     """A phase's ``task``, and the frozen ``encoders`` before it.
 
-    The VAE's task has no ``encoders`` (None), and neither has training from a cache.
+    The tasks of the VAE have no ``encoders`` (None), and neither has training from a cache.
 
     Args:
         dtype: of the frozen parts. Trained parts are float32.
@@ -72,6 +74,9 @@ class Parts:
             self.task = VAETask(
                 load_vae(source.vae), phase.kl_weight, phase.masked, phase.train_encoder, phase.agreement_weight
             )
+            return
+        if phase.task == "tiny_decoder":
+            self.task = TinyDecoderTask(load_vae(source.vae, dtype), TinyDecoder(phase.widths))
             return
         if phase.family and source.config.family != FAMILIES[phase.family]:
             raise ValueError(
@@ -102,7 +107,7 @@ class Parts:
     @property
     def patch_t(self) -> int | None:
         """Latent frames per patch of the trained model: 2 on V1.5."""
-        return None if self.phase.task == "vae" else self.checkpoint.config.patch_size_t
+        return None if self.phase.task in OF_THE_VAE else self.checkpoint.config.patch_size_t
 
     def prepare(self, batch: Batch) -> Batch | Encoded:
         """A batch on its device as the input of the task."""
@@ -124,7 +129,7 @@ def trained_vae(phase: Phase, state: Mapping[str, torch.Tensor]) -> CogVideoXVAE
 def write_result(
     phase: Phase, state: Mapping[str, torch.Tensor], output: str | Path, scale_factor: float | None = None
 ) -> None:
-    """Write the model folder with the trained weights, or the LoRA's file.
+    """Write the model folder with the trained weights, or the file of a LoRA or of a small decoder.
 
     Weights that were trained are not copied from the old model first: a folder that was cut off would seem complete.
 
@@ -137,6 +142,9 @@ def write_result(
         weights = lora_file(strip(state, "transformer."), phase.lora_alpha)
         save_weights(output / LORA_FILE, weights, torch.float16)  # as LoRA files are
         return
+    if phase.task == "tiny_decoder":
+        save_weights(output / FILES["tiny_decoder"], strip(state, "decoder."), torch.float16)
+        return
     full = ["transformer", "text_encoder"] if phase.train_text_encoder else ["transformer"]
     folders = {str(Path(phase.model) / part) for part in (["vae"] if phase.task == "vae" else full)}
 
@@ -146,7 +154,8 @@ def write_result(
     shutil.copytree(Path(phase.model), output, dirs_exist_ok=True, copy_function=replace_copy, ignore=left_out)
     if phase.task == "vae":
         replace_weights(output, "vae", trained_vae(phase, state).state_dict())
-        if scale_factor is not None:  # in another latent space the previews' factors are wrong
+        if scale_factor is not None:  # in another latent space the previews' factors and decoder are wrong
+            shutil.rmtree(output / "tiny_decoder", ignore_errors=True)
             config = read_json(output / "vae" / "config.json")
             config = {key: value for key, value in config.items() if key not in (FACTORS, BIAS)}
             write_json(output / "vae" / "config.json", {**config, "scaling_factor": scale_factor})

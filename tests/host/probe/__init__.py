@@ -385,3 +385,6 @@ def watch(path, count):
         watching["hooked"] = True
     watching["path"] = path
     return {"ui": {"text": [path]}}
+
+
+from . import video_masks  # noqa: E402, F401  its nodes are registered, too

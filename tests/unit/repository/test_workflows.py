@@ -10,11 +10,10 @@ from PIL import Image
 from templates import notes
 from templates.document import NOTE, SAVE, TASK, filled, name_of
 from templates.graph import INPUT_NODE, OUTPUT_NODE
-from templates.tasks import TASKS
+from templates.tasks import EDITIONS, TASKS
 
 WORKFLOWS = ROOT / "workflows"
 API = ROOT / "tests" / "data" / "api"
-EDITIONS = [(task, nano) for task in TASKS for nano in (False, True)]
 NAMES = sorted(name_of(task, nano) for task, nano in EDITIONS)
 REAL_TASKS = pytest.mark.parametrize("task", TASKS, ids=lambda task: task.title)
 
@@ -130,7 +129,7 @@ class TestEdition:
         for node, widget in app["inputs"]:
             assert widget in [slot["name"] for slot in nodes[node]["inputs"] if "widget" in slot]
         sources = {str(key) for key in map(int, nodes) if key not in (NOTE, TASK, SAVE) and key < TASK}
-        assert {node for node, widget in app["inputs"] if widget not in ("prompt", "seed")} == sources
+        assert {node for node, widget in app["inputs"] if widget not in ("prompt", "word", "seed")} == sources
 
 
 @REAL_TASKS
@@ -138,3 +137,13 @@ def test_the_note_has_a_link_for_each_file(task):
     text = notes.note("title", task.note, task.real.model)
     assert all(f"({entry['url']})" in text for entry in notes.model_entries(task.real.model))
     assert f"hf download alibaba-pai/{task.real.model} " in text
+
+
+def test_sam3_is_named_with_its_file():
+    """In its loader, for the front end, and in the note."""
+    (task,) = (task for task in TASKS if task.real.word)
+    (loader,) = (node for node in filled(task, task.real).nodes if node.kind == "CheckpointLoaderSimple")
+    (entry,) = loader.data["properties"]["models"]
+    assert loader.data["widgets_values"] == [entry["name"]] and entry["directory"] == "checkpoints"
+    text = notes.note("title", task.note, task.real.model)
+    assert f"({entry['url']}) into `models/checkpoints`" in text and entry["url"].endswith(f"/{entry['name']}")

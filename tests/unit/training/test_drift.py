@@ -10,7 +10,7 @@ from cogvideox_fun.training.evaluation.measure import truth_of
 from kornia.filters import gaussian_blur2d
 from pack import ROOT
 
-LENGTH = 16  # frames, two seconds
+LENGTH = 17  # frames of a round
 SCENE = Scene("move", "night", "right", things=(Thing("red", "square", (0.31, 0.5), (0.69, 0.5), (0.18, 0.18)),))
 
 
@@ -43,7 +43,18 @@ def blurred(video: torch.Tensor, sigma: float) -> torch.Tensor:
 def test_blur_is_seen_as_less_sharpness(video):
     soft = torch.stack([blurred(frame[None], 0.1 + 0.2 * i)[0] for i, frame in enumerate(video)])
     assert drift.sharpness(soft)[-1] < 0.6 * drift.sharpness(video)[-1]
-    assert drift.measured(soft)["sharpness_at_end"] < -20 < drift.measured(video)["sharpness_at_end"]
+    assert drift.measured(soft, SCENE)["sharpness_at_end"] < -20
+    assert -20 < drift.measured(video, SCENE)["sharpness_at_end"]
+
+
+def test_the_shape_in_each_round(video):
+    """Back and forth it stays what it is; in a round it turns blue, and in another it is a blob."""
+    found = drift.measured(torch.cat([video, video.flip(0), video[:5]]), SCENE)
+    assert found["shape"] > 0.9 and found["identity"] == 100
+    blue = video.flip(-1)
+    blob = blurred(video, 8.0)
+    found = drift.measured(torch.cat([video, blue, blob, video]), SCENE)
+    assert found["shape"] < 0.8 and found["identity"] == 50
 
 
 def test_the_slope_is_per_minute():
@@ -69,6 +80,13 @@ def test_a_video_of_rounds_with_the_nano_model():
 
 
 def test_the_table():
-    one = {"colour": 1.0, "colour_at_end": 2.0, "sharpness": -3.0, "sharpness_at_end": 4.0}
+    one = {
+        "colour": 1.0,
+        "colour_at_end": 2.0,
+        "sharpness": -3.0,
+        "sharpness_at_end": 4.0,
+        "shape": 0.5,
+        "identity": 75.0,
+    }
     text = drift.markdown({"a": [one], "b": [one, one]}, 10)
-    assert "| a | 1.00 | 2.00 | -3.00 | +4.00 |" in text and "| b | 1.00 ± 0.00 |" in text
+    assert "| a | 1.00 | 2.00 | -3.00 | +4.00 | 0.50 | 75.00 |" in text and "| b | 1.00 ± 0.00 |" in text

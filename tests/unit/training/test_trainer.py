@@ -34,7 +34,7 @@ def trainer_of(model, folder, task="full", **changes) -> Trainer:
     return Trainer(phase, Parts(phase), Accelerator(cpu=True), folder)
 
 
-@pytest.mark.parametrize("task", ["vae", "full", "lora", "few_steps"])
+@pytest.mark.parametrize("task", ["vae", "full", "lora", "few_steps", "tiny_decoder"])
 def test_training_lowers_the_loss(tiny_model, tmp_path, task):
     """Steps on one batch lower the loss of that batch, each kind of training by what it alone may change."""
     trainer = trainer_of(tiny_model, tmp_path, task, steps=20, optimizer=Optimizer(3e-3, 3e-3, warmup_steps=1))

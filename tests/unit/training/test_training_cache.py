@@ -163,7 +163,7 @@ def test_a_cache_of_another_phase_is_refused(tiny_model, cache, tmp_path, change
 @pytest.mark.parametrize(
     "old, new, words",
     [
-        ('"lora"', '"vae"', "task is 'vae', expected one of .'full', 'lora', 'few_steps'.: a VAE"),
+        ('"lora"', '"vae"', "task is 'vae', expected full, lora or few_steps: the VAE"),
         ('"lora"', '"full"\ntrain_text_encoder = true', "frozen T5"),
     ],
 )

@@ -7,6 +7,7 @@ import shutil
 import pytest
 import torch
 from cogvideox_fun.model_loading.files.checkpoint import open_checkpoint
+from cogvideox_fun.model_loading.files.tiny_decoder import load_tiny_decoder
 from cogvideox_fun.model_loading.networks.blocks import sdpa
 from cogvideox_fun.model_loading.standalone import Pipeline, load_transformer
 from cogvideox_fun.training.loop.config import Batches, Data, Optimizer, Phase
@@ -120,6 +121,37 @@ def test_the_loss_of_the_vae_by_hand(tiny_model):
     errors = [(a - b).square().mean().sqrt() for a, b in zip(restored, pixels, strict=True)]
     expected = torch.stack(errors).log().mean() + 0.5 * kl.mean()
     assert float(task(batch)) == pytest.approx(float(expected), rel=1e-4)
+
+
+@torch.no_grad()
+def test_the_loss_of_a_small_decoder_by_hand(tiny_model):
+    """Of the clips themselves, from latents that are not scaled; the VAE stays as it is."""
+    phase = phase_of(tiny_model, "tiny_decoder", widths=(4, 4, 4, 4))
+    batch, task = batch_of(phase), Parts(phase).task
+    assert {name.split(".")[0] for name, p in task.named_parameters() if p.requires_grad} == {"decoder"}
+    errors = []
+    for video in batch["video"]:
+        latent = Pipeline.from_folder(tiny_model).encode(video) / open_checkpoint(tiny_model).scale_factor
+        made = task.decoder.decode(latent)[0].movedim(0, -1)
+        errors.append((2 * made - 2 * video).square().mean().sqrt())
+    assert float(task(batch)) == pytest.approx(float(torch.stack(errors).log().mean()), rel=1e-4)
+
+
+def test_a_small_decoder_is_written_as_a_model_folder_has_it(tiny_model, tmp_path):
+    phase = phase_of(tiny_model, "tiny_decoder", widths=(4, 5, 6, 7))
+    task = Parts(phase).task
+    folder = shutil.copytree(tiny_model, tmp_path / "model")
+    write_result(phase, dict(task.named_parameters()), folder)
+    opened = open_checkpoint(folder)
+    decoder = load_tiny_decoder(opened.tiny_decoder, dtype=torch.float32)
+    assert decoder.widths == (4, 5, 6, 7) and open_checkpoint(tiny_model).tiny_decoder is None
+    for name, value in task.decoder.state_dict().items():
+        assert torch.allclose(decoder.state_dict()[name], value, rtol=1e-3, atol=1e-6), name
+    export_half(folder, tmp_path / "half")
+    assert open_checkpoint(tmp_path / "half").tiny_decoder is not None
+    vae = phase_of(folder, "vae")
+    write_result(vae, dict(Parts(vae).task.named_parameters()), tmp_path / "new", 0.9)
+    assert open_checkpoint(tmp_path / "new").tiny_decoder is None, "another latent space"
 
 
 def test_cells_that_show_known_pixels_alone():

@@ -1,0 +1,48 @@
+"""The moving preview on the node that samples, in place of ComfyUI's own."""
+
+TEXT = "CogVideoX-Fun Text to Video (nano)"
+WIDGET = "$$cogvideox-fun-preview"
+SHOWN = """
+const picture = [...document.querySelectorAll('img.cogvideox-fun-preview')].find(one => one.checkVisibility());
+if (!picture?.complete || !picture.naturalWidth) return null;
+const data = await (await fetch(picture.src)).arrayBuffer();
+const decoder = new ImageDecoder({type: 'image/webp', data});
+await decoder.tracks.ready;
+const box = picture.getBoundingClientRect();
+const nodes = app.graph.nodes.filter(node => node.widgets?.some(widget => widget.name == arguments[0]));
+return {
+    frames: decoder.tracks.selectedTrack.frameCount,
+    width: box.width, height: box.height, natural: [picture.naturalWidth, picture.naturalHeight],
+    nodes: nodes.map(node => node.type),
+};
+"""
+FOLLOW = """
+const api = window.comfyAPI.api.api, name = arguments[0];
+window.followed = [];
+window.own = [];
+api.addEventListener('cogvideox-fun.preview', ({detail}) => {
+    const widgets = app.graph.nodes.flatMap(node => node.widgets ?? []).filter(widget => widget.name == name);
+    window.followed.push(widgets.length == 1 && widgets[0].element.src.endsWith(detail.image));
+});
+api.addEventListener('progress', () => window.own.push(app.graph.nodes.some(node => node.imgs?.length)));
+"""
+LEFT = """
+return document.querySelectorAll('img.cogvideox-fun-preview').length;
+"""
+
+
+def test_a_moving_picture_while_sampling(front):
+    """On the node of the open graph that the sampler is in, until it is done."""
+    front.open_template(TEXT)
+    assert front.app(LEFT) == 0
+    front.app(FOLLOW, WIDGET)
+    front.run()
+    first = front.wait_until(lambda: front.app(SHOWN, WIDGET), 120, "no moving picture is shown")
+    assert (first["frames"], first["natural"]) in ((5, [16, 16]), (17, [128, 128])), "coarse, then sharp"
+    assert first["width"] > 50 and first["height"] > 50
+    assert len(first["nodes"]) == 1
+    assert front.wait_for_end(180)["end"] == "success"
+    followed, own = front.app("return [window.followed, window.own]")
+    assert followed and all(followed), "every picture that arrives is shown"
+    assert len(own) >= 20 and not any(own), "ComfyUI's own preview is shown, too"
+    front.wait_until(lambda: front.app(LEFT) == 0, 10, "the picture stays after the run")

@@ -1,0 +1,19 @@
+// The nodes on the page that a run's id names.
+
+import { app } from "../../scripts/app.js";
+
+// From the outside in, with the part of the id that names each: "8:19" is node 19 in the subgraph of node 8. Nodes that a
+// node added to the graph ("8:11.0.0") count as that node. Empty if the graph that is open has no such node.
+export function nodesOf(id) {
+    const found = [];
+    let graph = app.graph.rootGraph ?? app.graph;
+    let prefix = "";
+    for (const part of id.split(":")) {
+        const node = graph?.getNodeById(parseInt(part));
+        if (!node) return [];
+        prefix += (prefix && ":") + parseInt(part);
+        found.push([prefix, node]);
+        graph = node.subgraph;
+    }
+    return found;
+}
