@@ -10,7 +10,7 @@ from cogvideox_fun.model_loading.standalone import Pipeline
 from cogvideox_fun.training.data import scenes
 from cogvideox_fun.training.data.scenes import random_scene, render
 from cogvideox_fun.training.evaluation import rows
-from cogvideox_fun.training.evaluation.evaluate import evaluate
+from cogvideox_fun.training.evaluation.evaluate import ROWS, evaluate
 from cogvideox_fun.training.evaluation.generate import Evaluation, Options
 from cogvideox_fun.training.evaluation.positions import compare_positions
 from cogvideox_fun.training.evaluation.report import Result
@@ -126,9 +126,7 @@ def test_its_few_step_lora_comes_closer_to_what_it_learnt_from(evaluation):
 
 def test_the_evaluation_adds_a_lora_in_all_rows(tmp_path, monkeypatch):
     name, seen = "transformer_blocks.0.attn1.to_q.weight", []
-    monkeypatch.setitem(
-        rows.ROWS, "text", lambda e: seen.append(e.pipeline.transformer.get_parameter(name).clone()) or []
-    )
+    monkeypatch.setitem(ROWS, "text", lambda e: seen.append(e.pipeline.transformer.get_parameter(name).clone()) or [])
     few = NANO / "lora" / "few_steps.safetensors"
     evaluate(NANO, None, None, ["text", "text"], Options(), tmp_path, everywhere=few)
     expected = Pipeline.from_folder(NANO).transformer
