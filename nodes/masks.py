@@ -26,8 +26,9 @@ NO_RAFT = (
 )
 LOST = (
     "less than a tenth of the mask is left from frame %d on: its object has left the picture or is hidden, or the "
-    "optical flow has lost it"
+    "optical flow has lost it: use a shorter part of the clip, or paint it in the part where it is seen"
 )
+EMPTY = "the mask of the first frame is empty: paint the object there, white is what is generated"
 
 
 def preview(make_sheet: Callable[[], Tensor]) -> ui.PreviewImage | None:
@@ -197,6 +198,8 @@ class MaskFollow(io.ComfyNode):
             log.warning(NO_RAFT)
         flow = flow_of(raft, height, width)
         followed = follow_mask(first, length, lambda a, b: flow(images[a], images[b]), progress_callback())
-        if (lost := lost_at(followed)) is not None:
+        if lost_at(followed[:1]) is not None:
+            log.warning(EMPTY)
+        elif (lost := lost_at(followed)) is not None:
             log.warning(LOST, lost + 1)
         return io.NodeOutput(followed, ui=preview(lambda: video_sheet(images, followed)))

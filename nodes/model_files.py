@@ -148,7 +148,7 @@ def find_vaes() -> dict[str, Path]:
     files = single_files("vae") | single_files("vae_approx")
     small = {name: path for name, path in files.items() if is_tiny_decoder_file(path)}
     found = find_parts("vae", "vae", checkpoint.is_vae_file)
-    return with_own(found, small | decoders(hub_roots()) | decoders([OWN_MODELS]))
+    return with_own(found, with_own(small | decoders(hub_roots()), decoders([OWN_MODELS])))
 
 
 def find_loras() -> dict[str, Path]:

@@ -96,6 +96,12 @@ def parse_args() -> argparse.Namespace:
     measure.add_argument("--size", type=int, default=128, help="pixels, in rows that do not name their sizes")
     measure.add_argument("--steps", type=int, default=20)
     measure.add_argument("--cfg", type=float, default=2.0)
+    measure.add_argument(
+        "--spacing",
+        choices=["auto", "trailing", "linspace", "leading"],
+        default="auto",
+        help="trailing for a LoRA for few steps",
+    )
     measure.add_argument("--cpu", action="store_true", help="use the CPU even where there is a GPU")
     drift = commands.add_parser("drift", help="measure how colours and sharpness drift in a long video")
     drift.add_argument("--seconds", type=float, default=600.0, help="of each video (default: ten minutes)")
@@ -217,7 +223,7 @@ def evaluate(args) -> None:
     from cogvideox_fun.training.evaluation import evaluate, generate, report
 
     device = "cuda" if torch.cuda.is_available() and not args.cpu else "cpu"
-    options = generate.Options(args.count, args.size, args.steps, args.cfg)
+    options = generate.Options(args.count, args.size, args.steps, args.cfg, args.spacing)
     own_lora, own_control = args.model / "lora" / "ring.safetensors", args.model / "control"
     lora = args.lora or (own_lora if own_lora.is_file() else None)
     control = args.control or (own_control if own_control.is_dir() else None)

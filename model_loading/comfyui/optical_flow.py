@@ -34,9 +34,19 @@ def find_raft() -> comfy.model_patcher.ModelPatcher | None:
     """The first file of models/optical_flow that is torchvision's RAFT, large or small; None without one.
 
     Raises:
-        CheckpointError: a file can't be read, or is another network whose parameters have the same names.
+        CheckpointError: there is none, and a file can't be read, or is another network whose parameters have the same
+            names.
     """
-    return next((raft for path in weight_files() if (raft := load_raft(path)) is not None), None)
+    unreadable = None
+    for path in weight_files():
+        try:
+            if (raft := load_raft(path)) is not None:
+                return raft
+        except CheckpointError as error:
+            unreadable = unreadable or error
+    if unreadable is not None:
+        raise unreadable
+    return None
 
 
 def load_raft(path: Path) -> comfy.model_patcher.ModelPatcher | None:
@@ -65,14 +75,14 @@ def flow_of(patcher: comfy.model_patcher.ModelPatcher | None, height: int, width
     """
     device = comfy.model_management.get_torch_device()
     if patcher is None:
-        return lambda first, second: lucas_kanade(first.to(device), second.to(device))
+        return lambda first, second: lucas_kanade(first.float().to(device), second.float().to(device))
     from torchvision.models.optical_flow import RAFT
 
-    raft = getattr(patcher, "model", patcher)
+    raft = getattr(patcher, "model", None)
     if not isinstance(raft, RAFT):
+        name = type(patcher if raft is None else raft).__name__
         raise ValueError(
-            f"optical_flow is of another family ({type(raft).__name__}): load torchvision's RAFT with Load Optical "
-            "Flow Model"
+            f"optical_flow is of another family ({name}): load torchvision's RAFT with Load Optical Flow Model"
         )
     correlations = (-(-height // 8) * -(-width // 8)) ** 2 * 4  # bytes: every pixel of an eighth with every other
     comfy.model_management.load_models_gpu([patcher], memory_required=2 * correlations)

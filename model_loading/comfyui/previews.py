@@ -79,7 +79,9 @@ def load_decoder(model, device: torch.device) -> TinyDecoder | None:
     dtype = comfy.model_management.vae_dtype(device, [torch.float16, torch.bfloat16, torch.float32])
     try:
         return load_tiny_decoder(path, read_file, comfy.ops.disable_weight_init, dtype).to(device)
-    except CheckpointError as error:
+    except Exception as error:
+        if not isinstance(error, CheckpointError) and not is_out_of_memory(error):
+            raise
         log.warning("the previews are coarse: %s", error)
         return None
 

@@ -211,13 +211,19 @@ def short_of_memory(model) -> list:
         def decode_stream(self, *_args):
             raise comfy.model_management.OOM_EXCEPTION("no memory")
 
+    def full(*_args):
+        raise comfy.model_management.OOM_EXCEPTION("no memory")
+
     shown, warnings = [], []
-    preview = previews.MovingPreview(model, shown.append)
-    preview.budget.share = 1e9
-    preview.decoder, preview.looked = Decoder(1, 1), True
-    with replaced(previews.log, warning=warnings.append):
+    latents = torch.randn(1, 16, 3, 6, 10)
+    with replaced(previews.log, warning=lambda text, *values: warnings.append(text % values)):
+        preview = previews.MovingPreview(model, shown.append)
+        preview.budget.share = 1e9
+        preview.decoder, preview.looked = Decoder(1, 1), True
         for _ in range(2):
-            preview(torch.randn(1, 16, 3, 6, 10), sharp=True)
+            preview(latents, sharp=True)
+        with replaced(previews, find_decoder=lambda model: Path("a.safetensors"), load_tiny_decoder=full):
+            previews.MovingPreview(model, shown.append)(latents, sharp=True)
     return [len(shown), warnings]
 
 

@@ -110,4 +110,6 @@ def test_the_vae_computes_in_fp16_where_the_gpu_has_no_bf16(found):
 
 def test_a_preview_that_needs_too_much_memory_is_coarse(found):
     """Shown all the same, and from then on without the decoder: the log says so once."""
-    assert found["short of memory"] == [2, ["out of memory for a sharp preview: the next ones are coarse"]]
+    count, (decoding, loading) = found["short of memory"]
+    assert count == 3 and decoding == "out of memory for a sharp preview: the next ones are coarse"
+    assert loading == "the previews are coarse: no memory"

@@ -56,6 +56,13 @@ def test_without_raft_a_simpler_flow_is_used_and_said(lab, flow_folder):
     assert torch.equal(again, found) and "the mask has 3 frames: only the first is used" in log
 
 
+def test_images_in_half_precision(lab, flow_folder):
+    """As with ``--fp16-intermediates``: flows are found and added up in float32."""
+    video, true = moving_square()
+    half = video.half()
+    assert torch.equal(*(follow(lab, images, true[:1])[0] for images in (half, half.float())))
+
+
 @pytest.mark.parametrize("size, ending", [("large", "pth"), ("small", "safetensors")])
 def test_raft_is_found_by_its_weights_as_soon_as_it_is_there(lab, flow_folder, size, ending):
     """The same graph runs again when the file comes. Its flows are those of torchvision and its own preprocessing."""
@@ -70,6 +77,7 @@ def test_raft_is_found_by_its_weights_as_soon_as_it_is_there(lab, flow_folder, s
     node = graph.fun("MaskFollow", **tensors)
     (before,) = graph.get(node)
 
+    (flow_folder / "a.pth").write_bytes(b"")  # another file that can't be read is no reason to stop
     path, flows = str(flow_folder / f"weights.{ending}"), lab.path()
     graph.node("ProbeRaft", size=size, path=path, flows=flows, images=tensors["images"])
     lab.run(graph.workflow)
@@ -105,14 +113,18 @@ def test_comfyuis_own_optical_flow(lab, flow_folder):
 
 
 def test_a_lost_object_is_named_with_its_frame(lab, flow_folder):
-    """It leaves the picture; nothing was painted."""
+    """It leaves the picture."""
     video, true = moving_square(LENGTH, 8)
     found, log = follow(lab, video, true[:1])
     (frame,) = map(int, re.findall(r"of the mask is left from frame (\d+) on", log))
     areas = (found >= 0.5).sum((1, 2))
     assert areas[frame - 1] < areas[0] / 10 <= areas[frame - 2]
     assert 14 <= frame <= 16, "it is gone in frame 16"
-    assert "of the mask is left from frame 1 on" in follow(lab, video[:2], torch.zeros(1, SIZE, SIZE))[1]
+
+
+def test_an_empty_mask_is_named(lab, flow_folder):
+    log = follow(lab, moving_square(2, 8)[0], torch.zeros(1, SIZE, SIZE))[1]
+    assert "the mask of the first frame is empty" in log and "of the mask is left" not in log
 
 
 # a region by a word

@@ -21,12 +21,13 @@ BATCH = 8
 
 @dataclasses.dataclass(frozen=True)
 class Options:
-    """How clips are made: how many for each row, their size, and the sampler's steps and guidance."""
+    """How clips are made: how many for each row, their size, and the sampler's steps, guidance and spacing."""
 
     count: int = 64
     size: int = 128
     steps: int = 20
     cfg: float = 2.0
+    spacing: str = "auto"
 
 
 @dataclasses.dataclass(frozen=True)
@@ -120,7 +121,7 @@ class Evaluation:
             extras = [condition(truth) for truth in truths]
             extra = None if extras[0] is None else torch.cat(extras)
             begin = None if start is None else torch.cat([start(truth) for truth in truths])
-            how = {"steps": options.steps, "cfg": options.cfg, **run}
+            how = {"steps": options.steps, "cfg": options.cfg, "spacing": options.spacing, **run}
             latents = pipeline.sample(noise, texts, negative, extra, begin, **how)
             for truth, latent in zip(truths, latents, strict=True):
                 yield truth, pipeline.decode(latent[None]).cpu()

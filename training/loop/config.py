@@ -265,8 +265,9 @@ def _check_few_steps(phase: Phase, check: Callable[[str, Callable, str], None]) 
     check(
         "train_patch_projection",
         lambda value: not value or phase.task == "lora",
-        "false: only task lora trains it, the teacher of few_steps has to stay the model as it is",
+        "false: only task lora trains it",
     )
+    check("snr_gamma", lambda value: not value or phase.task != "few_steps", "0: few_steps does not weight its loss")
 
 
 def check_cacheable(phase: Phase, where: str) -> None:

@@ -127,14 +127,19 @@ def export_run(folder: str | Path, output: str | Path, base: str | Path | None =
         rank: of a LoRA: the highest rank to write it with, see `lower_rank`. 0: as it was trained.
 
     Raises:
-        ValueError: it has no checkpoint, or there is a base or a rank but the run is no LoRA's.
+        ValueError: it has no checkpoint, or there is a base or a rank but the run is no LoRA's, or the rank is
+            negative.
         CheckpointError: the LoRA does not fit the base.
     """
+    if rank < 0:
+        raise ValueError(f"rank is {rank}, expected 1 or more, or 0 to keep it")
     checkpoint = newest(Path(folder) / "run")
     if checkpoint is None:
         raise ValueError(f"{folder} has no run/checkpoint_*: give the output folder of a run that saved one")
     if (base is not None or rank) and not (phase := read_phase_of(checkpoint)).makes_lora:
-        raise ValueError(f"{folder} is the run of a task {phase.task!r}, expected 'lora': leave --base and --rank out")
+        raise ValueError(
+            f"{folder} is the run of a task {phase.task!r}, expected lora or few_steps: leave --base and --rank out"
+        )
     log.info("exporting %s", checkpoint)
     with tempfile.TemporaryDirectory() as temporary:
         target = Path(output if base is None else temporary)

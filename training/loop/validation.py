@@ -205,7 +205,9 @@ class Validator:
             extra = pipeline.condition(video, mask, pipeline.checkpoint.config.reference_noise, seed)
         texts = (pipeline.text_encoder(text) for text in (sample["captions"], NEGATIVE))
         noise = pipeline.noise(*size, seed).to(device)
-        return pipeline.decode(pipeline.sample(noise, *texts, extra, steps=options.steps, cfg=options.cfg))
+        spacing = "trailing" if self.phase.task == "few_steps" else "auto"  # whose LoRA knows no other timesteps
+        how = {"steps": options.steps, "cfg": options.cfg, "spacing": spacing}
+        return pipeline.decode(pipeline.sample(noise, *texts, extra, **how))
 
     def write(self, step: int, table: list[list[torch.Tensor]]) -> None:
         """Write the picture and the video: for each clip the source, then its rows."""

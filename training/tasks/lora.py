@@ -88,8 +88,11 @@ def lower_rank(weights: Mapping[str, torch.Tensor], rank: int) -> dict[str, torc
         down, up = weights[key].float(), weights[f"{layer}.lora_up.weight"].float()
         if len(down) <= rank:
             continue
-        change = up @ down * (float(weights[f"{layer}.alpha"]) / len(down))
+        # the product itself may be thousands wide, and has no more singular values than the rank
+        (from_up, up), (from_down, down) = torch.linalg.qr(up), torch.linalg.qr(down.T)
+        change = up @ down.T * (float(weights[f"{layer}.alpha"]) / down.shape[1])
         left, values, right = torch.linalg.svd(change, full_matrices=False)
+        left, right = from_up @ left, right @ from_down.T
         root = values[:rank].sqrt()
         lower[key], lower[f"{layer}.lora_up.weight"] = root[:, None] * right[:rank], left[:, :rank] * root
         lower[f"{layer}.alpha"] = torch.tensor(float(rank))
