@@ -132,7 +132,8 @@ def serve(host: Host, base: Path, *arguments: str) -> Iterator[Server]:
     link = base / "custom_nodes" / "cogvideox-fun"
     if not link.exists():
         link.symlink_to(ROOT, target_is_directory=True)
-    port, log = free_port(), base / "server.log"
+    port = free_port()
+    log = base / f"server_{port}.log"  # a base directory may have two servers
     command = [str(host.python), "main.py", "--cpu", "--base-directory", str(base), "--port", str(port)]
     command += ["--disable-auto-launch", "--database-url", f"sqlite:///{base}/user/comfyui.db", *arguments]
     if front_end := os.environ.get("COMFYUI_FRONT_END"):
