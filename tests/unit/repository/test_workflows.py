@@ -147,3 +147,9 @@ def test_sam3_is_named_with_its_file():
     assert loader.data["widgets_values"] == [entry["name"]] and entry["directory"] == "checkpoints"
     text = notes.note("title", task.note, task.real.model)
     assert f"({entry['url']}) into `models/checkpoints`" in text and entry["url"].endswith(f"/{entry['name']}")
+
+
+def test_the_node_and_the_note_name_the_same_raft():
+    folder, name = notes.RAFT.rsplit("/", 1)
+    text = (ROOT / "nodes" / "masks.py").read_text(encoding="utf-8")
+    assert f'"{folder}"' in text and f"/{name}" in text
