@@ -10,6 +10,8 @@ FRONTEND ?=
 FRONT_END := $(if $(FRONTEND),$(VENV)/front_end/$(FRONTEND)/comfyui_frontend_package/static)
 NODES ?=
 TESTS ?=
+WORKERS ?= 2
+THREADS ?= 1
 
 .PHONY: demo test evaluate bench gpu lint format api templates pictures clean
 
@@ -37,7 +39,8 @@ gpu:
 
 # Run the linter and all tests. FRONTEND=1.58.1 tests that front end of PyPI, NODES=2 its other renderer.
 test: $(READY) lint $(FRONT_END)
-	$(if $(FRONT_END),COMFYUI_FRONT_END=$(abspath $(FRONT_END))) COMFYUI_NODES=$(NODES) $(BIN)/python -m pytest $(TESTS)
+	$(if $(FRONT_END),COMFYUI_FRONT_END=$(abspath $(FRONT_END))) COMFYUI_NODES=$(NODES) OMP_NUM_THREADS=$(THREADS) \
+		$(BIN)/python -m pytest -n $(WORKERS) --dist loadfile $(TESTS)
 
 $(FRONT_END): | $(READY)
 	$(BIN)/pip install --quiet --disable-pip-version-check --no-deps --target $(VENV)/front_end/$(FRONTEND) \
