@@ -153,7 +153,7 @@ def main() -> None:
                 found[ROWS[row]] = [drift.measured(video, scene)]
                 pictures.append(drift.row(video))
     args.output.mkdir(parents=True, exist_ok=True)
-    Image.fromarray(np.concatenate(pictures)).quantize().save(args.output / "windows.png")
+    Image.fromarray(np.concatenate(pictures)).save(args.output / "windows.png")
     print(drift.markdown(found, args.seconds))
 
 
