@@ -261,6 +261,28 @@ def test_a_list_of_images(lab, name):
     assert len(clip.get(video)[0]) == 24 and case.count() == 2 * STEPS
 
 
+@pytest.mark.parametrize("name", ["model", "clip", "vae"])
+def test_a_list_of_models(lab, name):
+    """One video is made, so it is refused before the first round."""
+    case = Case(lab, 12)
+    graph, video = case.graph()
+    inputs = graph.workflow[video.key]["inputs"]
+    inputs[name] = graph.node("ProbePair", first=inputs[name], second=inputs[name])[0]
+    with pytest.raises(Failed, match=f"{name} is a list of 2 values, expected one: connect only one of them"):
+        graph.get(video)
+    assert case.count() == 0, "before the first round"
+
+
+def test_a_list_of_seeds(lab):
+    """ComfyUI runs the node once for each of them, and each video is as if its seed were written into the node."""
+    case = Case(lab, 13)
+    graph, video = case.graph()
+    first, second = (graph.node("ProbeNumber", text=str(seed)) for seed in (SEED, SEED + 20))
+    graph.workflow[video.key]["inputs"]["seed"] = graph.node("ProbePair", first=first, second=second)[0]
+    (both,) = graph.get(graph.node("RebatchImages", images=video, batch_size=4096))
+    assert torch.equal(both, torch.cat([case.run(seed=seed)[0] for seed in (SEED, SEED + 20)]))
+
+
 def test_a_list_of_videos_for_one_round(lab):
     graph = lab.graph()
     videos = graph.node("RebatchImages", images=graph.tensor("Image", picture(61, 2 * ROUND)), batch_size=ROUND)

@@ -1,12 +1,19 @@
 """Clips longer than the model takes, in ComfyUI's context windows."""
 
+import re
 from pathlib import Path
 
+import measure_windows
 import pytest
 import torch
 from cogvideox_fun.model_loading.standalone import Pipeline
 from cogvideox_fun.sampling.masks import build_start_end
+from cogvideox_fun.tools import media
+from cogvideox_fun.training.data.scenes import random_scene
+from cogvideox_fun.training.evaluation.generate import Options
+from cogvideox_fun.training.evaluation.measure import truth_of
 from graph import Failed
+from PIL import Image
 
 PROMPTS = "a red ball moves right", "blurry"
 SCHEDULES = ("standard_static", "standard_uniform", "looped_uniform")
@@ -99,3 +106,22 @@ def test_a_clip_of_one_window_is_as_without(lab):
     one = windowed(graph, model, context_length=9, context_overlap=4)
     plain, ours = graph.get(*(graph.sampler(m, positive, negative, latent) for m in (model, one)))
     assert torch.equal(plain, ours)
+
+
+@pytest.mark.parametrize("row", measure_windows.DEFAULT)
+def test_what_is_measured_of_a_long_video(lab, base, row):
+    """It begins with the start image. A prompt for each window: the windows take them in their order."""
+    try:
+        measure_windows.check_host(lab.server, [row])
+    except SystemExit as error:
+        pytest.skip(str(error))
+    scene, length = random_scene(0, 0, kinds=("move",)), 57
+    image = truth_of(scene, 1, 64, 64).video
+    Image.fromarray(media.to_uint8(image[0])).save(base / "input" / measure_windows.START)
+    before = lab.log_size
+    graph = measure_windows.workflow(row, scene, length, Options(size=64, steps=1))
+    video = measure_windows.made(lab.server, base, graph)
+    assert video.shape == (length, 64, 64, 3)
+    assert (video[0] - image[0]).abs().mean() < 0.1 < (video[-1] - image[0]).abs().max()
+    prompts = [int(number) for number in re.findall(r"using region (\d+)", lab.log_since(before))]
+    assert prompts == ([0, 1, 2, 3, 4] if row == "to_and_fro" else [])

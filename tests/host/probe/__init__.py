@@ -29,10 +29,11 @@ class AnyType(str):
         return False
 
 
-def node(returns: str | None = None, *, output: bool = False, **inputs: str):
+def node(returns: str | None = None, *, output: bool = False, is_list: bool = False, **inputs: str):
     """Make a function a node, from the type that it returns and the types of its inputs; ``*`` fits every type.
 
     Args:
+        is_list: it returns a list, and a node behind it runs once for each value.
         output: run it though no other node needs its result. A node that returns nothing is always run.
     """
 
@@ -45,6 +46,7 @@ def node(returns: str | None = None, *, output: bool = False, **inputs: str):
         types = {key: (AnyType(kind) if kind == "*" else kind, {}) for key, kind in inputs.items()}
         members = {
             "RETURN_TYPES": (AnyType(returns) if returns == "*" else returns,) if returns else (),
+            "OUTPUT_IS_LIST": (is_list,) if returns else (),
             "FUNCTION": "execute",
             "CATEGORY": "probe",
             "OUTPUT_NODE": output or returns is None,
@@ -109,6 +111,11 @@ def save(value, path):
         value = value[0][0]
     save_file({"value": value.contiguous().clone()}, path)
     return {"ui": {"text": [str(list(value.shape))]}}
+
+
+@node("*", is_list=True, first="*", second="*")
+def pair(first, second):
+    return [first, second]
 
 
 # a MODEL looked at
