@@ -108,6 +108,13 @@ def parse_args() -> argparse.Namespace:
     drift.add_argument("--model", type=Path, default=ROOT / "models" / "nano", help="the folder of an InP model")
     drift.add_argument("--output", type=Path, default=ROOT / "evaluation_output", help="folder for the results")
     drift.add_argument("--count", type=int, default=1, help="scenes")
+    drift.add_argument(
+        "--methods",
+        nargs="+",
+        choices=("chain", "overlap", "matched"),
+        default=["chain", "overlap", "matched"],
+        help="plain chain, with overlap, and with colours matched as Long Video does (default: all)",
+    )
     drift.add_argument("--steps", type=int, default=20)
     drift.add_argument("--cfg", type=float, default=2.0)
     drift.add_argument("--cpu", action="store_true", help="use the CPU even where there is a GPU")
@@ -246,11 +253,11 @@ def drift(args) -> None:
         part.to("cuda" if torch.cuda.is_available() and not args.cpu else "cpu")
     options = Options(args.count, steps=args.steps, cfg=args.cfg)
     try:
-        rounds = args.count * rounds_of(round(args.seconds * 8))
+        rounds = args.count * rounds_of(round(args.seconds * 8), args.methods)
     except ValueError as error:
         raise SystemExit(f"ERROR --seconds {args.seconds:g}: {error}") from None
     with tqdm(total=rounds, unit="round") as bar:
-        print(compare_drift(Evaluation(pipeline, options, bar.update), args.seconds, args.output))
+        print(compare_drift(Evaluation(pipeline, options, bar.update), args.seconds, args.output, args.methods))
     print(f"written to {args.output}: the table as drift.md and .json, frames as drift.png")
 
 

@@ -33,14 +33,15 @@ PART = 40_000  # for the seed of a scene's first round, so that no two scenes sh
 class Method:
     """How rounds continue each other: the frames that two share, and how far colours are matched."""
 
+    title: str
     overlap: int
     match_colors: float
 
 
 METHODS = {
-    "plain chain: overlap 1": Method(1, 0.0),
-    "overlap 9": Method(9, 0.0),
-    "Long Video: overlap 9, colours matched": Method(9, 1.0),
+    "chain": Method("plain chain: overlap 1", 1, 0.0),
+    "overlap": Method("overlap 9", 9, 0.0),
+    "matched": Method("Long Video: overlap 9, colours matched", 9, 1.0),
 }
 
 
@@ -113,9 +114,9 @@ def prompts_of(scene: Scene) -> list[str]:
     return [dataclasses.replace(scene, way=way).caption() for way in (scene.way, OPPOSITE[scene.way])]
 
 
-def rounds_of(length: int) -> int:
-    """How many rounds one scene takes, with all methods."""
-    return sum(len(start_frames(length, PATH_FRAMES, method.overlap)) for method in METHODS.values())
+def rounds_of(length: int, methods: Sequence[str] = tuple(METHODS)) -> int:
+    """How many rounds one scene takes, with some of `METHODS` together."""
+    return sum(len(start_frames(length, PATH_FRAMES, METHODS[name].overlap)) for name in methods)
 
 
 def shapes_seen(video: torch.Tensor, scene: Scene) -> list[Seen]:
@@ -145,7 +146,9 @@ def row(video: torch.Tensor) -> np.ndarray:
     return (frames.clamp(0, 1) * LEVELS).round().byte().numpy().swapaxes(0, 1).reshape(video.shape[1], -1, 3)
 
 
-def compare_drift(evaluation: Evaluation, seconds: float, output: Path) -> str:
+def compare_drift(
+    evaluation: Evaluation, seconds: float, output: Path, methods: Sequence[str] = tuple(METHODS)
+) -> str:
     """Make a video of every scene with every method, and measure it.
 
     Writes ``drift.md``, ``drift.json`` and ``drift.png`` (frames of the first scene, a row for each method) to
@@ -154,21 +157,22 @@ def compare_drift(evaluation: Evaluation, seconds: float, output: Path) -> str:
     Args:
         evaluation: its options say how many scenes there are.
         seconds: how long each video is, at 8 frames a second.
+        methods: of `METHODS`.
 
     Raises:
         ValueError: a video is shorter than a round.
     """
     output.mkdir(parents=True, exist_ok=True)
     length = round(seconds * FPS)
-    found: dict[str, list[dict]] = {name: [] for name in METHODS}
+    found: dict[str, list[dict]] = {METHODS[name].title: [] for name in methods}
     rows, text = [], ""
     for number, scene in enumerate(evaluation.scenes(0)):
         size = evaluation.options.size
         image = truth_of(scene, 1, size, size).video
-        for name, method in METHODS.items():
+        for method in (METHODS[name] for name in methods):
             how = method, evaluation.options, PART * (number + 1), evaluation.progress
             video = long_video(evaluation.pipeline, image, prompts_of(scene), length, *how)
-            found[name].append(measured(video, scene))
+            found[method.title].append(measured(video, scene))
             if number == 0:
                 rows.append(row(video))
         text = markdown(found, seconds)

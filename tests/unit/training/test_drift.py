@@ -5,10 +5,11 @@ import torch
 from cogvideox_fun.model_loading.standalone import Pipeline
 from cogvideox_fun.training.data.scenes import Scene, Thing
 from cogvideox_fun.training.evaluation import drift
-from cogvideox_fun.training.evaluation.generate import Options
+from cogvideox_fun.training.evaluation.generate import Evaluation, Options
 from cogvideox_fun.training.evaluation.measure import truth_of
 from kornia.filters import gaussian_blur2d
 from pack import ROOT
+from PIL import Image
 
 LENGTH = 17  # frames of a round
 SCENE = Scene("move", "night", "right", things=(Thing("red", "square", (0.31, 0.5), (0.69, 0.5), (0.18, 0.18)),))
@@ -90,3 +91,11 @@ def test_the_table():
     }
     text = drift.markdown({"a": [one], "b": [one, one]}, 10)
     assert "| a | 1.00 | 2.00 | -3.00 | +4.00 | 0.50 | 75.00 |" in text and "| b | 1.00 ± 0.00 |" in text
+
+
+def test_a_table_of_chosen_methods(tmp_path):
+    evaluation = Evaluation(Pipeline.from_folder(ROOT / "models" / "nano"), Options(count=1, size=64, steps=1))
+    text = drift.compare_drift(evaluation, 25 / drift.FPS, tmp_path, ["matched"])
+    assert [line.split(" | ")[0] for line in text.splitlines()[2:]] == ["| Long Video: overlap 9, colours matched"]
+    assert (tmp_path / "drift.md").read_text(encoding="utf-8") == text
+    assert Image.open(tmp_path / "drift.png").size == (10 * 64, 64), "one row of ten frames"
