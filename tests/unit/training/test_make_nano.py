@@ -35,6 +35,7 @@ def configs(tmp_path, monkeypatch):
         text = "\n".join(SMALL.get(line.split(" = ")[0], line) for line in lines)
         (folder / f"nano_{name}.toml").write_text(text, encoding="utf-8")
     monkeypatch.setattr(make, "CONFIGS", folder)
+    monkeypatch.setattr(make, "PREVIEW_CLIPS", 2)
     return tmp_path / "runs" / "nano"
 
 
