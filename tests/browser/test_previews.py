@@ -9,6 +9,7 @@ const data = await (await fetch(picture.src)).arrayBuffer();
 const decoder = new ImageDecoder({type: 'image/webp', data});
 await decoder.tracks.ready;
 const box = picture.getBoundingClientRect();
+if (!box.width) return null; // not laid out yet
 const nodes = app.graph.nodes.filter(node => node.widgets?.some(widget => widget.name == arguments[0]));
 return {
     frames: decoder.tracks.selectedTrack.frameCount,
