@@ -115,6 +115,7 @@ def parse_args() -> argparse.Namespace:
         default=["chain", "overlap", "matched"],
         help="plain chain, with overlap, and with colours matched as Long Video does (default: all)",
     )
+    drift.add_argument("--overlap", type=int, default=9, help="frames, of all methods but the plain chain")
     drift.add_argument("--steps", type=int, default=20)
     drift.add_argument("--cfg", type=float, default=2.0)
     drift.add_argument("--cpu", action="store_true", help="use the CPU even where there is a GPU")
@@ -244,7 +245,7 @@ def evaluate(args) -> None:
 def drift(args) -> None:
     import torch
     from cogvideox_fun.model_loading.standalone import Pipeline
-    from cogvideox_fun.training.evaluation.drift import compare_drift, rounds_of
+    from cogvideox_fun.training.evaluation.drift import compare_drift, methods_of, rounds_of
     from cogvideox_fun.training.evaluation.generate import Evaluation, Options
     from tqdm import tqdm
 
@@ -252,12 +253,13 @@ def drift(args) -> None:
     for part in (pipeline.transformer, pipeline.vae, pipeline.text_encoder.model):
         part.to("cuda" if torch.cuda.is_available() and not args.cpu else "cpu")
     options = Options(args.count, steps=args.steps, cfg=args.cfg)
+    methods = [methods_of(args.overlap)[name] for name in args.methods]
     try:
-        rounds = args.count * rounds_of(round(args.seconds * 8), args.methods)
+        rounds = args.count * rounds_of(round(args.seconds * 8), methods)
     except ValueError as error:
-        raise SystemExit(f"ERROR --seconds {args.seconds:g}: {error}") from None
+        raise SystemExit(f"ERROR --seconds {args.seconds:g} --overlap {args.overlap}: {error}") from None
     with tqdm(total=rounds, unit="round") as bar:
-        print(compare_drift(Evaluation(pipeline, options, bar.update), args.seconds, args.output, args.methods))
+        print(compare_drift(Evaluation(pipeline, options, bar.update), args.seconds, args.output, methods))
     print(f"written to {args.output}: the table as drift.md and .json, frames as drift.png")
 
 

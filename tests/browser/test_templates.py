@@ -15,7 +15,7 @@ from templates.tasks import EDITIONS, INP
 NAMES = {name_of(task, nano): nano for task, nano in EDITIONS}
 NANO_NAMES = [name for name, nano in NAMES.items() if nano]
 START_END, TEXT = "CogVideoX-Fun Start and End Image to Video (nano)", "CogVideoX-Fun Text to Video"
-LONGER = {"Extend": 25, "Long Video": 33}  # frames; the other nano editions make 17
+LONGER = {"Extend": 29, "Long Video": 41}  # frames; the other nano editions make 17
 SAID = "$$cogvideox-fun-said"
 SERIALIZED = """
 const graph = app.graph.serialize();

@@ -23,7 +23,7 @@ EXTEND, CONTROL, LONG_VIDEO = (NAMES[title, False] for title in ("Extend a Clip"
 BY_A_WORD = NAMES["Region by a Word", False]
 TWO_ROUNDS = LENGTH + LENGTH - OVERLAP
 LENGTHS = {EXTEND: TWO_ROUNDS, LONG_VIDEO: TWO_ROUNDS}
-NANO_LENGTHS = {NAMES["Extend a Clip", True]: 17 + 17 - 9, NAMES["Long Video", True]: 33}
+NANO_LENGTHS = {NAMES["Extend a Clip", True]: 17 + 17 - 5, NAMES["Long Video", True]: 17 + 12 + 12}
 CONTROL_MODEL = "CogVideoX-Fun-V1.1-2b-Control"
 
 

@@ -15,7 +15,6 @@ NEGATIVE = (
 )
 INP, CONTROL = "CogVideoX-Fun-V1.1-2b-InP", "CogVideoX-Fun-V1.1-2b-Control"
 REWARD_LORA = "CogVideoX-Fun-V1.1-2b-InP-HPS2.1.safetensors"
-CONTINUED = 9  # frames of a clip that the model sees when it continues it
 COLOURS = {"positive": {"color": "#232", "bgcolor": "#353"}, "negative": {"color": "#322", "bgcolor": "#533"}}
 
 
@@ -36,6 +35,7 @@ class Edition:
     lora: str = ""
     strength: float = 1.0  # of the LoRA
     round_length: int = 49  # of a long video
+    overlap: int = 9  # frames of a clip that the model sees when it continues it
     word: str = ""  # what SAM3 finds
     grow: int = 12  # pixels by which a region grows
 
@@ -47,6 +47,7 @@ class Edition:
 def nano(prompt: str, **values) -> Edition:
     """The size, length and guidance that the nano model was trained and is evaluated with."""
     small = {"model": "nano", "negative": "", "width": 128, "height": 128, "length": 17, "steps": 20, "cfg": 2.0}
+    small["overlap"] = 5  # trained with eight known frames at most
     return Edition(prompt, **small | values)
 
 
@@ -296,7 +297,7 @@ def control(graph: Graph, edition: Edition) -> None:
 
 
 def extend(graph: Graph, edition: Edition) -> None:
-    given, loaded, prompted, clip = begin_with_clip(graph, edition, overlap=("INT", CONTINUED))
+    given, loaded, prompted, clip = begin_with_clip(graph, edition, overlap=("INT", edition.overlap))
     graph.group("Its last frames")
     built = graph.add(
         "CogVideoXFunStartEndImage",
@@ -313,7 +314,7 @@ def extend(graph: Graph, edition: Edition) -> None:
 
 
 def long_video(graph: Graph, edition: Edition) -> None:
-    special = {"round_length": ("INT", edition.round_length), "overlap": ("INT", CONTINUED)}
+    special = {"round_length": ("INT", edition.round_length), "overlap": ("INT", edition.overlap)}
     given = ask(graph, edition, {"start_image": "IMAGE"}, **special)
     loaded = load(graph, given, edition)
     graph.group("Rounds")
@@ -523,7 +524,7 @@ TASKS = (
             "The camera comes to rest. The light stays as it is, and the scene becomes calm.",
             length=209,
         ),
-        nano(f"{SQUARE}\na red square moves left over the night", length=33, round_length=17),
+        nano(f"{SQUARE}\na red square moves left over the night\n{SQUARE}", length=41, round_length=17),
         notes.LONG,
     ),
     Task(

@@ -38,11 +38,16 @@ class Method:
     match_colors: float
 
 
-METHODS = {
-    "chain": Method("plain chain: overlap 1", 1, 0.0),
-    "overlap": Method("overlap 9", 9, 0.0),
-    "matched": Method("Long Video: overlap 9, colours matched", 9, 1.0),
-}
+OVERLAP = 9  # Long Video's default
+
+
+def methods_of(overlap: int = OVERLAP) -> dict[str, Method]:
+    """A plain chain, and what Long Video does with and without matched colours."""
+    return {
+        "chain": Method("plain chain: overlap 1", 1, 0.0),
+        "overlap": Method(f"overlap {overlap}", overlap, 0.0),
+        "matched": Method(f"Long Video: overlap {overlap}, colours matched", overlap, 1.0),
+    }
 
 
 def background_drift(video: torch.Tensor) -> np.ndarray:
@@ -114,9 +119,9 @@ def prompts_of(scene: Scene) -> list[str]:
     return [dataclasses.replace(scene, way=way).caption() for way in (scene.way, OPPOSITE[scene.way])]
 
 
-def rounds_of(length: int, methods: Sequence[str] = tuple(METHODS)) -> int:
-    """How many rounds one scene takes, with some of `METHODS` together."""
-    return sum(len(start_frames(length, PATH_FRAMES, METHODS[name].overlap)) for name in methods)
+def rounds_of(length: int, methods: Sequence[Method]) -> int:
+    """How many rounds one scene takes, with all methods together."""
+    return sum(len(start_frames(length, PATH_FRAMES, method.overlap)) for method in methods)
 
 
 def shapes_seen(video: torch.Tensor, scene: Scene) -> list[Seen]:
@@ -146,9 +151,7 @@ def row(video: torch.Tensor) -> np.ndarray:
     return (frames.clamp(0, 1) * LEVELS).round().byte().numpy().swapaxes(0, 1).reshape(video.shape[1], -1, 3)
 
 
-def compare_drift(
-    evaluation: Evaluation, seconds: float, output: Path, methods: Sequence[str] = tuple(METHODS)
-) -> str:
+def compare_drift(evaluation: Evaluation, seconds: float, output: Path, methods: Sequence[Method]) -> str:
     """Make a video of every scene with every method, and measure it.
 
     Writes ``drift.md``, ``drift.json`` and ``drift.png`` (frames of the first scene, a row for each method) to
@@ -157,19 +160,18 @@ def compare_drift(
     Args:
         evaluation: its options say how many scenes there are.
         seconds: how long each video is, at 8 frames a second.
-        methods: of `METHODS`.
 
     Raises:
         ValueError: a video is shorter than a round.
     """
     output.mkdir(parents=True, exist_ok=True)
     length = round(seconds * FPS)
-    found: dict[str, list[dict]] = {METHODS[name].title: [] for name in methods}
+    found: dict[str, list[dict]] = {method.title: [] for method in methods}
     rows, text = [], ""
     for number, scene in enumerate(evaluation.scenes(0)):
         size = evaluation.options.size
         image = truth_of(scene, 1, size, size).video
-        for method in (METHODS[name] for name in methods):
+        for method in methods:
             how = method, evaluation.options, PART * (number + 1), evaluation.progress
             video = long_video(evaluation.pipeline, image, prompts_of(scene), length, *how)
             found[method.title].append(measured(video, scene))

@@ -69,12 +69,13 @@ def test_a_video_of_rounds_with_the_nano_model():
     image, prompts, done = truth_of(SCENE, 1, 64, 64).video, drift.prompts_of(SCENE), []
     assert "right" in prompts[0] and "left" in prompts[1]
     videos = {}
-    for name, method in drift.METHODS.items():
+    methods = drift.methods_of()
+    for name, method in methods.items():
         how = method, Options(size=64, steps=3), 0, done.append
         videos[name] = drift.long_video(pipeline, image, prompts, 25, *how)
         assert videos[name].shape == (25, 64, 64, 3)
         assert (videos[name][0] - image[0]).abs().mean() < 0.1, "the start image"
-    assert len(done) == drift.rounds_of(25) == 2 + 2 + 2
+    assert len(done) == drift.rounds_of(25, methods.values()) == 2 + 2 + 2
     plain, overlapping, matched = videos.values()
     assert torch.equal(plain[:8], overlapping[:8]), "before the first overlap"
     assert torch.equal(matched[:8], overlapping[:8]) and not torch.equal(matched, overlapping)
@@ -95,7 +96,7 @@ def test_the_table():
 
 def test_a_table_of_chosen_methods(tmp_path):
     evaluation = Evaluation(Pipeline.from_folder(ROOT / "models" / "nano"), Options(count=1, size=64, steps=1))
-    text = drift.compare_drift(evaluation, 25 / drift.FPS, tmp_path, ["matched"])
-    assert [line.split(" | ")[0] for line in text.splitlines()[2:]] == ["| Long Video: overlap 9, colours matched"]
+    text = drift.compare_drift(evaluation, 25 / drift.FPS, tmp_path, [drift.methods_of(5)["matched"]])
+    assert [line.split(" | ")[0] for line in text.splitlines()[2:]] == ["| Long Video: overlap 5, colours matched"]
     assert (tmp_path / "drift.md").read_text(encoding="utf-8") == text
     assert Image.open(tmp_path / "drift.png").size == (10 * 64, 64), "one row of ten frames"
