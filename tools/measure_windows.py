@@ -1,7 +1,7 @@
 """How a minute of video drifts in context windows: ``python tools/measure_windows.py``.
 
 Needs ComfyUI, at COMFYUI_PATH. The scene, the model and the measures are those of ``training/run.py drift``. Prints
-rows for its table in docs/beyond.md, and writes frames to windows.png, a row for each video.
+rows for its table in docs/beyond.md, and writes frames to windows.jpg, a row for each video.
 
   one_prompt  CogVideoX-Fun Context Windows
   uniform     the same, with windows that shift from step to step
@@ -153,7 +153,7 @@ def main() -> None:
                 found[ROWS[row]] = [drift.measured(video, scene)]
                 pictures.append(drift.row(video))
     args.output.mkdir(parents=True, exist_ok=True)
-    Image.fromarray(np.concatenate(pictures)).save(args.output / "windows.png")
+    Image.fromarray(np.concatenate(pictures)).save(args.output / "windows.jpg", quality=90)
     print(drift.markdown(found, args.seconds))
 
 
