@@ -1,18 +1,21 @@
-// Names the models that a workflow needs and that are not there, as soon as the workflow is shown.
+// Names the models and the pictures and clips that a workflow needs and that are not there, as soon as it is shown.
 
 import { app } from "../../scripts/app.js";
 
 const NODES = /^CogVideoXFun.*Loader$/;
+const SOURCES = ["LoadImage", "LoadVideo"];
 const SHOWN_MS = 60000;
 const TEXTS = {
     en: {
         title: (names) => `Missing: ${names.join(", ")}`,
         detail: (address, folder) => `Put ${address} into ${folder}.`,
+        choose: (node, file) => `Choose a file in ${node}: ${file} is not in ComfyUI's input folder.`,
         end: "Then press R. To try without a download, open a template with (nano) in its name.",
     },
     zh: {
         title: (names) => `缺少：${names.join("、")}`,
         detail: (address, folder) => `请把 ${address} 放进 ${folder}。`,
+        choose: (node, file) => `请在 ${node} 中选择文件：ComfyUI 的 input 文件夹里没有 ${file}。`,
         end: "然后按 R。不想下载时，请打开名称带有 (nano) 的模板。",
     },
 };
@@ -44,6 +47,15 @@ function missingModels() {
     return missing;
 }
 
+// The missing pictures and clips of a workflow with nodes of ours: the title of the node -> the file.
+function missingSources() {
+    const nodes = [...allNodes(app.graph.rootGraph ?? app.graph, null)].map(([node]) => node);
+    if (!nodes.some((node) => node.type.startsWith("CogVideoXFun"))) return new Map();
+    const chosen = nodes.filter((node) => SOURCES.includes(node.type)).map((node) => [node, node.widgets?.[0]]);
+    const missing = chosen.filter(([, widget]) => widget?.options?.values?.includes?.(widget.value) === false);
+    return new Map(missing.map(([node, widget]) => [node.title, widget.value]));
+}
+
 // Show a notice; returns what takes it away.
 function show(summary, detail) {
     const { toast } = app.extensionManager;
@@ -62,9 +74,12 @@ app.registerExtension({
         hide();
         hide = () => {};
         const missing = missingModels();
-        if (!missing.size) return;
+        const sources = missingSources();
+        if (!missing.size && !sources.size) return;
         const text = TEXTS[app.ui.settings.getSettingValue("Comfy.Locale")?.startsWith("zh") ? "zh" : "en"];
         const details = [...missing.values()].map((one) => text.detail(...one));
-        hide = show(text.title([...missing.keys()]), [...details, text.end].join(" "));
+        if (missing.size) details.push(text.end);
+        details.push(...[...sources].map((one) => text.choose(...one)));
+        hide = show(text.title([...missing.keys(), ...sources.values()]), details.join(" "));
     },
 });

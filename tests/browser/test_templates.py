@@ -216,6 +216,24 @@ def test_a_missing_model_is_explained_in_the_page(front, base):
     assert all("rompt" in error for error in front.console_errors()), "only that the prompt was refused"
 
 
+def test_a_missing_clip_is_named_as_soon_as_the_page_shows_it(front):
+    """Of the two files of this template, only the one that is not in the input folder."""
+    workflow = json.loads((WORKFLOWS / "CogVideoX-Fun Region Inpaint.json").read_text(encoding="utf-8"))
+    (clip,) = (node for node in workflow["nodes"] if node["type"] == "LoadVideo")
+    clip["widgets_values"][0] = "mine.mp4"
+    front.app("await app.loadGraphData(arguments[0])", workflow)
+
+    def notice() -> str:
+        return next((message for message in front.messages() if f"Missing: {INP}, mine.mp4" in message), "")
+
+    message = front.wait_until(notice, 10, "the missing clip is not named")
+    assert message.count("Choose a file in ") == 1
+    assert "Choose a file in Clip: mine.mp4 is not in ComfyUI's input folder." in message
+    front.close_dialogs()
+    front.open_template(START_END)  # so that the page asks for the clip now, and not in the next test
+    front.console_errors()
+
+
 def test_an_error_of_a_node_is_read_in_the_page(classic, front):
     front.open_template(START_END)
     front.set_widget(TASK, "length", 1)
