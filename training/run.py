@@ -260,7 +260,7 @@ def drift(args) -> None:
         raise SystemExit(f"ERROR --seconds {args.seconds:g} --overlap {args.overlap}: {error}") from None
     with tqdm(total=rounds, unit="round") as bar:
         print(compare_drift(Evaluation(pipeline, options, bar.update), args.seconds, args.output, methods))
-    print(f"written to {args.output}: the table as drift.md and .json, frames as drift.png")
+    print(f"written to {args.output}: the table as drift.md and .json, frames as drift.jpg")
 
 
 def positions(args) -> None:

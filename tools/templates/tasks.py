@@ -45,10 +45,12 @@ class Edition:
 
 
 def nano(prompt: str, **values) -> Edition:
-    """The size, length and guidance that the nano model was trained and is evaluated with."""
-    small = {"model": "nano", "negative": "", "width": 128, "height": 128, "length": 17, "steps": 20, "cfg": 2.0}
-    small["overlap"] = 5  # trained with eight known frames at most
-    return Edition(prompt, **small | values)
+    """The size, length and guidance that the nano model was trained and is evaluated with.
+
+    It was trained with eight known frames at most, so its overlap is 5.
+    """
+    size = {"width": 128, "height": 128, "length": 17, "overlap": 5}
+    return Edition(prompt, **{"model": "nano", "negative": "", "steps": 20, "cfg": 2.0} | size | values)
 
 
 # what the graphs share

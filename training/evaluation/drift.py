@@ -38,11 +38,8 @@ class Method:
     match_colors: float
 
 
-OVERLAP = 9  # Long Video's default
-
-
-def methods_of(overlap: int = OVERLAP) -> dict[str, Method]:
-    """A plain chain, and what Long Video does with and without matched colours."""
+def methods_of(overlap: int) -> dict[str, Method]:
+    """A plain chain, and what Long Video does with and without matched colours; ``overlap`` in frames."""
     return {
         "chain": Method("plain chain: overlap 1", 1, 0.0),
         "overlap": Method(f"overlap {overlap}", overlap, 0.0),
@@ -154,7 +151,7 @@ def row(video: torch.Tensor) -> np.ndarray:
 def compare_drift(evaluation: Evaluation, seconds: float, output: Path, methods: Sequence[Method]) -> str:
     """Make a video of every scene with every method, and measure it.
 
-    Writes ``drift.md``, ``drift.json`` and ``drift.png`` (frames of the first scene, a row for each method) to
+    Writes ``drift.md``, ``drift.json`` and ``drift.jpg`` (frames of the first scene, a row for each method) to
     ``output`` after each scene.
 
     Args:
@@ -178,7 +175,7 @@ def compare_drift(evaluation: Evaluation, seconds: float, output: Path, methods:
             if number == 0:
                 rows.append(row(video))
         text = markdown(found, seconds)
-        Image.fromarray(np.concatenate(rows)).save(output / "drift.png")
+        Image.fromarray(np.concatenate(rows)).save(output / "drift.jpg", quality=90)
         (output / "drift.md").write_text(text, encoding="utf-8")
         about = {"seconds": seconds, **dataclasses.asdict(evaluation.options)}
         (output / "drift.json").write_text(json.dumps({"about": about, "scenes": found}, indent=2), encoding="utf-8")

@@ -69,7 +69,7 @@ def test_a_video_of_rounds_with_the_nano_model():
     image, prompts, done = truth_of(SCENE, 1, 64, 64).video, drift.prompts_of(SCENE), []
     assert "right" in prompts[0] and "left" in prompts[1]
     videos = {}
-    methods = drift.methods_of()
+    methods = drift.methods_of(9)
     for name, method in methods.items():
         how = method, Options(size=64, steps=3), 0, done.append
         videos[name] = drift.long_video(pipeline, image, prompts, 25, *how)
@@ -99,4 +99,4 @@ def test_a_table_of_chosen_methods(tmp_path):
     text = drift.compare_drift(evaluation, 25 / drift.FPS, tmp_path, [drift.methods_of(5)["matched"]])
     assert [line.split(" | ")[0] for line in text.splitlines()[2:]] == ["| Long Video: overlap 5, colours matched"]
     assert (tmp_path / "drift.md").read_text(encoding="utf-8") == text
-    assert Image.open(tmp_path / "drift.png").size == (10 * 64, 64), "one row of ten frames"
+    assert Image.open(tmp_path / "drift.jpg").size == (10 * 64, 64), "one row of ten frames"

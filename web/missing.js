@@ -69,7 +69,7 @@ function show(summary, detail) {
 }
 
 app.registerExtension({
-    name: "CogVideoXFun.MissingModel",
+    name: "CogVideoXFun.Missing",
     afterConfigureGraph() {
         hide();
         hide = () => {};
