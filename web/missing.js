@@ -5,6 +5,9 @@ import { app } from "../../scripts/app.js";
 const NODES = /^CogVideoXFun.*Loader$/;
 const SOURCES = ["LoadImage", "LoadVideo"];
 const SHOWN_MS = 60000;
+const CLASS = "cogvideox-fun-missing";
+// 1.49 shows notices where its own note on errors is: ours goes below that.
+const STYLE = `body:has([data-testid=error-overlay]) .p-toast:has(.${CLASS}) { transform: translateY(8.5rem); }`;
 const TEXTS = {
     en: {
         title: (names) => `Missing: ${names.join(", ")}`,
@@ -47,13 +50,13 @@ function missingModels() {
     return missing;
 }
 
-// The missing pictures and clips of a workflow with nodes of ours: the title of the node -> the file.
+// The missing pictures and clips of a workflow with nodes of ours, each as the title of its node and its file.
 function missingSources() {
     const nodes = [...allNodes(app.graph.rootGraph ?? app.graph, null)].map(([node]) => node);
-    if (!nodes.some((node) => node.type.startsWith("CogVideoXFun"))) return new Map();
+    if (!nodes.some((node) => node.type.startsWith("CogVideoXFun"))) return [];
     const chosen = nodes.filter((node) => SOURCES.includes(node.type)).map((node) => [node, node.widgets?.[0]]);
     const missing = chosen.filter(([, widget]) => widget?.options?.values?.includes?.(widget.value) === false);
-    return new Map(missing.map(([node, widget]) => [node.title, widget.value]));
+    return missing.map(([node, widget]) => [node.title, widget.value]);
 }
 
 // Show a notice; returns what takes it away.
@@ -63,23 +66,27 @@ function show(summary, detail) {
         const id = toast.warning(summary, { description: detail, duration: SHOWN_MS, closable: true });
         return () => toast.dismiss(id);
     }
-    const notice = { severity: "warn", summary, detail, life: SHOWN_MS };
+    const notice = { severity: "warn", summary, detail, life: SHOWN_MS, styleClass: CLASS };
     toast.add(notice);
     return () => toast.remove(notice);
 }
 
 app.registerExtension({
     name: "CogVideoXFun.Missing",
+    setup() {
+        document.head.append(Object.assign(document.createElement("style"), { textContent: STYLE }));
+    },
     afterConfigureGraph() {
         hide();
         hide = () => {};
         const missing = missingModels();
         const sources = missingSources();
-        if (!missing.size && !sources.size) return;
+        if (!missing.size && !sources.length) return;
         const text = TEXTS[app.ui.settings.getSettingValue("Comfy.Locale")?.startsWith("zh") ? "zh" : "en"];
         const details = [...missing.values()].map((one) => text.detail(...one));
         if (missing.size) details.push(text.end);
-        details.push(...[...sources].map((one) => text.choose(...one)));
-        hide = show(text.title([...missing.keys(), ...sources.values()]), details.join(" "));
+        details.push(...sources.map((one) => text.choose(...one)));
+        const names = new Set([...missing.keys(), ...sources.map(([, file]) => file)]);
+        hide = show(text.title([...names]), details.join(" "));
     },
 });

@@ -234,6 +234,23 @@ def test_a_missing_clip_is_named_as_soon_as_the_page_shows_it(front):
     front.console_errors()
 
 
+def test_missing_pictures_of_nodes_with_one_title_are_all_named(front):
+    path = WORKFLOWS / "CogVideoX-Fun Start and End Image to Video.json"
+    workflow = json.loads(path.read_text(encoding="utf-8"))
+    for node, name in zip((node for node in workflow["nodes"] if node["type"] == "LoadImage"), "ab", strict=True):
+        node.update(title="Load Image", widgets_values=[f"{name}.png", "image"])
+    front.app("await app.loadGraphData(arguments[0])", workflow)
+
+    def notice() -> str:
+        return next((message for message in front.messages() if f"Missing: {INP}, a.png, b.png" in message), "")
+
+    message = front.wait_until(notice, 10, "the missing pictures are not named")
+    assert message.count("Choose a file in Load Image: ") == 2
+    front.close_dialogs()
+    front.open_template(START_END)  # so that the page asks for the pictures now, and not in the next test
+    front.console_errors()
+
+
 def test_an_error_of_a_node_is_read_in_the_page(classic, front):
     front.open_template(START_END)
     front.set_widget(TASK, "length", 1)
