@@ -1,4 +1,8 @@
-"""A ComfyUI with the pack and nothing else, and its front end in headless Chromium: what a new user has."""
+"""A ComfyUI with the pack and nothing else, and its front end in headless Chromium: what a new user has.
+
+Each file has its own, closed at its end. Playwright stops only when no other process holds its pipes, and a process
+that a later test forks (a worker of the trainer's) would hold them.
+"""
 
 import os
 import shutil
@@ -11,7 +15,7 @@ from front_end import FrontEnd, start_browser
 NODES_2 = {"": False, "2": True}[os.environ.get("COMFYUI_NODES", "")]
 
 
-@pytest.fixture(scope="session")
+@pytest.fixture(scope="module")
 def base(tmp_path_factory):
     """The base directory: no model, the picture that every install has, and a clip."""
     problem = export_api.what_is_missing()
@@ -26,19 +30,19 @@ def base(tmp_path_factory):
     return base
 
 
-@pytest.fixture(scope="session")
+@pytest.fixture(scope="module")
 def server(base):
     with comfy.serve(comfy.find_host(), base, "--preview-method", "auto") as server:
         yield server
 
 
-@pytest.fixture(scope="session")
+@pytest.fixture(scope="module")
 def browser(base):
     with start_browser() as browser:
         yield browser
 
 
-@pytest.fixture(scope="session")
+@pytest.fixture(scope="module")
 def window(server, browser):
     """One window, of a user who has been here before, for the tests that don't need a new one."""
     server.post("/settings/Comfy.TutorialCompleted", True)

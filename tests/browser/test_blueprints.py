@@ -22,7 +22,7 @@ TARGETS = {  # the inputs inside that they reach, by the type of node
 }
 
 
-@pytest.fixture(scope="session")
+@pytest.fixture(scope="module")
 def listed(server) -> dict[str, str]:
     """The title of every blueprint of ours that ComfyUI lists, with its id there."""
     try:
