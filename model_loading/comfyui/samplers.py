@@ -39,6 +39,11 @@ class OnTimesteps(comfy.samplers.Sampler):
     def __init__(self, schedule: NoiseSchedule, steps: int, spacing: str = "auto", denoise: float = 1.0):
         self.schedule, self.steps, self.spacing, self.denoise = schedule, steps, spacing, denoise
 
+    def table(self, model_sampling) -> torch.Tensor:
+        """The model's sigma per timestep of training, also where its own list is shorter (50, in ComfyUI's "lcm")."""
+        sigmas, count = model_sampling.sigmas, self.schedule.num_timesteps
+        return sigmas if len(sigmas) == count else model_sampling.sigma(torch.arange(count))
+
     def alphas(self, model_sampling) -> torch.Tensor:
         """Signal power per timestep of the schedule that is run."""
         raise NotImplementedError
@@ -59,7 +64,7 @@ class OnTimesteps(comfy.samplers.Sampler):
         model_sampling = model_wrap.inner_model.model_sampling
         alphas = self.alphas(model_sampling)
         # once a run: reading a number from the GPU waits for the GPU
-        powers, table, levels = alphas.tolist(), model_sampling.sigmas.tolist(), sigmas.tolist()
+        powers, table, levels = alphas.tolist(), self.table(model_sampling).tolist(), sigmas.tolist()
 
         def ask(x: torch.Tensor, sigma: torch.Tensor, timestep: float) -> torch.Tensor:
             """The guided v from ComfyUI's model, at its sigma for the timestep."""
@@ -94,7 +99,7 @@ class OnTimesteps(comfy.samplers.Sampler):
 
             x = self.run(predict, noise, latent_image, alphas, on_step)
         if denoise_mask is not None:  # the last step can end above timestep 0, with noise left in what is kept
-            x = x * denoise_mask + latent_image * (1 - denoise_mask)
+            x = torch.where(denoise_mask == 0, latent_image, x)  # where the mask is soft, predict has mixed the two
         return x
 
 
@@ -104,7 +109,7 @@ class CogVideoXDDIM(OnTimesteps):
     def alphas(self, model_sampling) -> torch.Tensor:
         alphas = getattr(model_sampling, "alphas_cumprod", None)
         if alphas is None:  # another schedule was patched in
-            alphas = 1 / (model_sampling.sigmas.cpu().double() ** 2 + 1)  # not every GPU has float64
+            alphas = 1 / (self.table(model_sampling).cpu().double() ** 2 + 1)  # not every GPU has float64
         return alphas
 
     def run(self, predict, noise, latent, alphas, callback) -> torch.Tensor:

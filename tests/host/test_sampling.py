@@ -6,6 +6,8 @@ from cogvideox_fun.sampling.schedule import NoiseSchedule
 from cogvideox_fun.tools import comfyui_server as comfy
 from graph import Lab, relative
 
+DDIM = "cogvideox_ddim"
+
 
 @pytest.fixture
 def setting(lab):
@@ -86,6 +88,28 @@ def test_a_noise_mask_keeps_to_the_digit_at_odd_step_counts(setting, steps):
     masked = graph.node("SetLatentNoiseMask", samples=start, mask=graph.tensor("Mask", mask))
     before, after = graph.get(start, graph.sampler(model, positive, negative, masked, steps=steps))
     assert torch.allclose(after[..., :5], before[..., :5], atol=1e-5)
+
+
+@pytest.mark.parametrize("is_differential", [False, True])
+def test_a_soft_noise_mask_means_what_it_means_in_comfyui(setting, is_differential):
+    """What is kept in part is mixed in at every step, and not once more at the end."""
+    graph, model, positive, negative, latent = setting
+    start = graph.sampler(model, positive, negative, latent, seed=9)
+    mask = graph.tensor("Mask", torch.linspace(0, 1, 80).expand(1, 48, 80))
+    masked = graph.node("SetLatentNoiseMask", samples=start, mask=mask)
+    if is_differential:
+        model = graph.with_defaults("DifferentialDiffusion", {"MODEL": model})
+    runs = [graph.sampler(model, positive, negative, masked, steps=10, sampler_name=name) for name in (DDIM, "euler")]
+    ours, host = graph.get(*runs)
+    assert relative(ours, host) <= 2e-4
+
+
+def test_a_schedule_of_fewer_levels(setting):
+    """ComfyUI's lcm has 50 of the 1000."""
+    graph, model, *rest = setting
+    patched = graph.node("ModelSamplingDiscrete", model=model, sampling="lcm", zsnr=False)
+    ours, host = graph.get(*(graph.sampler(patched, *rest, steps=10, sampler_name=name) for name in (DDIM, "euler")))
+    assert torch.isfinite(ours).all() and relative(ours, host) <= 2e-4
 
 
 def test_the_same_seed_gives_the_same_video_twice_and_in_another_process(host, lab, tmp_path):
