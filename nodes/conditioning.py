@@ -11,7 +11,11 @@ from .latents import latent_shape
 
 
 def with_values(positive, negative, values: dict, latent: dict | None = None) -> io.NodeOutput:
-    """Both conditionings with values added, and a latent to sample: by default an empty one of the same size."""
+    """Both conditionings with values added, and a latent to sample: by default an empty one of the same size.
+
+    What an earlier node set for its own video goes: its mask, and its part of the schedule.
+    """
+    values = {"concat_mask": None, CONTROL_PERCENTS: None, **values}
     positive, negative = (node_helpers.conditioning_set_values(c, values) for c in (positive, negative))
     return io.NodeOutput(positive, negative, latent or {"samples": torch.zeros_like(values["concat_latent_image"])})
 

@@ -151,8 +151,8 @@ class CogVideoXFun(comfy.model_base.BaseModel):
         extra = concat_latents(self.config, scales, kwargs["noise"], *given, kwargs["device"])
         if extra is not None:  # a key of its own: as c_concat, EasyCache of 0.3.64 would see the wrong channel count
             out["concat_latents"] = comfy.conds.CONDNoiseShape(extra)
-            if CONTROL_PERCENTS in kwargs:
-                sigmas = tuple(map(self.model_sampling.percent_to_sigma, kwargs[CONTROL_PERCENTS]))
+            if (percents := kwargs.get(CONTROL_PERCENTS)) is not None:
+                sigmas = tuple(map(self.model_sampling.percent_to_sigma, percents))
                 out["control_sigmas"] = comfy.conds.CONDConstant(sigmas)
         return out
 

@@ -26,15 +26,25 @@ def clip_of(seed: int, length: int = 9) -> torch.Tensor:
     return torch.rand(length, 48, 80, 3, generator=torch.Generator().manual_seed(seed))
 
 
-def controlled(lab, **options):
-    """A Control model's graph and its sampled latent."""
+def controlled(lab, earlier=(), **options):
+    """A Control model's graph and its sampled latent; ``earlier``: options of nodes in front, with the same video."""
     graph = lab.graph()
     model = graph.loader("tiny-2b-control")
     video = graph.fun("VAEEncode", vae=model[2], video=graph.tensor("Image", clip_of(1)), **ENCODE)
     inputs = {"strength": 1.0, "start_percent": 0.0, "end_percent": 1.0, **options}
     positive, negative = graph.prompts(model[1], *PROMPTS)
-    found = graph.fun("ControlConditioning", positive=positive, negative=negative, control_latent=video, **inputs)
-    return graph, graph.sampler(model, found[0], found[1], found[2], seed=3)
+    for before in (*earlier, {}):
+        given = {**inputs, **before}
+        found = graph.fun("ControlConditioning", positive=positive, negative=negative, control_latent=video, **given)
+        positive, negative = found[0], found[1]
+    return graph, graph.sampler(model, positive, negative, found[2], seed=3)
+
+
+def test_of_two_control_conditionings_the_last_counts(lab):
+    (alone,), (chained,) = (
+        graph.get(value) for graph, value in (controlled(lab), controlled(lab, earlier=[{"end_percent": 0.3}]))
+    )
+    assert torch.equal(chained, alone)
 
 
 @pytest.mark.parametrize(
