@@ -1,9 +1,12 @@
 """Clips to frames that a model takes, and clips joined."""
 
+import itertools
+
 import torch
 from comfy_api.latest import io
 
 from ..model_loading.comfyui.clips import open_clip, read_mask, video_file
+from ..model_loading.comfyui.model import progress_callback
 from ..sampling.clips import join, shown_at, times_within
 from ..sampling.geometry import check_size
 from ..sampling.masks import FITS, resize_image
@@ -60,7 +63,10 @@ class ClipFrames(io.ComfyNode):
         is_short = len(times) < wanted
         times = times[: fit_length(len(times), model)]
 
+        on_progress, done = progress_callback(), itertools.count()
+
         def picture(frame) -> torch.Tensor:
+            on_progress(next(done), len(times))
             return resize_image(opened.picture(frame)[None], width, height, fit)[0]
 
         frames = torch.stack(shown_at(opened.frames(start_seconds), times, picture))
@@ -119,7 +125,8 @@ class ExampleClip(io.ComfyNode):
         )
 
     @classmethod
-    def execute(cls, example) -> io.NodeOutput:
+    def execute(cls, example="") -> io.NodeOutput:
+        example = example or next(iter(example_names()), NO_EXAMPLE)
         common.one_of("example", example, example_names())
         video = video_file(EXAMPLES / f"{example}.mp4")
         opened = open_clip(video)

@@ -2,6 +2,7 @@
 
 from comfy_api.latest import io
 
+from ..model_loading.comfyui.model import progress_callback
 from ..sampling.composite import composite
 from . import common
 
@@ -36,4 +37,4 @@ class CompositeSource(io.ComfyNode):
 
     @classmethod
     def execute(cls, video, source, match_colors=1.0, paste_known=True, mask=None) -> io.NodeOutput:
-        return io.NodeOutput(composite(video, source, mask, match_colors, paste_known))
+        return io.NodeOutput(composite(video, source, mask, match_colors, paste_known, progress_callback()))

@@ -2,7 +2,7 @@
 
 from comfy_api.latest import io
 
-from ..model_loading.comfyui.model import model_of
+from ..model_loading.comfyui.model import model_of, progress_callback
 from ..sampling.composite import anchored
 from ..sampling.masks import check_image
 from ..sampling.rounds import join_rounds
@@ -170,7 +170,7 @@ class AddRound(io.ComfyNode):
         made, before = video[0], list(rounds or ())
         check_image(made, "video")
         if before:
-            made = anchored(made, before[0], match_colors[0])
+            made = anchored(made, before[0], match_colors[0], progress_callback())
         return io.NodeOutput([*before, made], made)
 
 

@@ -1,7 +1,7 @@
 """Match a generated video's colours to its source, and paste back what was to be kept."""
 
 import logging
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 
 import torch
 from torch import Tensor
@@ -13,6 +13,7 @@ from .masks import THRESHOLD, as_frames, check_image, fit_mask
 log = logging.getLogger(__name__)
 
 FRAMES_AT_ONCE = 8
+PASSES = 3  # over the frames, to match colours: two to measure, one to match
 LEAST_KEPT = 0.01  # share of the pixels: fewer don't show the colours of the whole
 CONTRAST_LIMITS = (0.5, 2.0)  # a flat region doesn't show the contrast of the whole
 STILL = 0.03  # standard deviation of a pixel over time, of 0..1: compression and grain stay below, motion does not
@@ -21,7 +22,12 @@ SAME = 0.1  # how far a still pixel may be from the first round's: drift stays b
 
 
 def composite(
-    video: Tensor, source: Tensor, mask: Tensor | None = None, match_colors: float = 1.0, paste_known: bool = True
+    video: Tensor,
+    source: Tensor,
+    mask: Tensor | None = None,
+    match_colors: float = 1.0,
+    paste_known: bool = True,
+    on_progress: Callable | None = None,
 ) -> Tensor:
     """Match a generated video's colours to its source, and paste the source's pixels where they were to be kept.
 
@@ -34,6 +40,7 @@ def composite(
         match_colors: 0 leaves the colours, 1 matches mean and contrast of L, a and b over the whole video (Reinhard et
             al. 2001), measured where the source was kept.
         paste_known: copy the source's exact pixels where the mask is 0.
+        on_progress: called with (done, total) while colours are matched, to report progress or to interrupt.
 
     Returns:
         F H W 3, 0..1.
@@ -59,7 +66,7 @@ def composite(
         mask = fit_mask(mask[:length] if len(mask) == len(source) else mask, length, height, width, soft=True)
         mask = (mask / THRESHOLD).clamp(max=1)  # the mask editor paints with 0.7: that shall leave no ghost
     source = source[:length].to(video)
-    result = recolored(video, source, mask, match_colors) if match_colors else video.clone()
+    result = recolored(video, source, mask, match_colors, on_progress) if match_colors else video.clone()
     if mask is not None and paste_known:
         for part in parts(length):
             share = mask[part, ..., None].clamp(0, 1).to(video)
@@ -73,7 +80,7 @@ def check_strength(match_colors: float) -> None:
         raise ValueError(f"match_colors is {match_colors}, expected 0 (leave the colours) to 1 (match them)")
 
 
-def anchored(video: Tensor, first: Tensor, strength: float = 1.0) -> Tensor:
+def anchored(video: Tensor, first: Tensor, strength: float = 1.0, on_progress: Callable | None = None) -> Tensor:
     """Match the colours of a round of a long video to those of the first one.
 
     Mean and contrast of L, a and b are matched, as in `composite`, and measured over the pixels that stand still in
@@ -83,6 +90,7 @@ def anchored(video: Tensor, first: Tensor, strength: float = 1.0) -> Tensor:
     Args:
         video, first: F H W 3, 0..1, of one size.
         strength: 0 leaves the colours, 1 matches them.
+        on_progress: called with (done, total), to report progress or to interrupt.
 
     Returns:
         F H W 3, 0..1; ``video`` itself where the colours stay.
@@ -102,17 +110,24 @@ def anchored(video: Tensor, first: Tensor, strength: float = 1.0) -> Tensor:
         log.info("%.1f %% of the picture stands still, too little to match colours: they stay", 100 * share)
         return video
     moves = (~stays).float().expand(max(len(video), len(first)), -1, -1)
-    return recolored(video, first, moves, strength).clamp_(0, 1)
+    return recolored(video, first, moves, strength, on_progress).clamp_(0, 1)
 
 
-def parts(length: int) -> Iterator[slice]:
-    """Slices of a few frames each: whole videos in L, a and b would take several times their memory."""
+def parts(length: int, on_progress: Callable | None = None, before: int = 0, passes: int = 1) -> Iterator[slice]:
+    """Slices of a few frames each: whole videos in L, a and b would take several times their memory.
+
+    Args:
+        on_progress: called with (done, total) frames before each, to report progress or to interrupt.
+        before, passes: how many passes over the frames came before this one, and how many there are.
+    """
     for start in range(0, length, FRAMES_AT_ONCE):
+        if on_progress is not None:
+            on_progress(before * length + start, passes * length)
         yield slice(start, start + FRAMES_AT_ONCE)
 
 
-def recolored(video, source, mask, strength: float) -> Tensor:
-    """``video`` with the colours of ``source``; a ``strength`` below 1 does so in part."""
+def recolored(video, source, mask, strength: float, on_progress: Callable | None = None) -> Tensor:
+    """``video`` with the colours of ``source``; a ``strength`` below 1 does so in part. on_progress: see `parts`."""
     lab_to_rgb = import_library("kornia").color.lab_to_rgb
     kept = 1.0 if mask is None else sum(float((1 - frame).clamp(0, 1).mean()) for frame in mask) / len(mask)
     if not kept:
@@ -120,11 +135,12 @@ def recolored(video, source, mask, strength: float) -> Tensor:
     elif kept < LEAST_KEPT:
         log.warning("only %.1f %% of the source was kept, too little to match colours: they stay", 100 * kept)
         return video.clone()
-    (ours, our_contrast), (theirs, their_contrast) = measure(video, mask), measure(source, mask)
+    ours, our_contrast = measure(video, mask, on_progress, 0)
+    theirs, their_contrast = measure(source, mask, on_progress, 1)
     contrast = (their_contrast / our_contrast.clamp(min=1e-6)).clamp(*CONTRAST_LIMITS)
     contrast = torch.where(our_contrast < 1e-3, 1.0, contrast)  # nothing to stretch
     result = torch.empty_like(video)
-    for part in parts(len(video)):
+    for part in parts(len(video), on_progress, 2, PASSES):
         lab = to_lab(video[part])
         matched = (lab - ours.to(lab)) * contrast.to(lab) + theirs.to(lab)
         rgb = lab_to_rgb(matched.movedim(-1, 1)).movedim(1, -1)  # kornia wants B C H W
@@ -137,10 +153,10 @@ def to_lab(video: Tensor) -> Tensor:
     return import_library("kornia").color.rgb_to_lab(video.float().clamp(0, 1).movedim(-1, 1)).movedim(1, -1)
 
 
-def measure(video: Tensor, mask: Tensor | None) -> tuple[Tensor, Tensor]:
+def measure(video: Tensor, mask: Tensor | None, on_progress=None, before: int = 0) -> tuple[Tensor, Tensor]:
     """Mean and standard deviation of L, a and b, [3] each, float64; pixels count by how far ``mask`` keeps them."""
     count, total, square = 0.0, torch.zeros(3, dtype=torch.float64), torch.zeros(3, dtype=torch.float64)
-    for part in parts(len(video)):
+    for part in parts(len(video), on_progress, before, PASSES):
         lab = to_lab(video[part]).cpu().double()
         share = torch.ones(lab.shape[:3], dtype=torch.float64)
         if mask is not None:

@@ -40,6 +40,14 @@ def test_a_video_with_the_sources_colours_stays(source):
     assert torch.equal(composite(cast(source), source, match_colors=0.0), cast(source))
 
 
+def test_matching_colours_can_be_interrupted(source):
+    told = []
+    assert torch.equal(
+        composite(cast(source), source, on_progress=lambda *at: told.append(at)), composite(cast(source), source)
+    )
+    assert told == [(0, 33), (8, 33), (11, 33), (19, 33), (22, 33), (30, 33)]
+
+
 def test_the_known_part_comes_back_to_the_bit(source, mask):
     video = torch.rand(11, 64, 96, 3, generator=torch.Generator().manual_seed(0))
     for match in (0.0, 1.0):
