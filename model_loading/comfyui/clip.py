@@ -55,7 +55,8 @@ class OneChunk:
 
     def tokenize_with_weights(self, text, return_word_ids=False, **kwargs):
         (tokens,) = super().tokenize_with_weights(text, return_word_ids, **kwargs)
-        end = next(i for i, token in enumerate(tokens) if isinstance(token[0], int) and token[0] == END)
+        # the last one: a prompt may hold a literal </s>
+        end = max(i for i, token in enumerate(tokens) if isinstance(token[0], int) and token[0] == END)
         rest = (1.0, 0) if return_word_ids else (1.0,)
         return [
             fit_tokens(tokens[: end + 1], self._decode_tokens, end=(END, *rest), pad=(PAD, *rest), length=self.length)
