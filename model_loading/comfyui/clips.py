@@ -5,6 +5,7 @@ pictures of phones on their side.
 """
 
 import contextlib
+import itertools
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -12,9 +13,14 @@ import torch
 from comfy_api.latest import InputImpl
 from torch import Tensor
 
-from ...sampling.clips import rotated, sound_within
+from ...sampling.clips import SLACK, rotated, sound_within
 from .compat import trim_window
 
+SEEK_BACK = (
+    0.0,
+    10.0,
+    None,
+)  # seconds before a frame to seek to, each tried if the one before is too late; None: no seek
 AUDIO = dict[str, Tensor | int]  # ComfyUI's: waveform 1 C S and sample_rate
 
 
@@ -58,8 +64,9 @@ class FileClip:
         self.video = video
         begin, cut = trim_window(video)
         with self.opened() as (container, stream):
+            self.is_mpeg_ps = container.format.name == "mpeg"  # .mpg and .vob; after a seek, times are wrong
             self.first = (container.start_time or 0) / av.time_base + begin
-            self.end = self.seconds(container, stream) - begin
+            self.end = self.end_in_file(container, stream) - self.first
         if cut:
             self.end = min(self.end, cut)
 
@@ -79,22 +86,34 @@ class FileClip:
             stream.thread_type = "AUTO"
             yield container, stream
 
-    @staticmethod
-    def seconds(container, stream) -> float:
-        """How long the pictures of the file last."""
-        import av
+    def end_in_file(self, container, stream) -> float:
+        """The second of the file at which its pictures end.
 
-        if stream.duration is not None:
-            return float(stream.duration * stream.time_base)
-        if container.duration is not None:
-            return container.duration / av.time_base
-        times = [frame.time for frame in container.decode(stream) if frame.time is not None]
-        return (times[-1] - times[0]) * len(times) / (len(times) - 1) if len(times) > 1 else 0.0
+        MKV and WebM have one duration for pictures and sound, or none, and FFmpeg's estimate for MPEG-PS is too short:
+        their packets are read, without decoding.
+        """
+        if stream.duration is not None and not self.is_mpeg_ps:
+            end = (stream.start_time or 0) + stream.duration
+        else:
+            packets = (packet for packet in container.demux(stream) if packet.pts is not None)
+            end = max((packet.pts + (packet.duration or 0) for packet in packets), default=0)
+        return float(end * stream.time_base)
 
     def frames(self, start: float) -> Iterator[tuple[float, object]]:
-        """Frames from the last key frame before ``start`` on, each with the second at which it begins."""
+        """Frames from a key frame at or before ``start`` on, each with the second at which it begins."""
+        for back in (None,) if self.is_mpeg_ps else SEEK_BACK:
+            frames = self.frames_after_seek(None if back is None else start - back)
+            head = list(itertools.islice(frames, 1))
+            if back is None or (head and head[0][0] <= start + SLACK):
+                yield from itertools.chain(head, frames)
+                return
+            frames.close()  # a seek in MPEG-TS ends between key frames, and the next one can be after the start
+
+    def frames_after_seek(self, second: float | None) -> Iterator[tuple[float, object]]:
+        """What can be decoded after a seek to a second, or the whole file."""
         with self.opened() as (container, stream):
-            container.seek(int((start + self.first) / stream.time_base), stream=stream)
+            if second is not None:
+                container.seek(int(max(second + self.first, 0.0) / stream.time_base), stream=stream)
             for frame in container.decode(stream):
                 if frame.time is not None:
                     yield frame.time - self.first, frame
@@ -114,7 +133,8 @@ class FileClip:
             if not streams:
                 return None
             (stream, *_), resampler, parts, begin = streams, av.AudioResampler(format="fltp"), [], None
-            container.seek(int((start + self.first) * av.time_base))
+            if not self.is_mpeg_ps:
+                container.seek(int((start + self.first) * av.time_base))
             for frame in container.decode(stream):
                 if frame.time - self.first > start + seconds:
                     break

@@ -45,6 +45,30 @@ def write_clip(path, times: list[float], sound: float = 0.0) -> None:
             container.mux(audio.encode())
 
 
+def write_coded(path, codec: str, count: int, sound: tuple[str, float], **options: str) -> None:
+    """A clip as cameras and recorders make it: 20 frames a second of grey as in ``write_clip``, and a quiet sound.
+
+    Args:
+        sound: its codec, and the seconds that it lasts.
+        options: of the encoder of the pictures.
+    """
+    with av.open(str(path), "w") as container:
+        stream = container.add_stream(codec, rate=20, options=options)
+        stream.width, stream.height, stream.pix_fmt = SIZE, SIZE, "yuv420p"
+        audio = container.add_stream(sound[0], rate=48000, layout="mono")
+        packets = []
+        for i in range(count):
+            grey = np.full((SIZE, SIZE, 3), 16 + STEP * i, np.uint8)
+            packets += stream.encode(av.VideoFrame.from_ndarray(grey, format="rgb24"))
+        quiet = np.zeros((1, round(sound[1] * 48000)), np.float32)
+        frame = av.AudioFrame.from_ndarray(quiet, format="fltp", layout="mono")
+        frame.sample_rate, frame.pts = 48000, 0
+        for part in av.AudioResampler(format=audio.format).resample(frame):
+            packets += audio.encode(part)
+        for packet in sorted(packets + stream.encode() + audio.encode(), key=lambda one: one.dts * one.time_base):
+            container.mux(packet)
+
+
 def numbers(frames: torch.Tensor) -> list[int]:
     return [round((255 * float(frame.mean()) - 16) / STEP) for frame in frames]
 
@@ -85,6 +109,33 @@ def test_a_clip_that_is_shorter_than_a_chunk(lab, clips):
     assert numbers(frames_of(lab, "short.mp4")) == [0]
     with pytest.raises(Failed, match=r"start_seconds is 4, but the clip has 3\.00 seconds"):
         frames_of(lab, "even.mp4", start_seconds=4.0)
+
+
+GROUPS = {"x264-params": "keyint=40:min-keyint=40:scenecut=0:bframes=2:b-adapt=0:qp=0"}  # a key frame every 2 seconds
+
+
+@pytest.mark.parametrize("start", [0.0, 1.03, 2.53, 3.93])
+def test_a_seek_that_ends_too_late(lab, clips, start):
+    """In MPEG-TS it ends between key frames, so the first frame that can be decoded is after the start, or none is."""
+    write_coded(lab.base / "input" / "groups.ts", "libx264", 80, ("aac", 4.0), **GROUPS)
+    expected = int(20 * start)  # the sound begins up to 0.02 seconds before the pictures
+    assert numbers(frames_of(lab, "groups.ts", length=1, start_seconds=start)) == [expected]
+
+
+def test_the_clip_ends_with_its_pictures(lab, clips):
+    write_coded(lab.base / "input" / "long_sound.mkv", "libx264", 80, ("aac", 9.0), **GROUPS)
+    taken = frames_of(lab, "long_sound.mkv", length=9, start_seconds=3.7, frame_rate=20.0)
+    assert numbers(taken) == [74, 75, 76, 77, 78], "6 are left, rounded down to 4n + 1"
+    with pytest.raises(Failed, match=r"start_seconds is 6, but the clip has 4\.00 seconds"):
+        frames_of(lab, "long_sound.mkv", start_seconds=6.0)
+
+
+@pytest.mark.parametrize("start", [0.0, 1.03, 2.53, 3.83])
+def test_an_mpeg_program_stream(lab, clips, start):
+    """FFmpeg's estimate of the length is too short, and after a seek times are wrong and no sound can be decoded."""
+    write_coded(lab.base / "input" / "old.mpg", "mpeg2video", 80, ("mp2", 4.0), g="12", bf="2", qmin="1", qmax="1")
+    expected = int(20 * start)  # the sound begins up to 0.02 seconds before the pictures
+    assert numbers(frames_of(lab, "old.mpg", length=1, start_seconds=start)) == [expected]
 
 
 def test_a_clip_of_a_phone_stands_upright(lab, clips):
