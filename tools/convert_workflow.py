@@ -20,8 +20,10 @@ def read(path: Path) -> object:
     """A JSON file.
 
     Raises:
-        WorkflowError: it can't be read.
+        WorkflowError: it does not exist, or can't be read.
     """
+    if not path.exists():
+        raise WorkflowError(f"{path} does not exist: give the path of a saved workflow")
     try:
         return json.loads(path.read_text(encoding="utf-8"))
     except (OSError, ValueError) as error:

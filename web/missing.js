@@ -71,22 +71,26 @@ function show(summary, detail) {
     return () => toast.remove(notice);
 }
 
+// Say what is missing, in place of what was said before.
+function check() {
+    hide();
+    hide = () => {};
+    const missing = missingModels();
+    const sources = missingSources();
+    if (!missing.size && !sources.length) return;
+    const text = TEXTS[app.ui.settings.getSettingValue("Comfy.Locale")?.startsWith("zh") ? "zh" : "en"];
+    const details = [...missing.values()].map((one) => text.detail(...one));
+    if (missing.size) details.push(text.end);
+    details.push(...sources.map((one) => text.choose(...one)));
+    const names = new Set([...missing.keys(), ...sources.map(([, file]) => file)]);
+    hide = show(text.title([...names]), details.join(" "));
+}
+
 app.registerExtension({
     name: "CogVideoXFun.Missing",
     setup() {
         document.head.append(Object.assign(document.createElement("style"), { textContent: STYLE }));
     },
-    afterConfigureGraph() {
-        hide();
-        hide = () => {};
-        const missing = missingModels();
-        const sources = missingSources();
-        if (!missing.size && !sources.length) return;
-        const text = TEXTS[app.ui.settings.getSettingValue("Comfy.Locale")?.startsWith("zh") ? "zh" : "en"];
-        const details = [...missing.values()].map((one) => text.detail(...one));
-        if (missing.size) details.push(text.end);
-        details.push(...sources.map((one) => text.choose(...one)));
-        const names = new Set([...missing.keys(), ...sources.map(([, file]) => file)]);
-        hide = show(text.title([...names]), details.join(" "));
-    },
+    afterConfigureGraph: check,
+    refreshComboInNodes: check, // after R, when the widgets have their new lists
 });

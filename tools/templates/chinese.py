@@ -34,12 +34,14 @@ ADVICE = {
     "Long Video": (
         "选择起始图像，提示词每行对应一轮，最后一行用于其余各轮；每行都请写成完整的提示词。每轮 `round_length` 帧，"
         "其中 `overlap` 帧是上一轮的结尾：209 帧是 5 轮 49 帧，用时是一段视频的 5 倍。已完成的轮次不会重做：中断之后、"
-        "加大 `length` 或改写最后一行之后，再点击运行即可接着做。光线会变化的场景，请打开节点，"
-        "把 `match_colors` 设为 0。"
+        "加大 `length` 或改写最后一行之后，再点击运行即可接着做。换一个 `seed` 则全部重做。"
+        "光线会变化的场景，请打开节点，把 `match_colors` 设为 0。"
         "V1.5 请把 `round_length` 设为 45 或 53。"
     ),
     "LoRA": "选择 LoRA，写好提示词。作者的 LoRA 请放入 `models/loras`，只能与文件名中所写的模型配用，强度约为 0.7。",
 }
+# a further point of the nano edition
+NANO = {"LoRA": "LoRA 用圆环训练而成，模型本身不认识圆环：请在提示词中保留 `ring`。模型太小，形状几乎看不出来。"}
 PROMPT = (
     "**提示词**：请用英文写完整的句子：有谁或什么，在做什么，在哪里，光线如何，镜头怎样移动。"
     "只写几个词，画面几乎不动。"
@@ -73,6 +75,8 @@ def section(title: str, groups: list[str], real: str = "") -> str:
     if real:
         parts = [
             "点击运行即可。`nano` 是节点包附带的极小模型，只认识上面列出的词语，用 128 x 128 像素、17 帧训练而成。",
+            "要得到另一段视频，请更改 `seed`：什么都没改时，再次运行不会生成新内容。",
+            *filter(None, [NANO.get(title)]),
             f"之后请把真正的模型放入 `models/{FOLDER}`，并打开模板 `{real}`。",
         ]
     else:

@@ -66,7 +66,7 @@ def template(task: Task, nano: bool) -> dict:
     graph = filled(task, edition)
     name = name_of(task, nano)
     real = name_of(task, False)
-    text = notes.nano_note(name, real) if nano else notes.note(name, task.note, edition.model)
+    text = notes.nano_note(name, task.note, real) if nano else notes.note(name, task.note, edition.model)
     text += "\n" + chinese.section(task.title, list(dict.fromkeys(graph.columns)), real if nano else "")
     note = node_data(NOTE, "MarkdownNote", "Read me", [text]) | NOTE_COLOURS
     given, wires = sources(task, nano)

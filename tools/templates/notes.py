@@ -59,12 +59,14 @@ class Advice:
         prompt: how to write the prompt.
         more: further points: what is in bold -> the rest.
         others: which other models can be used.
+        nano: a further point of the nano edition.
     """
 
     choose: str
     prompt: str
     more: dict[str, str]
     others: str = "InP"
+    nano: str = ""
 
 
 PROMPT = (
@@ -168,7 +170,8 @@ LONG = Advice(
     {
         "Rounds": "each has `round_length` frames. It starts with the last `overlap` frames of the round before. 209 "
         "frames are 5 rounds of 49, and take 5 times as long as one video. ComfyUI keeps the rounds that were made: "
-        "after a stop, a longer `length` or another last line, Run makes only the rest.",
+        "after a stop, a longer `length` or another last line, Run makes only the rest. Another `seed` makes all "
+        "anew.",
         "Colours": "colours are matched to the first round, measured where nothing moves. Open the node and set "
         "`match_colors` to 0 for a scene whose light changes.",
         "V1.5": "set `round_length` to 45 or 53.",
@@ -181,6 +184,8 @@ LORA = Advice(
         "LoRA": f"[{REWARD_LORAS}]({HUB}/{REWARD_LORAS}) has those of the authors, for `models/loras`. They need the "
         "model in their name, and a strength of about 0.7.",
     },
+    nano="**LoRA**: it was trained on rings, which the model does not know: keep `ring` in the prompt. So small a "
+    "model hardly shows the shape.",
 )
 
 NANO_WORDS = (
@@ -229,13 +234,15 @@ def note(title: str, advice: Advice, model: str) -> str:
     return "\n\n".join(parts) + "\n"
 
 
-def nano_note(title: str, real: str) -> str:
+def nano_note(title: str, advice: Advice, real: str) -> str:
     """The note of a template for the nano model, in Markdown."""
     parts = [
         f"## {title}, without a download",
         "Press Run. The model is `nano`, a very small CogVideoX-Fun that comes with the pack. It shows how the nodes "
         "work; its pictures are small and simple.",
+        "Change `seed` for another video: Run again makes nothing new while nothing changed.",
         f"**What it understands**: {NANO_WORDS}.",
+        *filter(None, [advice.nano]),
         "**Size**: it was trained on 128 x 128 pixels and 17 frames. Other sizes look worse.",
         f"**Next**: put a real model into `models/{FOLDER}`, and open the template `{real}`.",
     ]

@@ -330,7 +330,7 @@ def long_video(graph: Graph, edition: Edition) -> None:
         **size_of(given),
         negative_prompt=edition.negative,
         seed=edition.seed,
-        after={"seed": "fixed"} if edition.is_nano else {},
+        after={"seed": "fixed"},  # another seed would sample every round again
     )
     graph.show(node, "seed", "control_after_generate")
     graph.group("Video")

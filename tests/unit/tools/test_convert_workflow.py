@@ -652,3 +652,11 @@ def test_counting_goes_on_after_a_file_that_is_no_workflow(tmp_path):
     lines = [line for line in counted.stdout.splitlines() if not line.startswith(" ")]
     assert lines[0] == "a.json: not a workflow" and lines[2] == "c.json: not a workflow", counted.stderr
     assert lines[1].startswith("b.json: ") and counted.returncode == 0
+
+
+def test_a_path_that_does_not_exist_is_said_so(tmp_path):
+    ran = subprocess.run(
+        [sys.executable, COMMAND, tmp_path / "none.json", tmp_path / "new.json"], capture_output=True, text=True
+    )
+    assert ran.returncode != 0
+    assert "none.json does not exist: give the path of a saved workflow" in ran.stderr and "JSON" not in ran.stderr
