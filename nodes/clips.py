@@ -62,7 +62,6 @@ class ClipFrames(io.ComfyNode):
         times = times_within(start_seconds, opened.end, frame_rate, wanted)
         is_short = len(times) < wanted
         times = times[: fit_length(len(times), model)]
-
         on_progress, done = progress_callback(), itertools.count()
 
         def picture(frame) -> torch.Tensor:

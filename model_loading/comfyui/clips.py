@@ -16,11 +16,8 @@ from torch import Tensor
 from ...sampling.clips import SLACK, rotated, sound_within
 from .compat import trim_window
 
-SEEK_BACK = (
-    0.0,
-    10.0,
-    None,
-)  # seconds before a frame to seek to, each tried if the one before is too late; None: no seek
+# seconds before a frame to seek to, each tried if the one before ended too late; None: no seek
+SEEK_BACK = (0.0, 10.0, None)
 AUDIO = dict[str, Tensor | int]  # ComfyUI's: waveform 1 C S and sample_rate
 
 
