@@ -124,8 +124,9 @@ class ExampleClip(io.ComfyNode):
         )
 
     @classmethod
-    def execute(cls, example="") -> io.NodeOutput:
-        example = example or next(iter(example_names()), NO_EXAMPLE)
+    def execute(cls, example=None) -> io.NodeOutput:
+        if example is None:
+            example = next(iter(example_names()), NO_EXAMPLE)
         common.one_of("example", example, example_names())
         video = video_file(EXAMPLES / f"{example}.mp4")
         opened = open_clip(video)

@@ -154,7 +154,10 @@ def to_lab(video: Tensor) -> Tensor:
 
 
 def measure(video: Tensor, mask: Tensor | None, on_progress=None, before: int = 0) -> tuple[Tensor, Tensor]:
-    """Mean and standard deviation of L, a and b, [3] each, float64; pixels count by how far ``mask`` keeps them."""
+    """Mean and standard deviation of L, a and b, [3] each, float64; pixels count by how far ``mask`` keeps them.
+
+    on_progress, before: see `parts`.
+    """
     count, total, square = 0.0, torch.zeros(3, dtype=torch.float64), torch.zeros(3, dtype=torch.float64)
     for part in parts(len(video), on_progress, before, PASSES):
         lab = to_lab(video[part]).cpu().double()

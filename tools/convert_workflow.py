@@ -22,10 +22,10 @@ def read(path: Path) -> object:
     Raises:
         WorkflowError: it does not exist, or can't be read.
     """
-    if not path.exists():
-        raise WorkflowError(f"{path} does not exist: give the path of a saved workflow")
     try:
         return json.loads(path.read_text(encoding="utf-8"))
+    except FileNotFoundError as error:
+        raise WorkflowError(f"{path} does not exist: give the path of a saved workflow") from error
     except (OSError, ValueError) as error:
         raise WorkflowError(f"{path} can't be read as JSON ({error}): save the workflow again in ComfyUI") from error
 
