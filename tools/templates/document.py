@@ -68,6 +68,8 @@ def template(task: Task, nano: bool) -> dict:
     real = name_of(task, False)
     text = notes.nano_note(name, task.note, real) if nano else notes.note(name, task.note, edition.model)
     text += "\n" + chinese.section(task.title, list(dict.fromkeys(graph.columns)), real if nano else "")
+    if not nano:
+        text += "\n" + notes.links(edition.model)
     note = node_data(NOTE, "MarkdownNote", "Read me", [text]) | NOTE_COLOURS
     given, wires = sources(task, nano)
     texts = sum(source.type == "STRING" for source in graph.given.values())

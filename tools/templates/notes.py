@@ -197,12 +197,12 @@ NANO_WORDS = (
 
 
 def links(model: str) -> str:
-    """The folder of a model as a list, with a link for each of its files."""
+    """The end of the note: the folder of a model as a list, with a link for each of its files."""
     lines = [f"`models/{FOLDER}/{model}`"]
     for path in FILES:
         head, _, name = path.rpartition("/")
         lines.append(f"- {head}{'/' if head else ''}[{name}]({address(model, path)})")
-    return "\n".join([lines[0], "", *lines[1:]])
+    return "\n".join(["## The model's files", "", lines[0], "", *lines[1:]]) + "\n"
 
 
 def points(advice: Advice) -> list[str]:
@@ -226,8 +226,7 @@ def note(title: str, advice: Advice, model: str) -> str:
         "## The model",
         f"Get the whole folder, in ComfyUI's own folder:\n\n```\nhf download alibaba-pai/{model} --local-dir "
         f"models/{FOLDER}/{model}\n```",
-        f"or each file by its link:\n\n{links(model)}",
-        "Then press R, and choose it as `model`.",
+        "or each file by its link, at the end of this note. Then press R, and choose it as `model`.",
         f"You can use other {advice.others} models:\n\n" + "\n".join(others),
         "Width and height are multiples of 16. A length that the model does not take is rounded down.",
     ]

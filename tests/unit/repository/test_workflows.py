@@ -134,8 +134,9 @@ class TestEdition:
 
 @REAL_TASKS
 def test_the_note_has_a_link_for_each_file(task):
-    text = notes.note("title", task.note, task.real.model)
+    text = load(WORKFLOWS / f"{name_of(task, False)}.json")["nodes"][0]["widgets_values"][0]
     assert all(f"({entry['url']})" in text for entry in notes.model_entries(task.real.model))
+    assert text.index("## 中文") < text.index("## The model's files"), "the long list is the last"
     assert f"hf download alibaba-pai/{task.real.model} " in text
 
 
