@@ -141,6 +141,7 @@ class Phase:
     # LoRAs alone: the tasks lora and few_steps
     lora_rank: int = 8
     lora_alpha: float = 8.0
+    lora: str = ""  # a LoRA file of this trainer to go on from
     train_patch_projection: bool = False  # train the weight of `patch_embed.proj`, too: for new input channels
     few_steps: FewSteps = FewSteps()
     # the VAE alone
@@ -222,6 +223,9 @@ def _check(phase: Phase, where: str) -> None:
         check(name, lambda value: 0 <= value <= 1, "0 to 1")
     for name in ("seed", "data.seed", "validation.seed"):
         check(name, lambda value: 0 <= value < HELD_OUT, f"0 to {HELD_OUT - 1}: the evaluation uses the others")
+    check(
+        "lora", lambda value: not value or phase.makes_lora, "none: only the tasks lora and few_steps go on from one"
+    )
     check("train_text_encoder", lambda value: not value or phase.task == "full", "false: only task full writes a T5")
     check("family", lambda value: value in FAMILIES, f"one of {list(FAMILIES)}")
     check("batches", lambda batches: batches.sizes or batches.bases, "sizes or bases")
@@ -322,6 +326,8 @@ def read_phase(path: str | Path, **changes) -> Phase:
         for part in (phase.data, phase.validation)
     )
     paths = {
-        name: str(base / getattr(phase, name)) for name in ("model", "output", "text_encoder") if getattr(phase, name)
+        name: str(base / getattr(phase, name))
+        for name in ("model", "output", "text_encoder", "lora")
+        if getattr(phase, name)
     }
     return dataclasses.replace(phase, data=data, validation=validation, **paths)

@@ -49,7 +49,7 @@ def about(phase: Phase) -> str:
     del fields["data"]["workers"]
     fields["data"]["cache"] = bool(fields["data"]["cache"])
     memory = "micro_batch", "checkpoint_blocks", "cuda_graphs"
-    for free in ("model", "output", "text_encoder", "save_every", "steps", "logging", "validation", *memory):
+    for free in ("model", "output", "text_encoder", "lora", "save_every", "steps", "logging", "validation", *memory):
         del fields[free]
     return json.dumps(fields, indent=0, default=dict)
 

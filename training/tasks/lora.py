@@ -37,6 +37,37 @@ def add_lora(model: nn.Module, rank: int, alpha: float, projection: bool = False
             parameter.data = parameter.data.float()  # they have the dtype of the frozen layers
 
 
+@torch.no_grad()
+def start_from(model: nn.Module, path: str | Path, alpha: float) -> None:
+    """Give the layers of `add_lora` the values of a LoRA file in the keys of `lora_file`, in place.
+
+    Args:
+        alpha: of the layers, which may differ from the file's: the change of the weights is the same.
+
+    Raises:
+        ValueError: the file's layers are not those of the model, or have another rank.
+    """
+    weights = open_weights(path).load()
+    layers = {name: value for name, value in model.named_parameters() if value.requires_grad}
+    expected = lora_file(layers, alpha)
+    if weights.keys() != expected.keys():
+        key = min(weights.keys() ^ expected.keys())
+        raise ValueError(
+            f"{path} {'has' if key in weights else 'lacks'} {key}, expected the layers that are trained: give a LoRA "
+            "of this trainer that was trained with the same model and options"
+        )
+    for key, parameter in expected.items():
+        value = weights[key].float()
+        if value.shape != parameter.shape:
+            raise ValueError(
+                f"{path}: {key} is {list(value.shape)}, expected {list(parameter.shape)}: use the model and the "
+                "lora_rank that it was trained with"
+            )
+        if key.endswith(".lora_up.weight"):
+            value = value * (float(weights[key.replace("lora_up.weight", "alpha")]) / alpha)
+        parameter.copy_(value)
+
+
 @contextmanager
 def without_lora(model: nn.Module) -> Iterator[None]:
     """The model as it was before `add_lora`.

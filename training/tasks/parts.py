@@ -25,7 +25,7 @@ from ..loop.config import FAMILIES, OF_THE_VAE, Phase
 from .encoders import Encoded, Encoders
 from .few_steps import FewStepsTask
 from .hub import FILES, PARTS, save_weights, write_json
-from .lora import add_lora, lora_file
+from .lora import add_lora, lora_file, start_from
 from .origin import check_origin, origin
 from .preview import fit_preview
 from .tiny_decoder import TinyDecoderTask
@@ -87,6 +87,8 @@ class Parts:
             source, dtype if phase.makes_lora else torch.float32, position_mode=phase.positions, attention=attention
         )
         prepare_transformer(transformer, phase)
+        if phase.lora:
+            start_from(transformer, phase.lora, phase.lora_alpha)
         self.texts = open_whole(phase.text_encoder) if phase.text_encoder else source
         if phase.data.cache:
             check_origin(Cache(phase.data.cache), origin(phase, source, self.texts))

@@ -42,6 +42,28 @@ def started(tmp_path, request):
     return base, tmp_path / "start"
 
 
+def test_goes_on_from_its_file(started, tmp_path):
+    """With another alpha, too; the file's must count. A file of another rank or with other layers is refused."""
+    _, start = started
+    trained = load_transformer(open_checkpoint(start))
+    add_lora(trained, rank=4, alpha=2.0, projection=True)
+    state = {name: p for name, p in trained.named_parameters() if p.requires_grad}
+    with torch.no_grad():
+        for parameter in state.values():
+            parameter += 0.1 * torch.randn(parameter.shape)
+    path = tmp_path / "lora.safetensors"
+    save_file(lora_file(state, alpha=2.0), path)
+    for alpha in (2.0, 8.0):
+        phase = phase_of(start, tmp_path / "out", lora=str(path), lora_rank=4, lora_alpha=alpha)
+        assert torch.allclose(v_of(Parts(phase).task.transformer), v_of(trained), atol=1e-5)
+    for changes, words in (
+        ({"lora_rank": 3}, "expected.*lora_rank"),
+        ({"train_patch_projection": False}, "has .*proj"),
+    ):
+        with pytest.raises(ValueError, match=words):
+            Parts(dataclasses.replace(phase, **changes))
+
+
 def test_its_file_and_its_folder_equal_its_layers(started, tmp_path):
     """In a model that is trained, in one that the file is added to, and in one loaded from a folder of the LoRA."""
     base, start = started
