@@ -52,7 +52,9 @@ app.registerExtension({
             if (ignored.has(prompt) || !found.length) return;
             const id = found.at(-1)[0];
             const before = said.get(id);
-            said.set(id, { prompt, text: before?.prompt === prompt ? `${before.text}\n${text}` : text });
+            const lines = before?.prompt === prompt ? before.text.split("\n") : [];
+            if (lines.includes(text)) return; // each round of a long video reports the same
+            said.set(id, { prompt, text: [...lines, text].join("\n") });
             refresh(id);
         });
     },

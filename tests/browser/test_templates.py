@@ -115,6 +115,8 @@ def test_every_nano_edition_runs_to_a_video(front, name):
     assert video["seconds"] == pytest.approx(frames / 8, abs=0.15)
     said = front.nodes()[TASK]["widgets"].get(SAID, "")
     assert ("no RAFT found, so a simpler optical flow is used" in said) == ("Follows" in name)
+    lines = said.splitlines()
+    assert len(lines) == len(set(lines)), "what every round of Long Video reports is there once"
 
 
 @pytest.mark.parametrize("name", NANO_NAMES)
