@@ -29,11 +29,9 @@ api.addEventListener('cogvideox-fun.preview', ({detail}) => {
 api.addEventListener('progress', () => window.own.push(app.graph.nodes.some(node => node.imgs?.length)));
 """
 TWICE = """
-const widgets = app.graph.nodes.flatMap(node => node.widgets ?? []);
-const widget = name => widgets.find(widget => widget.name == name);
-widget('steps').value = 40;
-for (let i = 0; i < 2; i++) {
-    widget('seed').value = i;
+const steps = app.graph.nodes.flatMap(node => node.widgets ?? []).find(widget => widget.name == 'steps');
+for (const value of [40, 41]) {
+    steps.value = value;
     await app.queuePrompt(0, 1);
 }
 """
