@@ -15,7 +15,8 @@ log = logging.getLogger(__name__)
 FRAMES_AT_ONCE = 8
 PASSES = 3  # over the frames, to match colours: two to measure, one to match
 LEAST_KEPT = 0.01  # share of the pixels: fewer don't show the colours of the whole
-CONTRAST_LIMITS = (0.5, 2.0)  # a flat region doesn't show the contrast of the whole
+CONTRAST_LIMITS = (0.5, 2.0)
+FLAT = 2.0  # standard deviation of L, a or b: below it there is noise, which doesn't show the contrast of the whole
 STILL = 0.03  # standard deviation of a pixel over time, of 0..1: compression and grain stay below, motion does not
 LEAST_STILL = 0.1  # share of the picture: less may be chance, and does not show the colours of the whole
 SAME = 0.1  # how far a still pixel may be from the first round's: drift stays below, another thing there does not
@@ -137,8 +138,8 @@ def recolored(video, source, mask, strength: float, on_progress: Callable | None
         return video.clone()
     ours, our_contrast = measure(video, mask, on_progress, 0)
     theirs, their_contrast = measure(source, mask, on_progress, 1)
-    contrast = (their_contrast / our_contrast.clamp(min=1e-6)).clamp(*CONTRAST_LIMITS)
-    contrast = torch.where(our_contrast < 1e-3, 1.0, contrast)  # nothing to stretch
+    contrast = (their_contrast / our_contrast).clamp(*CONTRAST_LIMITS)
+    contrast = torch.where(torch.minimum(our_contrast, their_contrast) < FLAT, 1.0, contrast)
     result = torch.empty_like(video)
     for part in parts(len(video), on_progress, 2, PASSES):
         lab = to_lab(video[part])

@@ -4,6 +4,7 @@ import { app } from "../../scripts/app.js";
 
 const NODES = /^CogVideoXFun.*Loader$/;
 const SOURCES = ["LoadImage", "LoadVideo"];
+const UNLISTED = /[/\\]|\[\w+\]$/; // in a subfolder, as painted masks, or in output: ComfyUI lists neither
 const SHOWN_MS = 60000;
 const CLASS = "cogvideox-fun-missing";
 // 1.49 shows notices where its own note on errors is: ours goes below that.
@@ -24,9 +25,10 @@ const TEXTS = {
 };
 let hide = () => {}; // takes the notice away that is shown
 
-// All nodes, each with the subgraph's node that it is in.
+// All nodes that are neither muted (mode 2) nor bypassed (4), each with the subgraph's node that it is in.
 function* allNodes(graph, parent) {
     for (const node of graph.nodes) {
+        if (node.mode === 2 || node.mode === 4) continue;
         yield [node, parent];
         if (node.subgraph) yield* allNodes(node.subgraph, node);
     }
@@ -55,7 +57,8 @@ function missingSources() {
     const nodes = [...allNodes(app.graph.rootGraph ?? app.graph, null)].map(([node]) => node);
     if (!nodes.some((node) => node.type.startsWith("CogVideoXFun"))) return [];
     const chosen = nodes.filter((node) => SOURCES.includes(node.type)).map((node) => [node, node.widgets?.[0]]);
-    const missing = chosen.filter(([, widget]) => widget?.options?.values?.includes?.(widget.value) === false);
+    const isMissing = ({ value, options }) => !UNLISTED.test(value) && options?.values?.includes?.(value) === false;
+    const missing = chosen.filter(([, widget]) => widget && isMissing(widget));
     return missing.map(([node, widget]) => [node.title, widget.value]);
 }
 

@@ -17,3 +17,8 @@ export function nodesOf(id) {
     }
     return found;
 }
+
+// Whether an event is about the graph that is open, by the graph's id; a run that no page queued has none.
+export function isOpen(graph) {
+    return !graph || graph === (app.graph.rootGraph ?? app.graph).id;
+}

@@ -3,7 +3,7 @@
 
 import { api } from "../../scripts/api.js";
 import { app } from "../../scripts/app.js";
-import { nodesOf } from "./nodes.js";
+import { isOpen, nodesOf } from "./nodes.js";
 
 const EVENT = "cogvideox-fun.preview"; // model_loading/comfyui/previews.py sends it
 const WIDGET = "$$cogvideox-fun-preview"; // the front end saves no widget whose name begins like this
@@ -54,8 +54,8 @@ app.registerExtension({
     setup() {
         api.addEventListener("execution_start", ({ detail }) => (running = detail.prompt_id));
         api.addEventListener("executing", removeAll); // the next node runs, or none
-        api.addEventListener(EVENT, ({ detail: { node: id, prompt, image } }) => {
-            if (prompt === ignored) return;
+        api.addEventListener(EVENT, ({ detail: { node: id, prompt, graph, image } }) => {
+            if (prompt === ignored || !isOpen(graph)) return;
             for (const [, node] of nodesOf(id)) {
                 const widget = shown.get(node)?.widget ?? add(node);
                 widget.element.src = `data:image/webp;base64,${image}`;

@@ -4,7 +4,7 @@
 import { api } from "../../scripts/api.js";
 import { app } from "../../scripts/app.js";
 import { ComfyWidgets } from "../../scripts/widgets.js";
-import { nodesOf } from "./nodes.js";
+import { isOpen, nodesOf } from "./nodes.js";
 
 const EVENT = "cogvideox-fun.said"; // nodes/said.py sends it
 const WIDGET = "$$cogvideox-fun-said"; // the front end saves no widget whose name begins like this
@@ -47,9 +47,9 @@ app.registerExtension({
             if (id === null || ignored.has(running)) return;
             if (said.has(id) && said.get(id).prompt !== running && said.delete(id)) refresh(id);
         });
-        api.addEventListener(EVENT, ({ detail: { node, prompt, text } }) => {
+        api.addEventListener(EVENT, ({ detail: { node, prompt, graph, text } }) => {
             const found = nodesOf(node);
-            if (ignored.has(prompt) || !found.length) return;
+            if (ignored.has(prompt) || !isOpen(graph) || !found.length) return;
             const id = found.at(-1)[0];
             const before = said.get(id);
             said.set(id, { prompt, lines: before?.prompt === prompt ? [...before.lines, text] : [text] });

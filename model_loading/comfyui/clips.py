@@ -18,6 +18,7 @@ from .compat import trim_window
 
 # seconds before a frame to seek to, each tried if the one before ended too late; None: no seek
 SEEK_BACK = (0.0, 10.0, None)
+GAP = 0.03  # seconds without sound, for example of lost packets: less comes from rounded times
 AUDIO = dict[str, Tensor | int]  # ComfyUI's: waveform 1 C S and sample_rate
 
 
@@ -129,14 +130,21 @@ class FileClip:
             streams = [stream for stream in container.streams.audio if stream.codec_context is not None]
             if not streams:
                 return None
-            (stream, *_), resampler, parts, begin = streams, av.AudioResampler(format="fltp"), [], None
+            (stream, *_), resampler, parts, begin, count = streams, av.AudioResampler(format="fltp"), [], None, 0
             if not self.is_mpeg_ps:
                 container.seek(int((start + self.first) * av.time_base))
             for frame in container.decode(stream):
-                if frame.time - self.first > start + seconds:
+                at = frame.time - self.first
+                if at > start + seconds:
                     break
-                begin = frame.time - self.first if begin is None else begin
-                parts += [torch.from_numpy(part.to_ndarray()) for part in resampler.resample(frame)]
+                begin = at if begin is None else begin
+                missing = round((at - begin) * stream.rate) - count
+                for part in resampler.resample(frame):
+                    wave = torch.from_numpy(part.to_ndarray())
+                    if missing > GAP * stream.rate:
+                        wave = torch.nn.functional.pad(wave, (missing, 0))
+                    parts.append(wave)
+                    count += wave.shape[1]
             if not parts:
                 return None
             waveform = sound_within(torch.cat(parts, dim=1), stream.rate, begin, start, seconds)

@@ -1,6 +1,7 @@
 """The moving preview on the node that samples, in place of ComfyUI's own."""
 
 TEXT = "CogVideoX-Fun Text to Video (nano)"
+OTHER = "CogVideoX-Fun Image to Video (nano)"
 WIDGET = "$$cogvideox-fun-preview"
 SHOWN = """
 const picture = [...document.querySelectorAll('img.cogvideox-fun-preview')].find(one => one.checkVisibility());
@@ -27,6 +28,13 @@ api.addEventListener('cogvideox-fun.preview', ({detail}) => {
 });
 api.addEventListener('progress', () => window.own.push(app.graph.nodes.some(node => node.imgs?.length)));
 """
+TWICE = """
+const steps = app.graph.nodes.flatMap(node => node.widgets ?? []).find(widget => widget.name == 'steps');
+for (const value of [40, 41]) {
+    steps.value = value;
+    await app.queuePrompt(0, 1);
+}
+"""
 LEFT = """
 return document.querySelectorAll('img.cogvideox-fun-preview').length;
 """
@@ -47,3 +55,21 @@ def test_a_moving_picture_while_sampling(front):
     assert followed and all(followed), "every picture that arrives is shown"
     assert len(own) >= 20 and not any(own), "ComfyUI's own preview is shown, too"
     front.wait_until(lambda: front.app(LEFT) == 0, 10, "the picture stays after the run")
+
+
+def test_the_picture_of_another_workflow_is_not_shown(front):
+    """Of two runs that were queued from it, also that which begins after another workflow was opened."""
+    front.open_template(TEXT)
+    ids = [front.app("return (app.graph.rootGraph ?? app.graph).id")]
+    front.app(TWICE)
+    front.wait_until(lambda: front.app(LEFT), 120, "no moving picture is shown")
+    front.open_template(OTHER)
+    ids.append(front.app("return (app.graph.rootGraph ?? app.graph).id"))
+    assert ids[0] != ids[1]
+    front.app(FOLLOW, WIDGET)
+    front.watch()
+    assert front.wait_for_end(180)["end"] == "success"
+    front.watch()
+    assert front.wait_for_end(180)["end"] == "success"
+    followed = front.app("return window.followed")
+    assert followed and not any(followed)

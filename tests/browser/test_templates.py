@@ -272,6 +272,36 @@ def test_a_missing_clip_is_named_as_soon_as_the_page_shows_it(front):
     front.console_errors()
 
 
+def test_a_picture_that_is_not_in_the_list_but_there_is_not_missing(front, base):
+    """Painted masks are in a subfolder of input, and others in output; ComfyUI's list has what is in input alone."""
+    path = WORKFLOWS / "CogVideoX-Fun Start and End Image to Video.json"
+    workflow = json.loads(path.read_text(encoding="utf-8"))
+    names = "clipspace/clipspace-painted-masked-1.png [input]", "made.png [output]"
+    for node, name in zip((node for node in workflow["nodes"] if node["type"] == "LoadImage"), names, strict=True):
+        node["widgets_values"] = [name, "image"]
+        file, folder = name.rstrip("]").split(" [")
+        (base / folder / file).parent.mkdir(exist_ok=True)
+        shutil.copy(base / "input" / "example.png", base / folder / file)
+    front.app("await app.loadGraphData(arguments[0])", workflow)
+    named = front.wait_until(lambda: [one for one in front.messages() if "Missing: " in one], 10, "no model is named")
+    assert not any(".png" in message for message in named)
+    front.close_dialogs()
+
+
+@pytest.mark.parametrize("mode", [2, 4], ids=["muted", "bypassed"])
+def test_what_a_node_that_is_off_names_is_not_missing(front, mode):
+    path = WORKFLOWS / "CogVideoX-Fun Image to Video.json"
+    workflow = json.loads(path.read_text(encoding="utf-8"))
+    (image,) = (node for node in workflow["nodes"] if node["type"] == "LoadImage")
+    image.update(widgets_values=["gone.png", "image"], mode=mode)
+    front.app("await app.loadGraphData(arguments[0])", workflow)
+    named = front.wait_until(lambda: [one for one in front.messages() if "Missing: " in one], 10, "no model is named")
+    assert not any("gone.png" in message for message in named)
+    front.close_dialogs()
+    front.open_template(START_END)  # so that the page asks for the picture now, and not in the next test
+    front.console_errors()
+
+
 def test_missing_pictures_of_nodes_with_one_title_are_all_named(front):
     path = WORKFLOWS / "CogVideoX-Fun Start and End Image to Video.json"
     workflow = json.loads(path.read_text(encoding="utf-8"))

@@ -170,6 +170,32 @@ def test_a_clip_keeps_its_speed_and_its_sound(lab, clips):
     assert np.argmax(loud) / RATE == pytest.approx(ONSET - 1.0, abs=0.06)
 
 
+def test_a_gap_in_the_sound_stays(lab, clips):
+    """Of lost packets, or at the beginning of a fragmented MP4. Without it, what follows would come too early."""
+    with av.open(str(lab.base / "input" / "gap.mkv"), "w") as container:
+        pictures, sound = container.add_stream("libx264", rate=8), container.add_stream("pcm_s16le", rate=RATE)
+        pictures.width, pictures.height, pictures.pix_fmt, sound.layout = SIZE, SIZE, "yuv420p", "mono"
+        packets = []
+        for _ in range(32):
+            packets += pictures.encode(av.VideoFrame.from_ndarray(np.zeros((SIZE, SIZE, 3), np.uint8), format="rgb24"))
+        for i in range(40):  # a tenth of a second each; a tone from 2.5 seconds on
+            tone = 16000 * np.sin(np.arange(RATE // 10) / 10) * (i >= 25)
+            frame = av.AudioFrame.from_ndarray(tone.astype(np.int16)[None], format="s16", layout="mono")
+            frame.sample_rate, frame.pts = RATE, i * RATE // 10
+            packets += sound.encode(frame) if not 10 <= i < 20 else []
+        for packet in sorted(packets + pictures.encode(), key=lambda one: one.dts * one.time_base):
+            container.mux(packet)
+    graph = lab.graph()
+    taken = graph.fun("ClipFrames", clip=graph.node("LoadVideo", file="gap.mkv"), **DEFAULTS | {"length": 25})
+    video = graph.node("CreateVideo", images=taken, fps=taken[1], audio=taken[2])
+    graph.node("SaveVideo", video=video, filename_prefix="gap", format="auto", codec="auto")
+    lab.run(graph.workflow)
+    (path,) = (lab.base / "output").glob("gap*")
+    with av.open(str(path)) as container:
+        wave = np.concatenate([frame.to_ndarray() for frame in container.decode(audio=0)], axis=1)[0]
+    assert np.argmax(np.abs(wave) > 0.1) / RATE == pytest.approx(2.5, abs=0.06), "AAC comes in blocks"
+
+
 def test_a_clip_that_other_nodes_made(lab, clips):
     graph = lab.graph()
     images = torch.stack([torch.full((SIZE, SIZE, 3), (16 + STEP * i) / 255) for i in range(48)])

@@ -88,7 +88,17 @@ def test_a_flat_region_does_not_blow_up_the_contrast(source, mask):
     assert (composite(video, grey, mask, paste_known=False) - video).abs().max() < 1e-3
 
 
-@pytest.mark.parametrize("factor, change", [(0.01, 2.0), (0.8, 1.25), (4.0, 0.5)])
+@pytest.mark.parametrize("ours, theirs", [(0.01, 0.0), (0.004, 0.02)], ids=["flat", "grain"])
+def test_noise_in_a_flat_region_does_not_change_the_contrast(mask, ours, theirs):
+    """What is new keeps its colour over a flat background, where the VAE adds noise or takes the grain away."""
+    generator = torch.Generator().manual_seed(0)
+    video, source = (0.9 + noise * torch.randn(11, 64, 96, 3, generator=generator) for noise in (ours, theirs))
+    video[mask == 1] = torch.tensor([0.6, 0.1, 0.1])
+    result = composite(video, source, mask, paste_known=False)
+    assert (result - video)[mask == 1].abs().max() < 0.02
+
+
+@pytest.mark.parametrize("factor, change", [(0.01, 1.0), (0.4, 2.0), (0.8, 1.25), (4.0, 0.5)])
 def test_the_contrast_changes_by_two_at_most(source, factor, change):
     """A faint video is not stretched into noise, nor a strong one made flat."""
     grey = 0.5 + 0.2 * (source - 0.5).mean(dim=-1, keepdim=True).expand(-1, -1, -1, 3)
