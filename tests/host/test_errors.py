@@ -119,6 +119,7 @@ REFUSED = {  # model, frames x height x width of the latent, what changes the co
     "control": ("2b-control", (3, 6, 10), inpaint, "32 channels .control.*a latent and a mask.*Control Conditioning"),
     "text": ("2b-text", (3, 6, 10), inpaint, "16 channels .text.*a latent and a mask.*InP"),
     "inpaint": ("5b", (3, 6, 10), latent_alone, "33 channels .inpaint.*holds a latent.*Inpaint Conditioning"),
+    "void": ("void", (3, 6, 10), latent_alone, "48 channels .void.*holds a latent.*VOIDInpaintConditioning"),
 }
 
 
