@@ -28,6 +28,7 @@ DIFFUSERS_SAMPLERS = {  # our name -> diffusers' class
 def make_scheduler(name: str, schedule: NoiseSchedule, spacing: str = "auto"):
     """A scheduler of diffusers with a model's schedule; ``name`` is a key of `DIFFUSERS_SAMPLERS`."""
     config = schedule.to_config()
+    del config["snr_shift_scale"]  # none of them knows it: diffusers would log that the configuration is wrong
     if spacing != "auto":
         config["timestep_spacing"] = spacing
     return getattr(import_library("diffusers"), DIFFUSERS_SAMPLERS[name]).from_config(config)

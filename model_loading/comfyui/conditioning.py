@@ -76,14 +76,15 @@ def concat_latents(
         return None
     name = config.conditioning
     kind = KINDS[name]
-    if latent is None or kind.make is None or (mask is not None) != (name == "inpaint"):
+    of_kind = latent is not None and kind.make is not None and latent.ndim == 5 and latent.shape[1] == kind.channels
+    if not of_kind or (mask is not None) != (name == "inpaint"):
         given = {"a latent": latent, "a mask": mask}
         have = " and ".join(what for what, value in given.items() if value is not None)
         raise ValueError(
             f"this model takes {config.in_channels} channels ({name}), but the conditioning holds {have}: "
             f"{kind.remedy}"
         )
-    fits = latent.ndim == 5 and latent.shape[1] == kind.channels and latent.shape[3:] == noise.shape[3:]
+    fits = latent.shape[3:] == noise.shape[3:]
     shorter = fits and name == "image" and latent.shape[2] <= noise.shape[2]
     if not fits or not (shorter or latent.shape[2] == noise.shape[2]):
         raise ValueError(

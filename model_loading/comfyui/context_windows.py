@@ -91,7 +91,7 @@ class Windows(comfy_windows.IndexListContextHandler):
             return super().combine_context_window_results(x_in, outputs, conds, window, *rest)
         _number, _total, timestep, sums, counts, _biases = rest
         length, frames = x_in.shape[TIME], window.index_list
-        weights = torch.tensor(comfy_windows.get_context_weights(len(frames), length, frames, self, sigma=timestep))
+        weights = torch.as_tensor(comfy_windows.get_context_weights(len(frames), length, frames, self, sigma=timestep))
         weights = upload(weights, x_in.device, torch.float32)[:, None, None]
         for output, all_outputs, all_weights in zip(outputs, sums, counts, strict=True):
             window.add_window(all_outputs, output * weights)

@@ -144,8 +144,10 @@ class CogVideoXFun(comfy.model_base.BaseModel):
     def extra_conds(self, **kwargs):
         out = super().extra_conds(**kwargs)
         text = out.get("c_crossattn")
-        if text is not None:  # ComfyUI would upload it for every call
-            out["c_crossattn"] = text._copy_with(text.cond.to(kwargs["device"]))
+        if text is not None:
+            # ComfyUI would upload it for every call, and repeat a shorter text to the length of another in the batch,
+            # which changes joint attention
+            out["c_crossattn"] = comfy.conds.CONDRegular(text.cond.to(kwargs["device"]))
         scales = Scales(self.latent_format.scale_factor, self.image_scale)
         given = kwargs.get("concat_latent_image"), kwargs.get("concat_mask")
         extra = concat_latents(self.config, scales, kwargs["noise"], *given, kwargs["device"])

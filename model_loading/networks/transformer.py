@@ -118,7 +118,7 @@ class CogVideoXTransformer(nn.Module):
         if x.shape[3] % config.patch_size or x.shape[4] % config.patch_size:
             raise ValueError(
                 f"the latent is {x.shape[3]} x {x.shape[4]}, expected even numbers: "
-                "make width and height multiples of 16 pixels"
+                "make width and height, also those of Conditioning (Set Area), multiples of 16 pixels"
             )
         check_latent_t(x.shape[2], config.patch_size_t, options.max_latent_t(config.max_latent_t))
         channels = config.in_channels - x.shape[1]

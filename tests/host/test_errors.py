@@ -113,12 +113,19 @@ def latent_alone(graph, positive, negative):
     return graph.node("ProbeConcat", conditioning=positive, latent=latent), negative
 
 
+def odd_area(graph, positive, negative):
+    area = {"width": 72, "height": 64, "x": 0, "y": 0, "strength": 1.0}
+    return graph.node("ConditioningSetArea", conditioning=positive, **area), negative
+
+
 REFUSED = {  # model, frames x height x width of the latent, what changes the conditioning, the error
     "odd on V1.5": ("v1.5", (13, 6, 10), None, "length of 49.*length to 45 or 53"),
+    "area": ("5b", (1, 8, 10), odd_area, r"latent is 8 x 9, expected even.*Conditioning \(Set Area\).*of 16 pixels"),
     "sizes": ("5b", (3, 6, 12), inpaint, r"\[1, 16, 3, 6, 10\].*\[1, 16, 3, 6, 12\].*Empty Latent"),
     "control": ("2b-control", (3, 6, 10), inpaint, "32 channels .control.*a latent and a mask.*Control Conditioning"),
     "text": ("2b-text", (3, 6, 10), inpaint, "16 channels .text.*a latent and a mask.*InP"),
     "inpaint": ("5b", (3, 6, 10), latent_alone, "33 channels .inpaint.*holds a latent.*Inpaint Conditioning"),
+    "void": ("void", (3, 6, 10), latent_alone, "48 channels .void.*holds a latent.*VOIDInpaintConditioning"),
 }
 
 

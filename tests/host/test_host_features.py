@@ -33,6 +33,15 @@ def test_a_batch_of_two_is_two_videos(lab):
     assert relative(both[:1], alone) <= 1e-4 and relative(both[1:], alone) > 0.1
 
 
+def test_a_longer_positive_prompt_leaves_the_negative_as_it_is(lab):
+    """At cfg 0 only the negative prompt counts. ComfyUI samples prompts of the same shape in one call."""
+    graph, model, positive, negative, latent = lab.setting("tiny-5b")
+    both = graph.node("ConditioningConcat", conditioning_to=positive, conditioning_from=negative)
+    runs = graph.sampler(model, both, negative, latent, cfg=0.0), graph.sampler(model, negative, both, latent, cfg=1.0)
+    ours, expected = graph.get(*runs)
+    assert relative(ours, expected) <= 1e-4
+
+
 def test_modelmergesimple(lab):
     """Half of a model and half of it with a LoRA: the LoRA at half strength."""
     graph = lab.graph()

@@ -17,6 +17,7 @@ from PIL import Image
 
 PROMPTS = "a red ball moves right", "blurry"
 SCHEDULES = ("standard_static", "standard_uniform", "looped_uniform")
+FUSE_METHODS = ("pyramid", "flat", "overlap-linear")
 
 
 def windowed(graph, model, **options):
@@ -106,6 +107,15 @@ def test_a_clip_of_one_window_is_as_without(lab):
     one = windowed(graph, model, context_length=9, context_overlap=4)
     plain, ours = graph.get(*(graph.sampler(m, positive, negative, latent) for m in (model, one)))
     assert torch.equal(plain, ours)
+
+
+def test_no_way_to_fuse_makes_pytorch_warn(lab):
+    """ComfyUI gives some of its weights as a list and some as a tensor, of which PyTorch warns once in a process."""
+    graph, model, *prompts, _ = lab.setting("tiny-5b")
+    latent = graph.fun("EmptyLatent", width=32, height=32, length=17, batch_size=1)
+    models = [windowed(graph, model, context_length=9, context_overlap=4, fuse_method=name) for name in FUSE_METHODS]
+    graph.get(*(graph.sampler(one, *prompts, latent, steps=1) for one in models))
+    assert not re.search(r"comfyui/context_windows\.py:\d+: UserWarning", lab.log_since(0))
 
 
 @pytest.mark.parametrize("row", measure_windows.DEFAULT)

@@ -3,6 +3,8 @@
 The loop here is VideoX-Fun's; the configuration is the published one.
 """
 
+import logging
+
 import diffusers
 import pytest
 import torch
@@ -110,6 +112,17 @@ def test_the_signal_power_is_that_of_the_schedulers_own_noise(name):
         kept = scheduler.scale_model_input(kept, timestep)[0]
         alpha = alpha_at(alphas, float(timestep))
         assert (kept - alpha**0.5 * latent - (1 - alpha) ** 0.5 * noise).abs().max() <= 1e-5
+
+
+@pytest.mark.parametrize("name", DIFFUSERS_SAMPLERS)
+def test_diffusers_finds_nothing_wrong_with_the_configuration(name, caplog):
+    logger = logging.getLogger("diffusers.configuration_utils")  # what it logs is not passed on to pytest
+    logger.addHandler(caplog.handler)
+    try:
+        make_scheduler(name, NoiseSchedule(snr_shift=3.0))
+    finally:
+        logger.removeHandler(caplog.handler)
+    assert not caplog.messages
 
 
 @pytest.mark.parametrize("steps, denoise", [(3, 1.0), (2, 0.8)])
