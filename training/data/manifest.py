@@ -149,7 +149,8 @@ def write_manifest(
             row = {"path": _stored(item.path, output), "caption": caption, **vars(measures)}
             if item.control:
                 row["control"] = _stored(item.control, output)
-            file.write(json.dumps(row, ensure_ascii=False).encode() + b"\n")
+            # a name that is not UTF-8 has surrogates, which are written as JSON's own escapes: \\udcff
+            file.write(json.dumps(row, ensure_ascii=False).encode(errors="backslashreplace") + b"\n")
             added += 1
             progress.update()
     return added, len(found) - added
