@@ -120,6 +120,7 @@ def _parse(line: bytes) -> tuple[str, tuple]:
     frames, fps, width, height = values = row["frames"], row["fps"], row["width"], row["height"]
     if not (type(path) is type(caption) is str and frames >= 1 and 0 < fps < 1e6 and width >= 1 and height >= 1):
         raise ValueError(f"path {path!r}, caption {caption!r:.20}, frames, fps, width and height {list(values)}")
+    caption.encode()  # T5's tokenizer takes no half of an emoji, such as "\ud83d"
     return caption, values
 
 

@@ -139,6 +139,7 @@ def test_a_file_that_ends_the_process_that_reads_it(tmp_path, monkeypatch, caplo
         ("[1]", "list indices"),
         (json.dumps({k: v for k, v in ROW.items() if k != "fps"}), "it lacks 'fps'"),
         (json.dumps({**ROW, "path": 3}), "path 3, caption 'a'"),
+        (json.dumps({**ROW, "caption": "half an emoji \ud83d"}), "can't encode character"),
         (json.dumps({**ROW, "frames": "24"}), "'>=' not supported"),
         (json.dumps({**ROW, "fps": 0}), r"frames, fps, width and height \[24, 0, 64, 48\]"),
         (json.dumps({**ROW, "width": float("nan")}), r"width and height \[24, 24, nan, 48\]"),
