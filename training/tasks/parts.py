@@ -147,9 +147,11 @@ def write_result(
         return
     full = ["transformer", "text_encoder"] if phase.train_text_encoder else ["transformer"]
     folders = {str(Path(phase.model) / part) for part in (["vae"] if phase.task == "vae" else full)}
+    own = {os.path.realpath(folder) for folder in (output, phase.output)}  # they may be in the model's folder
 
     def left_out(folder: str, names: list[str]) -> set[str]:
-        return shutil.ignore_patterns(*WEIGHTS)(folder, names) if folder in folders else set()
+        found = shutil.ignore_patterns(*WEIGHTS)(folder, names) if folder in folders else set()
+        return found | {name for name in names if os.path.realpath(os.path.join(folder, name)) in own}
 
     shutil.copytree(Path(phase.model), output, dirs_exist_ok=True, copy_function=replace_copy, ignore=left_out)
     if phase.task == "vae":

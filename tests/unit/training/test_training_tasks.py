@@ -285,6 +285,18 @@ def test_a_folder_that_was_cut_off_has_no_weights_of_the_old_model(tiny_model, t
     assert left == ["vae"] and (tmp_path / "out" / "transformer" / "config.json").is_file()
 
 
+def test_an_output_in_the_models_own_folder_is_not_copied_into_itself(tiny_model, tmp_path):
+    """Neither are the run's checkpoints, also when it is exported to another place."""
+    source = shutil.copytree(tiny_model, tmp_path / "model")
+    phase = phase_of(source, output=str(source / "tuned"))
+    (source / "tuned" / "run" / "checkpoint_0000001").mkdir(parents=True)
+    state = {name: p.detach() for name, p in Parts(phase).task.named_parameters()}
+    for output in (source / "tuned" / "model", source / "exported", tmp_path / "elsewhere"):
+        write_result(phase, state, output)
+        assert not list(output.rglob("run")) and not list(output.rglob(output.name))
+        open_checkpoint(output).weights.load()
+
+
 def test_the_scale_brings_latents_to_unit_deviation(tiny_model):
     pipeline = Pipeline.from_folder(tiny_model)
     video = torch.rand(2, 5, 32, 48, 3)
