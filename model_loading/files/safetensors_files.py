@@ -14,6 +14,7 @@ from ..errors import CheckpointError
 from .gguf_files import read_gguf
 
 LFS_POINTER = b"version https://git-lfs"
+SAFETENSORS = (".safetensors", ".sft")  # in any case, as ComfyUI lists and reads them
 PICKLES = (".bin", ".ckpt", ".pkl", ".pt", ".pth")
 PICKLE_STARTS = (b"PK\x03\x04", b"\x80\x02", b"\x80\x03", b"\x80\x04", b"\x80\x05")  # as torch.save writes them
 NO_PICKLES = "pickles can run code and are not read"
@@ -89,10 +90,10 @@ def read_header(path: Path) -> tuple[dict[str, TensorInfo], dict[str, str]]:
     """
     from safetensors import safe_open
 
-    if path.suffix == ".gguf":
+    if path.suffix.lower() == ".gguf":
         found = read_gguf(path)
         return {name: TensorInfo(path, name, shape, data.dtype, kind) for name, data, shape, kind in found}, {}
-    if path.suffix != ".safetensors":
+    if path.suffix.lower() not in SAFETENSORS:
         kinds = ", ".join(PICKLES)
         raise CheckpointError(f"is no safetensors file: {NO_PICKLES} ({kinds}); take a .safetensors file", path)
     with reading(path), safe_open(str(path), framework="pt") as file:
@@ -104,18 +105,18 @@ def read_file(path: Path) -> dict[str, torch.Tensor]:
     """All tensors of a safetensors or GGUF file, mapped from disk; the default of `open_weights`."""
     from safetensors.torch import load_file
 
-    if path.suffix == ".gguf":
+    if path.suffix.lower() == ".gguf":
         return {name: data for name, data, *_ in read_gguf(path)}
     return load_file(path)
 
 
 def header_names(path: Path, key: str) -> bool:
     """Whether a file's header names a tensor. It is not parsed, which keeps folders full of other models cheap."""
-    if path.suffix not in (".safetensors", ".gguf") or not os.path.isfile(path):
+    if path.suffix.lower() not in (*SAFETENSORS, ".gguf") or not os.path.isfile(path):
         return False
     try:
         with path.open("rb") as file:
-            length = SEARCHED if path.suffix == ".gguf" else int.from_bytes(file.read(8), "little")
+            length = SEARCHED if path.suffix.lower() == ".gguf" else int.from_bytes(file.read(8), "little")
             return length <= SEARCHED and key.encode() in file.read(length)
     except OSError:
         return False

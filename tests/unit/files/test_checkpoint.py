@@ -252,6 +252,17 @@ def test_every_file_is_read_once_by_the_reader_that_is_given(tiny_model):
     assert read == ["diffusion_pytorch_model.safetensors"] and torch.equal(model.proj_out.weight, single)
 
 
+@pytest.mark.parametrize("ending", [".sft", ".SAFETENSORS"])
+def test_other_endings_of_safetensors_files(model, tmp_path, ending):
+    """ComfyUI lists them, and reads them as safetensors."""
+    opened = checkpoint.open_checkpoint(model)
+    state = {**opened.weights.load(), checkpoint.SAVED_CONFIG: checkpoint.encode_config(opened.saved_config)}
+    path = tmp_path / f"model{ending}"
+    save_file(state, path)
+    assert checkpoint.is_transformer_file(path)
+    assert checkpoint.open_checkpoint(path).config == opened.config
+
+
 def test_gguf_opens_like_the_model_it_was_made_from(tiny_model, tmp_path):
     """Tensors as they are stored; only ComfyUI unpacks them."""
     source, file = checkpoint.open_checkpoint(tiny_model), tmp_path / "model.gguf"
