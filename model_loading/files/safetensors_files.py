@@ -18,6 +18,7 @@ SAFETENSORS = (".safetensors", ".sft")  # in any case, as ComfyUI lists and read
 PICKLES = (".bin", ".ckpt", ".pkl", ".pt", ".pth")
 PICKLE_STARTS = (b"PK\x03\x04", b"\x80\x02", b"\x80\x03", b"\x80\x04", b"\x80\x05")  # as torch.save writes them
 NO_PICKLES = "pickles can run code and are not read"
+WHOLE = ("diffusion_pytorch_model.safetensors", "model.safetensors")  # a part of a hub folder in one file
 SEARCHED = 5_000_000  # bytes of a file's beginning in which a tensor's name is looked for
 
 SCALED_FP8 = "scaled_fp8"  # a tensor whose dtype is that of every quantised weight in the file
@@ -205,6 +206,9 @@ class Weights:
 def open_weights(path: Path, reader: Reader = read_file) -> Weights:
     """The weights of a file, or of a folder that holds them whole or in shards.
 
+    In a folder, the shards of an index are read, or the file that has the hub's name alone, as diffusers does: another
+    one beside it may be a copy of an earlier version. Without either, all files are.
+
     Args:
         reader: how the tensors of one file are read, once its header is found to be right.
 
@@ -214,7 +218,8 @@ def open_weights(path: Path, reader: Reader = read_file) -> Weights:
     path = Path(path)
     if path.is_dir():
         index = sorted(path.glob("*.safetensors.index.json"))
-        files = _indexed(path, index[0]) if index else sorted(path.glob("*.safetensors"))
+        whole = [path / name for name in WHOLE if os.path.isfile(path / name)]
+        files = _indexed(path, index[0]) if index else whole[:1] or sorted(path.glob("*.safetensors"))
     elif path.is_file():
         files = [path]
     else:

@@ -134,6 +134,17 @@ def test_shards(model, tmp_path):
     assert loaded.keys() == state.keys() and all(torch.equal(loaded[k], state[k]) for k in state)
 
 
+def test_the_file_with_the_hubs_name_wins_over_copies_beside_it(model):
+    for part, name in (("transformer", WEIGHTS), ("vae", WEIGHTS), ("text_encoder", "model.safetensors")):
+        state = load_file(model / part / name)
+        old = {key: value + 1 for key, value in state.items()}
+        save_file(old, model / part / name.replace(".", "_old."))
+        loaded = open_weights(model / part).load()
+        assert all(torch.equal(loaded[key], state[key]) for key in state)
+        (model / part / name).unlink()
+        assert open_weights(model / part).load().keys() == state.keys(), "the only one, whatever its name"
+
+
 # single files
 
 
