@@ -132,6 +132,13 @@ class Validator:
         """Whether the clips are to be made after ``step`` steps. Step 0 shows the model before training."""
         return step % self.options.every == 0
 
+    def forget(self, step: int) -> None:
+        """Remove the clips of an earlier run in this folder that got further than this one, which goes on at ``step``."""
+        if self.accelerator.is_main_process:
+            for path in self.folder.glob("step_*.*"):
+                if int(path.stem.removeprefix("step_")) > step or step == 0:
+                    path.unlink()
+
     def picture(self, step: int) -> Path:
         return self.folder / f"step_{step:07d}.png"
 
