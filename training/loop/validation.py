@@ -135,7 +135,7 @@ class Validator:
     def forget(self, step: int) -> None:
         """Remove the clips of an earlier run in this folder that got further than this one, which goes on at ``step``."""
         if self.accelerator.is_main_process:
-            for path in self.folder.glob("step_*.*"):
+            for path in self.folder.glob(f"step_{'[0-9]' * 7}.*"):
                 if int(path.stem.removeprefix("step_")) > step or step == 0:
                     path.unlink()
 

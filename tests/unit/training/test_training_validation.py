@@ -126,8 +126,9 @@ def test_clips_of_steps_that_are_done_again_are_made_again(tiny_model, tmp_path,
     pictures.mkdir()
     for step in range(3):
         (pictures / f"step_000000{step}.png").write_text("of a run that ended before its first checkpoint")
+    (pictures / "step_best.png").write_text("the user's own")
     trainer_of(phase, tmp_path).run(until=1)
-    assert sorted(tables) == [0, 1] and len(list(pictures.iterdir())) == 2
+    assert sorted(tables) == [0, 1] and len(list(pictures.iterdir())) == 3
     tables.clear()
     (pictures / "step_0000002.png").write_text("of a run that ended after its checkpoint of step 1")
     trainer_of(phase, tmp_path).run()
