@@ -133,7 +133,7 @@ class Validator:
         return step % self.options.every == 0
 
     def forget(self, step: int) -> None:
-        """Remove the clips of an earlier run in this folder that got further than this one, which goes on at ``step``."""
+        """Remove the clips that an earlier run in this folder made after ``step``, from which this one goes on."""
         if self.accelerator.is_main_process:
             for path in self.folder.glob(f"step_{'[0-9]' * 7}.*"):
                 if int(path.stem.removeprefix("step_")) > step or step == 0:
