@@ -171,6 +171,11 @@ class Weights:
         """Whether only ComfyUI can unpack the tensors."""
         return self.is_gguf or any(map(is_quantization, self.tensors))
 
+    def check_plain(self) -> None:
+        """Raise a CheckpointError if the tensors are quantised: without their scales they are another model's."""
+        if self.is_quantised:
+            raise CheckpointError("is quantised, which only ComfyUI unpacks: take an fp16 file here", self.path)
+
     def check(self, expected: Mapping[str, torch.Tensor]) -> None:
         """Raise a CheckpointError if tensors are missing or one has another shape than expected."""
         missing = [key for key in expected if key not in self.tensors]
@@ -195,8 +200,7 @@ class Weights:
         Raises:
             CheckpointError: a tensor is missing or of another shape, or the file is quantised.
         """
-        if self.is_quantised:
-            raise CheckpointError("is quantised, which only ComfyUI unpacks: take an fp16 file here", self.path)
+        self.check_plain()
         expected = module.state_dict()
         self.check(expected)
         state = self.load()

@@ -270,7 +270,9 @@ def export_half(folder: str | Path, output: str | Path) -> None:
     for path in sorted(p for part in PARTS for p in (folder / part).glob("*") if p.is_file()):
         target = output / path.relative_to(folder)
         if path.suffix == ".safetensors":
-            save_weights(target, open_weights(path).load(), torch.float16)
+            weights = open_weights(path)
+            weights.check_plain()
+            save_weights(target, weights.load(), torch.float16)
         else:
             target.parent.mkdir(parents=True, exist_ok=True)
             shutil.copyfile(path, target)

@@ -13,6 +13,7 @@ from cogvideox_fun.model_loading.networks.config import TransformerConfig
 from cogvideox_fun.model_loading.networks.vae import CogVideoXVAE, VAEConfig
 from cogvideox_fun.sampling.schedule import NoiseSchedule
 from cogvideox_fun.training.tasks.hub import write_json
+from cogvideox_fun.training.tasks.parts import export_half
 from quantised import linear_layers, scaled_fp8, write_gguf
 from safetensors.torch import load_file, save_file
 from tiny_model import VARIANTS, random_weights, write_tiny_model
@@ -290,10 +291,14 @@ def test_gguf_opens_like_the_model_it_was_made_from(tiny_model, tmp_path):
         standalone.load_transformer(opened)
 
 
-def test_scaled_fp8_is_refused_without_comfyui(model):
-    """Without its scales it would be another model."""
-    file = model / "transformer" / WEIGHTS
+@pytest.mark.parametrize("part", ["transformer", "vae", "text_encoder"])
+def test_scaled_fp8_is_refused_without_comfyui(model, tmp_path, part):
+    """Without its scales it would be another model. Nor is it exported to another type."""
+    (file,) = (model / part).glob("*.safetensors")
     state = load_file(file)
-    save_file(scaled_fp8(state, linear_layers(state)), file)
-    with pytest.raises(CheckpointError, match="is quantised, which only ComfyUI unpacks"):
-        standalone.load_transformer(checkpoint.open_checkpoint(model))
+    layers = [key for key in linear_layers(state) if "relative_attention_bias" not in key]
+    save_file(scaled_fp8(state, layers), file)
+    with pytest.raises(CheckpointError, match=f"{part}.* is quantised, which only ComfyUI unpacks"):
+        standalone.Pipeline.from_folder(model)
+    with pytest.raises(CheckpointError, match=f"{part}.* is quantised, which only ComfyUI unpacks"):
+        export_half(model, tmp_path / "half")
