@@ -150,7 +150,7 @@ def write_manifest(
             row = {"path": _stored(item.path, output), "caption": caption, **vars(measures)}
             if item.control:
                 row["control"] = _stored(item.control, output)
-            # a name that is not UTF-8 has surrogates, which are written as JSON's own escapes: \\udcff
+            # a name that is not UTF-8 has surrogates, which become JSON's own escapes, such as \udcff
             file.write(json.dumps(row, ensure_ascii=False).encode(errors="backslashreplace") + b"\n")
             added += 1
             progress.update()
