@@ -60,6 +60,7 @@ class TextEncoder:
 
         folder = Path(folder)
         values, weights = read_json(folder / "config.json"), t5_weights(open_weights(folder))
+        weights.check_plain()
         self.tokenizer = FolderTokenizer(tokenizer)
         with naming(folder):
             check_t5(comfy_t5_config(values), weights)

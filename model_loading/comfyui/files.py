@@ -14,7 +14,7 @@ def read_file(path: Path) -> dict[str, torch.Tensor]:
     By default they are mapped; if the file is shortened while they are in use, the system ends ComfyUI. With
     --disable-mmap they are copies. With dynamic VRAM they are always mapped, and know their place in the file.
     """
-    if path.suffix != ".gguf":
+    if path.suffix.lower() != ".gguf":
         return comfy.utils.load_torch_file(str(path))
     found = weights.read_file(path)
     return {key: tensor.clone() for key, tensor in found.items()} if comfy.utils.DISABLE_MMAP else found

@@ -14,9 +14,11 @@ from ..errors import CheckpointError
 from .gguf_files import read_gguf
 
 LFS_POINTER = b"version https://git-lfs"
+SAFETENSORS = (".safetensors", ".sft")  # in any case, as ComfyUI lists and reads them
 PICKLES = (".bin", ".ckpt", ".pkl", ".pt", ".pth")
 PICKLE_STARTS = (b"PK\x03\x04", b"\x80\x02", b"\x80\x03", b"\x80\x04", b"\x80\x05")  # as torch.save writes them
 NO_PICKLES = "pickles can run code and are not read"
+WHOLE = ("diffusion_pytorch_model.safetensors", "model.safetensors")  # a part of a hub folder in one file
 SEARCHED = 5_000_000  # bytes of a file's beginning in which a tensor's name is looked for
 
 SCALED_FP8 = "scaled_fp8"  # a tensor whose dtype is that of every quantised weight in the file
@@ -89,10 +91,10 @@ def read_header(path: Path) -> tuple[dict[str, TensorInfo], dict[str, str]]:
     """
     from safetensors import safe_open
 
-    if path.suffix == ".gguf":
+    if path.suffix.lower() == ".gguf":
         found = read_gguf(path)
         return {name: TensorInfo(path, name, shape, data.dtype, kind) for name, data, shape, kind in found}, {}
-    if path.suffix != ".safetensors":
+    if path.suffix.lower() not in SAFETENSORS:
         kinds = ", ".join(PICKLES)
         raise CheckpointError(f"is no safetensors file: {NO_PICKLES} ({kinds}); take a .safetensors file", path)
     with reading(path), safe_open(str(path), framework="pt") as file:
@@ -104,18 +106,18 @@ def read_file(path: Path) -> dict[str, torch.Tensor]:
     """All tensors of a safetensors or GGUF file, mapped from disk; the default of `open_weights`."""
     from safetensors.torch import load_file
 
-    if path.suffix == ".gguf":
+    if path.suffix.lower() == ".gguf":
         return {name: data for name, data, *_ in read_gguf(path)}
     return load_file(path)
 
 
 def header_names(path: Path, key: str) -> bool:
     """Whether a file's header names a tensor. It is not parsed, which keeps folders full of other models cheap."""
-    if path.suffix not in (".safetensors", ".gguf") or not os.path.isfile(path):
+    if path.suffix.lower() not in (*SAFETENSORS, ".gguf") or not os.path.isfile(path):
         return False
     try:
         with path.open("rb") as file:
-            length = SEARCHED if path.suffix == ".gguf" else int.from_bytes(file.read(8), "little")
+            length = SEARCHED if path.suffix.lower() == ".gguf" else int.from_bytes(file.read(8), "little")
             return length <= SEARCHED and key.encode() in file.read(length)
     except OSError:
         return False
@@ -169,6 +171,11 @@ class Weights:
         """Whether only ComfyUI can unpack the tensors."""
         return self.is_gguf or any(map(is_quantization, self.tensors))
 
+    def check_plain(self) -> None:
+        """Raise a CheckpointError if the tensors are quantised: without their scales they are another model's."""
+        if self.is_quantised:
+            raise CheckpointError("is quantised, which only ComfyUI unpacks: take an fp16 file here", self.path)
+
     def check(self, expected: Mapping[str, torch.Tensor]) -> None:
         """Raise a CheckpointError if tensors are missing or one has another shape than expected."""
         missing = [key for key in expected if key not in self.tensors]
@@ -193,8 +200,7 @@ class Weights:
         Raises:
             CheckpointError: a tensor is missing or of another shape, or the file is quantised.
         """
-        if self.is_quantised:
-            raise CheckpointError("is quantised, which only ComfyUI unpacks: take an fp16 file here", self.path)
+        self.check_plain()
         expected = module.state_dict()
         self.check(expected)
         state = self.load()
@@ -203,6 +209,9 @@ class Weights:
 
 def open_weights(path: Path, reader: Reader = read_file) -> Weights:
     """The weights of a file, or of a folder that holds them whole or in shards.
+
+    In a folder, the shards of an index are read, or the file that has the hub's name alone, as diffusers does: another
+    one beside it may be a copy of an earlier version. Without either, all files are.
 
     Args:
         reader: how the tensors of one file are read, once its header is found to be right.
@@ -213,7 +222,8 @@ def open_weights(path: Path, reader: Reader = read_file) -> Weights:
     path = Path(path)
     if path.is_dir():
         index = sorted(path.glob("*.safetensors.index.json"))
-        files = _indexed(path, index[0]) if index else sorted(path.glob("*.safetensors"))
+        whole = [path / name for name in WHOLE if os.path.isfile(path / name)]
+        files = _indexed(path, index[0]) if index else whole[:1] or sorted(path.glob("*.safetensors"))
     elif path.is_file():
         files = [path]
     else:

@@ -30,6 +30,8 @@ class Found(NamedTuple):
 def list_clips(folders: Iterable[Path], control: str = "") -> list[Found]:
     """The videos with captions in folders, in any depth. What is left out is named in the log.
 
+    Links to folders are followed. A folder that a link leads to again counts once.
+
     Args:
         control: the suffix of control videos, as in ``name_depth.mp4`` beside ``name.mp4``; "" for none.
     """
@@ -40,8 +42,14 @@ def _list_folder(folder: Path, control: str) -> Iterator[Found]:
     if not folder.is_dir():
         log.warning("%s is not a folder: left out", folder)
         return
-    named, captions = defaultdict(list), {}
-    for place, _, names in os.walk(folder):
+    named, captions, seen = defaultdict(list), {}, set()
+    for place, below, names in os.walk(folder, followlinks=True):
+        real = os.path.realpath(place)
+        if real in seen:
+            below.clear()
+            continue
+        seen.add(real)
+        below.sort()  # so that it is the same place on every machine that counts
         for path in (Path(place, name) for name in names):
             if path.suffix.lower() in VIDEO_SUFFIXES:
                 named[path.with_suffix("")].append(path)
@@ -89,7 +97,7 @@ def measure_all(found: Sequence[Found], workers: int | None = None) -> Iterator[
 def _measure(item: Found) -> tuple[str, Measures] | str:
     """A clip's caption and measures, or why it can't be used."""
     try:
-        return item.caption.read_text(encoding="utf-8").strip(), measure_clip(item.path)
+        return item.caption.read_text(encoding="utf-8-sig").strip(), measure_clip(item.path)
     except UnicodeDecodeError:
         return f"{item.caption.name} is not UTF-8"
     except (OSError, ValueError) as error:

@@ -120,6 +120,7 @@ def _parse(line: bytes) -> tuple[str, tuple]:
     frames, fps, width, height = values = row["frames"], row["fps"], row["width"], row["height"]
     if not (type(path) is type(caption) is str and frames >= 1 and 0 < fps < 1e6 and width >= 1 and height >= 1):
         raise ValueError(f"path {path!r}, caption {caption!r:.20}, frames, fps, width and height {list(values)}")
+    caption.encode()  # T5's tokenizer takes no half of an emoji, such as "\ud83d"
     return caption, values
 
 
@@ -149,7 +150,8 @@ def write_manifest(
             row = {"path": _stored(item.path, output), "caption": caption, **vars(measures)}
             if item.control:
                 row["control"] = _stored(item.control, output)
-            file.write(json.dumps(row, ensure_ascii=False).encode() + b"\n")
+            # a name that is not UTF-8 has surrogates, which become JSON's own escapes, such as \udcff
+            file.write(json.dumps(row, ensure_ascii=False).encode(errors="backslashreplace") + b"\n")
             added += 1
             progress.update()
     return added, len(found) - added

@@ -249,7 +249,8 @@ def _check(phase: Phase, where: str) -> None:
     counts = "tokens", "batch_size", "noises_per_clip"
     counts = *(f"batches.{name}" for name in counts), "validation.steps", "validation.clips"
     optimizer = "optimizer.learning_rate", "optimizer.max_grad_norm"  # a limit of 0 makes every gradient 0
-    for name in ("steps", "save_every", "lora_rank", *optimizer, *counts):
+    lora = "lora_rank", "lora_alpha"  # an alpha of 0, which is the rank in VideoX-Fun, would train nothing
+    for name in ("steps", "save_every", *lora, *optimizer, *counts):
         check(name, lambda value: value > 0, "more than 0")
     _check_few_steps(phase, check)
     if phase.data.cache:
@@ -312,7 +313,7 @@ def read_phase(path: str | Path, **changes) -> Phase:
 
     path = Path(path)
     try:
-        values = tomllib.loads(path.read_text(encoding="utf-8"))
+        values = tomllib.loads(path.read_text(encoding="utf-8-sig"))
     except (OSError, ValueError) as error:
         raise ConfigError(f"{path} can't be read as TOML: {error}") from error
     phase = dataclasses.replace(_read(Phase, values, str(path)), **changes)

@@ -97,17 +97,18 @@ def run_phase(phase: Phase, cpu: bool = False, until: int | None = None) -> None
         if trainer.step < phase.steps:
             log.info("stopped at step %d of %d: run the same command to continue", trainer.step, phase.steps)
         else:
-            finish(newest(trainer.folder), Path(phase.output) / "model", accelerator.device)
+            finish(newest(trainer.folder), Path(phase.output) / "model", accelerator.device, phase)
     accelerator.wait_for_everyone()
 
 
-def finish(checkpoint: Path, output: Path, device: torch.device | str = "cpu") -> None:
+def finish(checkpoint: Path, output: Path, device: torch.device | str = "cpu", phase: Phase | None = None) -> None:
     """Write the model of a checkpoint: the average of its weights, or the weights where there is no average.
 
     Args:
         device: where a VAE's latents are measured.
+        phase: None for that of the checkpoint, whose paths may have changed since.
     """
-    phase, state = read_phase_of(checkpoint), read_tensors(checkpoint)
+    phase, state = phase or read_phase_of(checkpoint), read_tensors(checkpoint)
     scale_factor = None
     if phase.task == "vae" and phase.train_encoder:
         count = math.ceil(SCALE_CLIPS / phase.batches.batch_size)

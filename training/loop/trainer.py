@@ -157,6 +157,8 @@ class Trainer:
         batches = phase_batches(self.phase, clips, *shared, start=self.step, patch_t=self.parts.patch_t)
         progress = tqdm(initial=self.step, total=self.phase.steps, unit="step", disable=not main)
         with Monitor(self.phase, self.accelerator, self.folder, self.step) as monitor, progress:
+            if self.validator is not None:
+                self.validator.forget(self.step)
             self.validate()
             for batch in islice(monitor.timed(batches), max(until - self.step, 0)):
                 loss = float(self.train_step(batch))

@@ -132,6 +132,13 @@ class Validator:
         """Whether the clips are to be made after ``step`` steps. Step 0 shows the model before training."""
         return step % self.options.every == 0
 
+    def forget(self, step: int) -> None:
+        """Remove the clips that an earlier run in this folder made after ``step``, from which this one goes on."""
+        if self.accelerator.is_main_process:
+            for path in self.folder.glob(f"step_{'[0-9]' * 7}.*"):
+                if int(path.stem.removeprefix("step_")) > step or step == 0:
+                    path.unlink()
+
     def picture(self, step: int) -> Path:
         return self.folder / f"step_{step:07d}.png"
 

@@ -37,12 +37,13 @@ def save_weights(
     """Write a safetensors file, in ``dtype`` or that of its tensors. An older file stays until it is complete.
 
     Args:
-        metadata: texts for the file's header.
+        metadata: texts for the file's header. ``format``, without which transformers before 4.48.2 reads no file, is
+            always there.
     """
     path.parent.mkdir(parents=True, exist_ok=True)
     temporary = path.with_suffix(".tmp")
     tensors = {key: value.to(dtype or value.dtype).cpu().contiguous() for key, value in state.items()}
-    save_file(tensors, temporary, metadata)
+    save_file(tensors, temporary, {"format": "pt", **(metadata or {})})
     temporary.replace(path)
 
 

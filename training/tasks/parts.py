@@ -149,9 +149,11 @@ def write_result(
         return
     full = ["transformer", "text_encoder"] if phase.train_text_encoder else ["transformer"]
     folders = {str(Path(phase.model) / part) for part in (["vae"] if phase.task == "vae" else full)}
+    own = {os.path.realpath(folder) for folder in (output, phase.output)}  # they may be in the model's folder
 
     def left_out(folder: str, names: list[str]) -> set[str]:
-        return shutil.ignore_patterns(*WEIGHTS)(folder, names) if folder in folders else set()
+        found = shutil.ignore_patterns(*WEIGHTS)(folder, names) if folder in folders else set()
+        return found | {name for name in names if os.path.realpath(os.path.join(folder, name)) in own}
 
     shutil.copytree(Path(phase.model), output, dirs_exist_ok=True, copy_function=replace_copy, ignore=left_out)
     if phase.task == "vae":
@@ -270,7 +272,9 @@ def export_half(folder: str | Path, output: str | Path) -> None:
     for path in sorted(p for part in PARTS for p in (folder / part).glob("*") if p.is_file()):
         target = output / path.relative_to(folder)
         if path.suffix == ".safetensors":
-            save_weights(target, open_weights(path).load(), torch.float16)
+            weights = open_weights(path)
+            weights.check_plain()
+            save_weights(target, weights.load(), torch.float16)
         else:
             target.parent.mkdir(parents=True, exist_ok=True)
             shutil.copyfile(path, target)

@@ -13,6 +13,7 @@ from cogvideox_fun.model_loading.networks.config import TransformerConfig
 from cogvideox_fun.model_loading.networks.vae import CogVideoXVAE, VAEConfig
 from cogvideox_fun.sampling.schedule import NoiseSchedule
 from cogvideox_fun.training.tasks.hub import write_json
+from cogvideox_fun.training.tasks.parts import export_half
 from quantised import linear_layers, scaled_fp8, write_gguf
 from safetensors.torch import load_file, save_file
 from tiny_model import VARIANTS, random_weights, write_tiny_model
@@ -134,6 +135,17 @@ def test_shards(model, tmp_path):
     assert loaded.keys() == state.keys() and all(torch.equal(loaded[k], state[k]) for k in state)
 
 
+def test_the_file_with_the_hubs_name_wins_over_copies_beside_it(model):
+    for part, name in (("transformer", WEIGHTS), ("vae", WEIGHTS), ("text_encoder", "model.safetensors")):
+        state = load_file(model / part / name)
+        old = {key: value + 1 for key, value in state.items()}
+        save_file(old, model / part / name.replace(".", "_old."))
+        loaded = open_weights(model / part).load()
+        assert all(torch.equal(loaded[key], state[key]) for key in state)
+        (model / part / name).unlink()
+        assert open_weights(model / part).load().keys() == state.keys(), "the only one, whatever its name"
+
+
 # single files
 
 
@@ -252,6 +264,17 @@ def test_every_file_is_read_once_by_the_reader_that_is_given(tiny_model):
     assert read == ["diffusion_pytorch_model.safetensors"] and torch.equal(model.proj_out.weight, single)
 
 
+@pytest.mark.parametrize("ending", [".sft", ".SAFETENSORS"])
+def test_other_endings_of_safetensors_files(model, tmp_path, ending):
+    """ComfyUI lists them, and reads them as safetensors."""
+    opened = checkpoint.open_checkpoint(model)
+    state = {**opened.weights.load(), checkpoint.SAVED_CONFIG: checkpoint.encode_config(opened.saved_config)}
+    path = tmp_path / f"model{ending}"
+    save_file(state, path)
+    assert checkpoint.is_transformer_file(path)
+    assert checkpoint.open_checkpoint(path).config == opened.config
+
+
 def test_gguf_opens_like_the_model_it_was_made_from(tiny_model, tmp_path):
     """Tensors as they are stored; only ComfyUI unpacks them."""
     source, file = checkpoint.open_checkpoint(tiny_model), tmp_path / "model.gguf"
@@ -268,10 +291,14 @@ def test_gguf_opens_like_the_model_it_was_made_from(tiny_model, tmp_path):
         standalone.load_transformer(opened)
 
 
-def test_scaled_fp8_is_refused_without_comfyui(model):
-    """Without its scales it would be another model."""
-    file = model / "transformer" / WEIGHTS
+@pytest.mark.parametrize("part", ["transformer", "vae", "text_encoder"])
+def test_scaled_fp8_is_refused_without_comfyui(model, tmp_path, part):
+    """Without its scales it would be another model. Nor is it exported to another type."""
+    (file,) = (model / part).glob("*.safetensors")
     state = load_file(file)
-    save_file(scaled_fp8(state, linear_layers(state)), file)
-    with pytest.raises(CheckpointError, match="is quantised, which only ComfyUI unpacks"):
-        standalone.load_transformer(checkpoint.open_checkpoint(model))
+    layers = [key for key in linear_layers(state) if "relative_attention_bias" not in key]
+    save_file(scaled_fp8(state, layers), file)
+    with pytest.raises(CheckpointError, match=f"{part}.* is quantised, which only ComfyUI unpacks"):
+        standalone.Pipeline.from_folder(model)
+    with pytest.raises(CheckpointError, match=f"{part}.* is quantised, which only ComfyUI unpacks"):
+        export_half(model, tmp_path / "half")

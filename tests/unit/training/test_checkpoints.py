@@ -1,7 +1,9 @@
 """A checkpoint is whole or not there, whatever happens while it is written; and what can't be saved or trained."""
 
+import dataclasses
 import os
 import resource
+import shutil
 import subprocess
 import sys
 
@@ -9,7 +11,7 @@ import pytest
 import torch
 from cogvideox_fun.training.loop.config import Optimizer
 from cogvideox_fun.training.loop.engines import make_optimizer
-from cogvideox_fun.training.loop.phase import export_run
+from cogvideox_fun.training.loop.phase import export_run, run_phase
 from cogvideox_fun.training.loop.state import newest, read_tensors
 from pack import ROOT
 from safetensors.torch import load_file
@@ -102,6 +104,19 @@ def test_without_an_average_the_weights_are_written(tiny_model, tmp_path):
     written = load_file(tmp_path / "model" / "transformer" / "diffusion_pytorch_model.safetensors")
     weights = read_tensors(newest(tmp_path / "run"), "weights")
     assert all(torch.equal(value, weights[f"transformer.{name}"]) for name, value in written.items())
+
+
+def test_a_run_whose_folders_were_moved_after_its_last_step_still_writes_its_model(tiny_model, tmp_path):
+    """As when the disk was full at the end: the model comes from where it is now."""
+    before, now = tmp_path / "before", tmp_path / "now"
+    model = shutil.copytree(tiny_model, before / "model")
+    phase = trainer_of(model, before / "out" / "run").phase
+    phase = dataclasses.replace(phase, output=str(before / "out"), steps=1)
+    run_phase(phase, cpu=True)
+    shutil.rmtree(before / "out" / "model")
+    before.rename(now)
+    run_phase(dataclasses.replace(phase, model=str(now / "model"), output=str(now / "out")), cpu=True)
+    assert (now / "out" / "model" / "transformer" / "diffusion_pytorch_model.safetensors").is_file()
 
 
 def test_a_run_without_a_checkpoint_cant_be_exported(tmp_path):

@@ -68,6 +68,18 @@ def test_a_manifest_gives_the_clips_of_its_folders(tmp_path, caplog):
             assert clips[0][1] == clips[1][1] and clips[0][0].equal(clips[1][0])
 
 
+def test_a_name_that_is_not_utf_8(tmp_path):
+    """As archives from Windows leave them. The clip is listed, found again, and read."""
+    clip = write_video(tmp_path / "a.mp4", counted(24), caption="é")
+    for path in (clip, clip.with_suffix(".txt")):
+        path.rename(os.fsdecode(os.fsencode(path.with_stem("b")).replace(b"b.", b"b\xe9.")))
+    output = tmp_path / "clips.jsonl"
+    assert write_manifest([tmp_path], output, workers=0) == (1, 0)
+    assert write_manifest([tmp_path], output, workers=0) == (0, 0)
+    video, caption = ManifestClips(output).clip(0, Bucket(64, 64, 5), random.Random(0))
+    assert caption == "é" and len(video) == 5
+
+
 def test_a_manifest_goes_on_after_a_half_written_row(tmp_path, caplog, monkeypatch):
     """Rows that are there are not measured again, and the file is that of a run that was not stopped."""
     folder, output = data_set(tmp_path / "clips"), tmp_path / "clips.jsonl"
@@ -127,6 +139,7 @@ def test_a_file_that_ends_the_process_that_reads_it(tmp_path, monkeypatch, caplo
         ("[1]", "list indices"),
         (json.dumps({k: v for k, v in ROW.items() if k != "fps"}), "it lacks 'fps'"),
         (json.dumps({**ROW, "path": 3}), "path 3, caption 'a'"),
+        (json.dumps({**ROW, "caption": "half an emoji \ud83d"}), "can't encode character"),
         (json.dumps({**ROW, "frames": "24"}), "'>=' not supported"),
         (json.dumps({**ROW, "fps": 0}), r"frames, fps, width and height \[24, 0, 64, 48\]"),
         (json.dumps({**ROW, "width": float("nan")}), r"width and height \[24, 24, nan, 48\]"),

@@ -198,6 +198,7 @@ tolerance = 0.3
         ("[batches]", "[few_steps]\nsteps_at_once = 0\n[batches]", "steps_at_once is 0, expected more than 0"),
         ("[batches]", "[optimizer]\nmax_grad_norm = 0\n[batches]", "max_grad_norm is 0.0, expected more than 0"),
         ("steps = 2", "steps = 0", "steps is 0, expected more than 0"),
+        ("steps = 2", "steps = 2\nlora_alpha = 0", "lora_alpha is 0.0, expected more than 0"),
         ("steps = 2", 'steps = "two"', "steps is 'two', expected int"),
         ("steps = 2", "stops = 2", "no field 'stops', expected one of"),
         ("steps = 2", "", "lacks steps"),
@@ -212,6 +213,13 @@ def test_a_configuration_that_cant_be_run(tmp_path, old, new, words):
     with pytest.raises(ConfigError, match=words) as error:
         read_phase(path)
     assert str(path) in str(error.value)
+
+
+def test_a_byte_order_mark_is_not_part_of_a_configuration(tmp_path):
+    """Editors on Windows begin a text with one."""
+    path = tmp_path / "phase.toml"
+    path.write_text(CONFIG, encoding="utf-8-sig")
+    assert read_phase(path).steps == 2
 
 
 def test_the_command_line_trains_stops_resumes_and_writes(tiny_model, tmp_path):

@@ -210,6 +210,19 @@ def test_a_folder_of_videos_names_what_it_leaves_out(tmp_path, caplog):
         clips.clip(1, Bucket(96, 64, 101), random.Random(0))
 
 
+def test_links_to_folders_are_followed_once(tmp_path):
+    """Also one that leads back into itself. And a byte order mark is not part of a caption."""
+    (tmp_path / "disk").mkdir()
+    write_video(tmp_path / "disk" / "a.mp4", counted(24))
+    (tmp_path / "disk" / "a.txt").write_text("a red ball", encoding="utf-8-sig")
+    (tmp_path / "disk" / "back").symlink_to(tmp_path / "disk")
+    (tmp_path / "clips").mkdir()
+    for name in ("first", "second"):
+        (tmp_path / "clips" / name).symlink_to(tmp_path / "disk")
+    clips = FolderClips([tmp_path / "clips"])
+    assert clips.paths == [tmp_path / "clips" / "first" / "a.mp4"] and clips.captions == ["a red ball"]
+
+
 @pytest.mark.parametrize("fps, words", [(8.0, "no video with a caption in .*put name.mp4"), (-8.0, "fps is -8.0")])
 def test_folders_that_give_no_clip(tmp_path, fps, words):
     with pytest.raises(ValueError, match=words):

@@ -7,6 +7,7 @@ import shutil
 import pytest
 import torch
 from cogvideox_fun.model_loading.files.checkpoint import open_checkpoint
+from cogvideox_fun.model_loading.files.safetensors_files import open_weights
 from cogvideox_fun.model_loading.files.tiny_decoder import load_tiny_decoder
 from cogvideox_fun.model_loading.networks.blocks import sdpa
 from cogvideox_fun.model_loading.standalone import Pipeline, load_transformer
@@ -266,6 +267,8 @@ def test_a_written_folder_opens_with_what_was_trained(tiny_model, tmp_path, task
             (before,), (after,) = (list((root / part).glob("*.safetensors")) for root in (origin, folder))
             old, new = load_file(before), load_file(after)
             assert {value.dtype for value in new.values()} == {torch.float16 if tolerance else torch.float32}
+            if folder.name == "half":  # older transformers read no file without it
+                assert open_weights(after).metadata["format"] == "pt"
             for key in old:
                 value = old[key] * (1.5 if part in trained else 1.0)
                 assert torch.allclose(new[key].float(), value, atol=tolerance, rtol=1e-3), (part, key)
@@ -283,6 +286,18 @@ def test_a_folder_that_was_cut_off_has_no_weights_of_the_old_model(tiny_model, t
         write_result(phase, {}, tmp_path / "out")
     left = sorted(str(path.relative_to(tmp_path / "out").parent) for path in tmp_path.rglob("*.safetensors"))
     assert left == ["vae"] and (tmp_path / "out" / "transformer" / "config.json").is_file()
+
+
+def test_an_output_in_the_models_own_folder_is_not_copied_into_itself(tiny_model, tmp_path):
+    """Neither are the run's checkpoints, also when it is exported to another place."""
+    source = shutil.copytree(tiny_model, tmp_path / "model")
+    phase = phase_of(source, output=str(source / "tuned"))
+    (source / "tuned" / "run" / "checkpoint_0000001").mkdir(parents=True)
+    state = {name: p.detach() for name, p in Parts(phase).task.named_parameters()}
+    for output in (source / "tuned" / "model", source / "exported", tmp_path / "elsewhere"):
+        write_result(phase, state, output)
+        assert not list(output.rglob("run")) and not list(output.rglob(output.name))
+        open_checkpoint(output).weights.load()
 
 
 def test_the_scale_brings_latents_to_unit_deviation(tiny_model):

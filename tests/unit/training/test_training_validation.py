@@ -118,6 +118,23 @@ def test_clips_are_those_of_the_pipeline_with_the_trained_weights(tiny_model, tm
     assert change > 0.01, "training changed the clips"
 
 
+def test_clips_of_steps_that_are_done_again_are_made_again(tiny_model, tmp_path, tables):
+    """As the rows of the losses are. A run that goes on keeps the clips up to its checkpoint."""
+    one = dataclasses.replace(OPTIONS["validation"], every=1, rows=("text",), size=(48, 32, 1), steps=1)
+    phase = phase_of(tiny_model, validation=one)
+    pictures = tmp_path / "validation"
+    pictures.mkdir()
+    for step in range(3):
+        (pictures / f"step_000000{step}.png").write_text("of a run that ended before its first checkpoint")
+    (pictures / "step_best.png").write_text("the user's own")
+    trainer_of(phase, tmp_path).run(until=1)
+    assert sorted(tables) == [0, 1] and len(list(pictures.iterdir())) == 3
+    tables.clear()
+    (pictures / "step_0000002.png").write_text("of a run that ended after its checkpoint of step 1")
+    trainer_of(phase, tmp_path).run()
+    assert sorted(tables) == [2]
+
+
 def test_a_region_is_a_rectangle_of_half_the_sides():
     mask = mask_of("region", 5, 32, 48)
     assert mask[:, 8:24, 12:36].all() and mask.sum() == 5 * 16 * 24
