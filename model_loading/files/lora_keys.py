@@ -116,24 +116,33 @@ def read_lora(path: Path, parameters: Mapping[str, tuple[int, ...]], reader: Rea
             f"{min(unmatched, default='missing')}): choose a LoRA that was trained for CogVideoX-Fun",
             path,
         )
-    for layer, alpha in metadata_alphas(weights.metadata, list(layers)).items():
+    ranks = {layer: len(parts["lora_down.weight"]) for layer, parts in layers.items() if "lora_down.weight" in parts}
+    for layer, alpha in metadata_alphas(weights.metadata, ranks).items():
         layers[layer].setdefault("alpha", torch.tensor(alpha))
     tensors = {f"{layer}.{suffix}": value for layer, parts in layers.items() for suffix, value in parts.items()}
     return Lora(tensors, sorted(layers), unmatched)
 
 
-def metadata_alphas(metadata: Mapping[str, str], layers: list[str]) -> dict[str, float]:
-    """The alphas of a PEFT LoRA, which diffusers writes beside the tensors; empty for other files."""
+def metadata_alphas(metadata: Mapping[str, str], ranks: Mapping[str, int]) -> dict[str, float]:
+    """The alphas of a PEFT LoRA, which diffusers writes beside the tensors; empty for other files.
+
+    rsLoRA (Kalajdzievski 2023) multiplies the change by alpha / sqrt(rank), so its alpha here is sqrt(rank) times as
+    large.
+
+    Args:
+        ranks: the rank of each layer.
+    """
     try:
         peft = json.loads(metadata.get(PEFT_METADATA, "{}"))
         general = peft.get("transformer.lora_alpha", peft.get("lora_alpha"))
+        stabilised = peft.get("transformer.use_rslora", peft.get("use_rslora"))
         patterns = (peft.get("transformer.alpha_pattern", peft.get("alpha_pattern")) or {}).items()
     except (ValueError, AttributeError):
         return {}
     alphas = {}
-    for layer in layers:
+    for layer, rank in ranks.items():
         special = [alpha for pattern, alpha in patterns if layer == pattern or layer.endswith(f".{pattern}")]
         alpha = special[0] if special else general
         if isinstance(alpha, int | float):
-            alphas[layer] = float(alpha)
+            alphas[layer] = alpha * (rank**0.5 if stabilised else 1.0)
     return alphas

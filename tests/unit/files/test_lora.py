@@ -154,6 +154,20 @@ def test_alpha_comes_from_peft_metadata_where_no_tensor_has_it(parameters, tmp_p
     assert [float(lora.tensors[f"{layer}.alpha"]) for layer in LAYERS] == [8, 8, 1]
 
 
+def test_alpha_of_an_rslora_is_scaled_as_in_peft(parameters, tmp_path):
+    """By the square root of the rank, which only the metadata tell."""
+    import peft
+
+    down, up = pair(parameters, LAYERS[0])
+    state = {f"transformer.{LAYERS[0]}.lora_A.weight": down, f"transformer.{LAYERS[0]}.lora_B.weight": up}
+    about = {"transformer.lora_alpha": 8, "transformer.r": RANK, "transformer.use_rslora": True}
+    save_file(state, tmp_path / "lora.safetensors", {"lora_adapter_metadata": json.dumps(about)})
+    options = peft.LoraConfig(r=RANK, lora_alpha=8, use_rslora=True, target_modules=["0"])
+    layer = peft.inject_adapter_in_model(options, torch.nn.Sequential(torch.nn.Linear(2, 2)))[0]
+    lora = read_lora(tmp_path / "lora.safetensors", parameters)
+    assert float(lora.tensors[f"{LAYERS[0]}.alpha"]) / RANK == pytest.approx(layer.scaling["default"])
+
+
 def test_a_lora_of_something_else_is_an_error(parameters, tmp_path):
     save_file({"lora_unet_double_blocks_0.lora_up.weight": torch.zeros(1)}, tmp_path / "lora.safetensors")
     with pytest.raises(CheckpointError, match="none of its 1 keys .* lora_unet_double_blocks_0.lora_up.weight"):
