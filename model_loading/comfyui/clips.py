@@ -73,7 +73,7 @@ class FileClip:
         """The file and its first video stream.
 
         Raises:
-            ValueError: it has none.
+            ValueError: it has none, or what is read of it is damaged.
         """
         import av
 
@@ -82,7 +82,13 @@ class FileClip:
                 raise ValueError("the clip has no pictures, expected a video: choose another file")
             stream = container.streams.video[0]
             stream.thread_type = "AUTO"
-            yield container, stream
+            try:
+                yield container, stream
+            except av.error.InvalidDataError as error:
+                raise ValueError(
+                    f"this part of the clip is damaged ({error}), expected a file that can be decoded: take another "
+                    "part, or convert the file with `ffmpeg -i old.mp4 new.mp4`, which leaves out what is damaged"
+                ) from error
 
     def end_in_file(self, container, stream) -> float:
         """The second of the file at which its pictures end.
@@ -142,7 +148,7 @@ class FileClip:
                 for part in resampler.resample(frame):
                     wave = torch.from_numpy(part.to_ndarray())
                     if missing > GAP * stream.rate:
-                        wave = torch.nn.functional.pad(wave, (missing, 0))
+                        wave, missing = torch.nn.functional.pad(wave, (missing, 0)), 0
                     parts.append(wave)
                     count += wave.shape[1]
             if not parts:

@@ -196,6 +196,21 @@ def test_a_gap_in_the_sound_stays(lab, clips):
     assert np.argmax(np.abs(wave) > 0.1) / RATE == pytest.approx(2.5, abs=0.06), "AAC comes in blocks"
 
 
+def test_a_damaged_part_is_told(lab, clips):
+    """What comes before it can be taken."""
+    path = lab.base / "input" / "damaged.mp4"
+    write_clip(path, [i / 24 for i in range(72)])
+    with av.open(str(path)) as container:
+        places = [(packet.pos, packet.size) for packet in container.demux(video=0) if packet.size]
+    data = bytearray(path.read_bytes())
+    for at, size in places[60:64]:
+        data[at : at + size] = b"\xff" * size
+    path.write_bytes(data)
+    assert numbers(frames_of(lab, path.name, length=5)) == [3 * i for i in range(5)]
+    with pytest.raises(Failed, match="this part of the clip is damaged .*take another part, or convert the file"):
+        frames_of(lab, path.name)
+
+
 def test_a_clip_that_other_nodes_made(lab, clips):
     graph = lab.graph()
     images = torch.stack([torch.full((SIZE, SIZE, 3), (16 + STEP * i) / 255) for i in range(48)])
