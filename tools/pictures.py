@@ -71,6 +71,7 @@ def result_of(server: comfy.Server, base: Path, workflow: dict) -> torch.Tensor:
 
 
 def is_painted(task: Task) -> bool:
+    """Whether a task takes a picture with a painted region."""
     return bool({"mask", "first_mask"} & set(task.sources))
 
 
@@ -119,13 +120,18 @@ def card(video: torch.Tensor, corner: list[list[Image.Image]]) -> list[Image.Ima
             gap = FRAME * 2
             at = gap + place * (INSET + gap), CARD - INSET - gap
             picture.paste(pictures[min(number, len(pictures) - 1)], at)
-        drawn = ImageDraw.Draw(picture, "RGBA")
-        gap, font = FRAME * 2, ImageFont.load_default(LETTERS)
-        left, top, right, bottom = drawn.textbbox((CARD - 2 * gap, 2 * gap), MADE_WITH, font=font, anchor="rt")
-        drawn.rectangle((left - gap, top - gap, right + gap, bottom + gap), fill=(0, 0, 0, 128))
-        drawn.text((CARD - 2 * gap, 2 * gap), MADE_WITH, fill="white", font=font, anchor="rt")
+        sign(picture)
         frames.append(picture)
     return frames
+
+
+def sign(picture: Image.Image) -> None:
+    """Write into the upper right corner which model made a picture."""
+    drawn, gap, font = ImageDraw.Draw(picture, "RGBA"), FRAME * 2, ImageFont.load_default(LETTERS)
+    at = picture.width - 2 * gap, 2 * gap
+    left, top, right, bottom = drawn.textbbox(at, MADE_WITH, font=font, anchor="rt")
+    drawn.rectangle((left - gap, top - gap, right + gap, bottom + gap), fill=(0, 0, 0, 128))
+    drawn.text(at, MADE_WITH, fill="white", font=font, anchor="rt")
 
 
 def save_card(frames: list[Image.Image], path: Path) -> None:

@@ -128,7 +128,7 @@ class FileClip:
         return rotated(torch.from_numpy(frame.to_ndarray(format="rgb24")), frame.rotation).float() / 255
 
     def sound(self, start: float, seconds: float) -> AUDIO | None:
-        """The sound of a part, given in seconds; None without one."""
+        """The sound of a part, given in seconds; None without one. Where the file has a gap, it is silent."""
         import av
 
         with self.opened() as (container, _):
@@ -136,7 +136,8 @@ class FileClip:
             streams = [stream for stream in container.streams.audio if stream.codec_context is not None]
             if not streams:
                 return None
-            (stream, *_), resampler, parts, begin, count = streams, av.AudioResampler(format="fltp"), [], None, 0
+            stream, resampler = streams[0], av.AudioResampler(format="fltp")
+            parts, begin, count = [], None, 0  # count: samples so far
             if not self.is_mpeg_ps:
                 container.seek(int((start + self.first) * av.time_base))
             for frame in container.decode(stream):

@@ -58,11 +58,7 @@ def start_from(model: nn.Module, path: str | Path, alpha: float) -> None:
         )
     for key, parameter in expected.items():
         value = weights[key].float()
-        if value.shape != parameter.shape:
-            raise ValueError(
-                f"{path}: {key} is {list(value.shape)}, expected {list(parameter.shape)}: use the model and the "
-                "lora_rank that it was trained with"
-            )
+        check_shape(path, key, value, parameter)
         if key.endswith(".lora_up.weight"):
             value = value * (float(weights[key.replace("lora_up.weight", "alpha")]) / alpha)
         parameter.copy_(value)
@@ -156,4 +152,8 @@ def apply_lora(model: nn.Module, path: Path, strength: float = 1.0) -> None:
 def check_shape(path: Path, key: str, change: torch.Tensor, parameter: torch.Tensor | None) -> None:
     """Raise a ValueError if a part of a LoRA has another shape than the parameter that it changes."""
     if parameter is None or parameter.shape != change.shape:
-        raise ValueError(f"{path}: {key} does not fit the model: use the LoRA with the model it was trained on")
+        expected = "no such layer" if parameter is None else list(parameter.shape)
+        raise ValueError(
+            f"{path}: {key} does not fit the model: it is {list(change.shape)}, expected {expected}. Use the LoRA "
+            "with the model it was trained on, and train it on with its own lora_rank"
+        )
