@@ -6,7 +6,7 @@ rng)``, which returns a video, F H W 3 of 0..1 at the bucket's size, and its cap
 """
 
 import logging
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import NamedTuple, Protocol
 
@@ -37,7 +37,7 @@ class SceneClips:
     """Procedural clips of `scenes`. They never end; with ``count`` they repeat after that many.
 
     Args:
-        shapes, kinds: see `scenes.random_scene`.
+        shapes, kinds, backgrounds: see `scenes.random_scene`, where the last are called groups.
     """
 
     aspects = None
@@ -49,12 +49,13 @@ class SceneClips:
         shapes: Sequence[str] = scenes.SHAPES,
         count: int = 0,
         kinds: Sequence[str] = tuple(scenes.KINDS),
+        backgrounds: Mapping[str, float] = scenes.BACKGROUNDS,
     ):
-        self.seed, self.shapes, self.count, self.kinds = seed, shapes, count, kinds
+        self.seed, self.shapes, self.count, self.kinds, self.backgrounds = seed, shapes, count, kinds, backgrounds
 
     def clip(self, index: int, bucket: Bucket, rng) -> tuple[torch.Tensor, str]:
         number = index % self.count if self.count else index
-        scene = scenes.random_scene(self.seed, number, self.shapes, self.kinds)
+        scene = scenes.random_scene(self.seed, number, self.shapes, self.kinds, groups=self.backgrounds)
         video = scenes.render(scene, bucket.length, bucket.height, bucket.width)
         return video, scene.caption(rng.randrange(scenes.FORMS))
 

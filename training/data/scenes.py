@@ -7,7 +7,7 @@ y down. Sizes are fractions of the shorter side.
 
 import dataclasses
 import random
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 import torch
 
@@ -139,21 +139,23 @@ def random_scene(
     shapes: Sequence[str] = SHAPES,
     kinds: Sequence[str] = tuple(KINDS),
     backgrounds: Sequence[str] = NAMES,
+    groups: Mapping[str, float] = BACKGROUNDS,
 ) -> Scene:
     """The ``index``-th scene of a seed; shapes stay inside the frame on their whole path.
 
     Args:
         shapes: of the shape that the caption is about.
         kinds: keys of `KINDS`, in these proportions.
-        backgrounds: names of `backgrounds`; the groups in the proportions of `BACKGROUNDS`.
+        backgrounds: names of `backgrounds`.
+        groups: how often each group of them is behind shapes; keys of `BACKGROUNDS`.
     """
     rng = random.Random(f"scene {seed} {index}")  # noqa: S311 - not for secrets
     kind = pick(rng, {name: KINDS[name] for name in kinds})
     if kind in ("pan", "zoom"):
         return camera_scene(rng, kind, [name for name in backgrounds if name in (*PHOTOS, *HELD_OUT_PHOTO)])
-    groups = {group: [n for n in backgrounds if n in names] for group, names in GROUPS.items()}
-    group = pick(rng, {g: BACKGROUNDS[g] for g, names in groups.items() if names})
-    background = rng.choice(groups[group])
+    names = {group: [n for n in backgrounds if n in GROUPS[group]] for group in groups}
+    group = pick(rng, {group: groups[group] for group in groups if names[group]})
+    background = rng.choice(names[group])
     path = STILL
     if background not in GRADIENTS:
         size = rng.uniform(0.35, 0.8)

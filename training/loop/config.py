@@ -9,7 +9,7 @@ from pathlib import Path
 from ...sampling.positions import POSITION_MODES
 from ..data.control import EDGES, THRESHOLDS
 from ..data.masks import KINDS, VIDEOX_FUN
-from ..data.scenes import HELD_OUT
+from ..data.scenes import BACKGROUNDS, HELD_OUT
 from ..data.scenes import KINDS as SCENES
 from ..data.shapes import NEW_SHAPE, SHAPES
 
@@ -35,6 +35,8 @@ class Data:
     fps: float = 8.0  # frames a second to take from a video: the models' own rate; 0 = all frames
     shapes: tuple[str, ...] = SHAPES  # of procedural clips
     kinds: tuple[str, ...] = tuple(SCENES)  # of procedural clips: what happens in them
+    # how often each group of backgrounds is behind the shapes of procedural clips
+    backgrounds: Mapping[str, float] = dataclasses.field(default_factory=lambda: dict(BACKGROUNDS))
     count: int = 0  # procedural clips before they repeat; 0 = never
     seed: int = 0
     workers: int = -1  # processes of each rank, each one batch ahead of the training; -1: see `worker_count`
@@ -211,9 +213,9 @@ def _check(phase: Phase, where: str) -> None:
     for name, allowed in choices.items():
         check(name, lambda value, allowed=allowed: value in allowed, f"one of {list(allowed)}")
     check("validation.size", lambda size: len(size) in (0, 3), "width, height and frames")
-    kinds = [*KINDS, VIDEOX_FUN]
-    check("masks", lambda m: all(kind in kinds and m[kind] >= 0 for kind in m), f"weights from 0 for {kinds}")
-    check("masks", lambda masks: sum(masks.values()) > 0, "a weight above 0")
+    for name, known in {"masks": [*KINDS, VIDEOX_FUN], "data.backgrounds": list(BACKGROUNDS)}.items():
+        check(name, lambda w, known=known: all(k in known and w[k] >= 0 for k in w), f"weights from 0 for {known}")
+        check(name, lambda weights: sum(weights.values()) > 0, "a weight above 0")
     check("data.shapes", lambda value: value and set(value) <= set(shapes), f"some of {shapes}")
     check("data.kinds", lambda value: value and set(value) <= set(SCENES), f"some of {list(SCENES)}")
     check("optimizer.betas", lambda b: len(b) == 2 and all(0 <= v < 1 for v in b), "two numbers from 0 to less than 1")

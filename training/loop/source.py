@@ -34,7 +34,7 @@ def open_clips(data: Data) -> Clips | None:
         return ManifestClips(data.manifest, data.fps, data.control)
     if data.folders:
         return FolderClips(data.folders, data.fps, data.control)
-    return SceneClips(data.seed, data.shapes, data.count, data.kinds)
+    return SceneClips(data.seed, data.shapes, data.count, data.kinds, data.backgrounds)
 
 
 def worker_count(data: Data) -> int:

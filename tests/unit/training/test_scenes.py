@@ -1,11 +1,15 @@
 """Procedural scenes show what their captions say, inside the frame."""
 
 import dataclasses
+import random
 
 import pytest
 import torch
 from cogvideox_fun.training.data import backgrounds, scenes
+from cogvideox_fun.training.data.buckets import Bucket
 from cogvideox_fun.training.data.scenes import KINDS, SHAPE_KINDS, random_scene, render
+from cogvideox_fun.training.loop.config import read_phase
+from cogvideox_fun.training.loop.source import open_clips
 
 SIDE = 64
 
@@ -100,6 +104,19 @@ def test_short_clips_are_the_beginning_of_long_ones(kind):
         assert short.shape == (5, 48, 80, 3) and 0 <= short.min() and short.max() <= 1
         if kind != "zoom":
             assert torch.allclose(short, long[:5], atol=1e-5)
+
+
+def test_backgrounds_have_their_weights(tmp_path):
+    (tmp_path / "phase.toml").write_text(
+        'task = "full"\nmodel = ""\noutput = ""\nsteps = 1\n[batches]\ntokens = 8\nsizes = [[48, 32]]\n'
+        '[data]\nkinds = ["move"]\n[data.backgrounds]\ngradient = 0.75\ntexture = 0.25\n'
+    )
+    clips = open_clips(read_phase(tmp_path / "phase.toml").data)
+    rng, count = random.Random(0), 200
+    groups = {group: set(names) for group, names in scenes.GROUPS.items()}
+    captions = [clips.clip(index, Bucket(5, 32, 48), rng)[1].split() for index in range(count)]
+    shares = {g: sum(not names.isdisjoint(words) for words in captions) / count for g, names in groups.items()}
+    assert shares == {"gradient": pytest.approx(0.75, abs=0.1), "texture": pytest.approx(0.25, abs=0.1), "photo": 0}
 
 
 def test_a_clip_without_photographs_has_no_camera_move():

@@ -204,6 +204,8 @@ tolerance = 0.3
         ("steps = 2", "", "lacks steps"),
         ("[[48, 32]]", "[[48, 32, 5]]", r"sizes\[0\] is \[48, 32, 5\], expected 2 values"),
         ("[batches]", "[masks]\nmiddle = 1\n[batches]", "masks is .*'middle': 1.0.*, expected weights"),
+        ("[batches]", "[data.backgrounds]\nsea = 1\n[batches]", "backgrounds is .*'sea': 1.0.*, expected weights"),
+        ("[batches]", "[data.backgrounds]\nphoto = 0\n[batches]", "backgrounds is .*, expected a weight above 0"),
         ("[batches]", "[batches", "can't be read as TOML"),
     ],
 )
