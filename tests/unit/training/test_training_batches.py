@@ -71,7 +71,7 @@ def test_every_batch_of_a_phase_has_its_token_length(path):
     assert set(seen) == goals
     earlier = phase.batches.earlier_share if phase.batches.earlier_tokens else 0
     assert abs(seen.count(phase.batches.tokens) / len(seen) - (1 - earlier)) < 0.08
-    assert (shapes.NEW_SHAPE in phase.data.shapes) == (path.stem in ("nano_lora", "nano_cpu_lora"))
+    assert (shapes.NEW_SHAPE in phase.data.shapes) == (phase.task == "lora" and not phase.data.control)  # LoRAs
 
 
 def test_processes_share_a_batch():
