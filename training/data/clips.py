@@ -37,7 +37,7 @@ class SceneClips:
     """Procedural clips of `scenes`. They never end; with ``count`` they repeat after that many.
 
     Args:
-        shapes, kinds, backgrounds: see `scenes.random_scene`, where the last are called groups.
+        shapes, kinds, groups: see `scenes.random_scene`.
     """
 
     aspects = None
@@ -49,13 +49,13 @@ class SceneClips:
         shapes: Sequence[str] = scenes.SHAPES,
         count: int = 0,
         kinds: Sequence[str] = tuple(scenes.KINDS),
-        backgrounds: Mapping[str, float] = scenes.BACKGROUNDS,
+        groups: Mapping[str, float] = scenes.BACKGROUNDS,
     ):
-        self.seed, self.shapes, self.count, self.kinds, self.backgrounds = seed, shapes, count, kinds, backgrounds
+        self.seed, self.shapes, self.count, self.kinds, self.groups = seed, shapes, count, kinds, groups
 
     def clip(self, index: int, bucket: Bucket, rng) -> tuple[torch.Tensor, str]:
         number = index % self.count if self.count else index
-        scene = scenes.random_scene(self.seed, number, self.shapes, self.kinds, groups=self.backgrounds)
+        scene = scenes.random_scene(self.seed, number, self.shapes, self.kinds, groups=self.groups)
         video = scenes.render(scene, bucket.length, bucket.height, bucket.width)
         return video, scene.caption(rng.randrange(scenes.FORMS))
 
