@@ -43,7 +43,11 @@ def save_weights(
     path.parent.mkdir(parents=True, exist_ok=True)
     temporary = path.with_suffix(".tmp")
     tensors = {key: value.to(dtype or value.dtype).cpu().contiguous() for key, value in state.items()}
+    temporary.unlink(missing_ok=True)
+    temporary.touch()
+    mode = temporary.stat().st_mode  # that of any new file; safetensors 0.8 writes some that only their owner can read
     save_file(tensors, temporary, {"format": "pt", **(metadata or {})})
+    temporary.chmod(mode)
     temporary.replace(path)
 
 

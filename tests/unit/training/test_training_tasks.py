@@ -17,6 +17,7 @@ from cogvideox_fun.training.loop.source import open_clips, phase_batches
 from cogvideox_fun.training.loop.trainer import Trainer
 from cogvideox_fun.training.tasks import parts as parts_module
 from cogvideox_fun.training.tasks.attention import product_attention
+from cogvideox_fun.training.tasks.hub import save_weights, write_json
 from cogvideox_fun.training.tasks.lora import add_lora, apply_lora, lora_file, lower_rank
 from cogvideox_fun.training.tasks.parts import Parts, export_half, measure_scale, write_result
 from cogvideox_fun.training.tasks.vae import known_cells
@@ -298,6 +299,16 @@ def test_an_output_in_the_models_own_folder_is_not_copied_into_itself(tiny_model
         write_result(phase, state, output)
         assert not list(output.rglob("run")) and not list(output.rglob(output.name))
         open_checkpoint(output).weights.load()
+
+
+def test_weights_can_be_read_by_whoever_may_read_other_files(tmp_path):
+    """ComfyUI often runs as another user."""
+    path = tmp_path / "lora.safetensors"
+    save_weights(path, {"weight": torch.ones(2)})
+    write_json(tmp_path / "config.json", {})
+    assert path.stat().st_mode == (tmp_path / "config.json").stat().st_mode
+    save_weights(path, {"weight": torch.zeros(2)})
+    assert float(load_file(path)["weight"].sum()) == 0
 
 
 def test_the_scale_brings_latents_to_unit_deviation(tiny_model):
