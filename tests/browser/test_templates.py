@@ -103,26 +103,30 @@ def test_every_template_opens_and_queues_its_api_form(front, server, name, nano)
         assert front.wait_until(lambda: SAM3_FILE in " ".join(front.messages()), 10, "the file of SAM3 is not named")
 
 
-@pytest.mark.parametrize("name", NANO_NAMES)
-def test_every_nano_edition_runs_to_a_video(front, name):
-    front.open_template(name)
+@pytest.fixture(scope="module", params=NANO_NAMES)
+def edition(request) -> str:
+    """Of the whole module, so that the tests of one edition follow each other."""
+    return request.param
+
+
+def test_every_nano_edition_runs_to_a_video(front, edition):
+    front.open_template(edition)
     front.run()
     assert front.wait_for_end(180)["end"] == "success" and front.messages() == []
     front.where(front.node("SaveVideo"), "title")
     video = front.wait_for_video()
     assert (video["width"], video["height"]) == (128, 128)
-    frames = next((count for task, count in LONGER.items() if task in name), 17)
+    frames = next((count for task, count in LONGER.items() if task in edition), 17)
     assert video["seconds"] == pytest.approx(frames / 8, abs=0.15)
     said = front.nodes()[TASK]["widgets"].get(SAID, "")
-    assert ("no RAFT found, so a simpler optical flow is used" in said) == ("Follows" in name)
+    assert ("no RAFT found, so a simpler optical flow is used" in said) == ("Follows" in edition)
     lines = said.splitlines()
     assert len(lines) == len(set(lines)), "what several nodes inside say alike is shown once"
 
 
-@pytest.mark.parametrize("name", NANO_NAMES)
-def test_every_nano_edition_runs_as_an_app(front, server, name):
-    """Just sources, prompt, seed and Run."""
-    front.open_template(name)
+def test_every_nano_edition_runs_as_an_app(front, server, edition):
+    """Just sources, prompt, seed and Run; after the test above, ComfyUI has the result."""
+    front.open_template(edition)
     if not front.is_shown("app"):
         pytest.skip("this front end has no App mode (1.49 and newer have)")
     front.click("app")
