@@ -35,7 +35,7 @@ class ClipFrames(io.ComfyNode):
                 *common.size_inputs(),
                 common.length_input(),
                 common.number(
-                    "start_seconds", (0.0, 0.0, 86_400.0, 0.1), "Where in the clip the first frame is, in seconds."
+                    "start_seconds", (0.0, 0.0, 86_400.0, 0.05), "Where in the clip the first frame is, in seconds."
                 ),
                 common.number(
                     "frame_rate", (MODEL_RATE, 1.0, 120.0, 1.0), "Frames a second. The models were trained at 8."

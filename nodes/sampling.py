@@ -31,9 +31,9 @@ def sampler_input():
     return common.choice(
         "sampler_name",
         SAMPLERS,
-        "cogvideox_ddim gives VideoX-Fun's results exactly. The other cogvideox_ names are diffusers' "
-        "schedulers: they don't use the 2B models' SNR shift, and cogvideox_pndm needs 4 steps or more. "
-        "The rest are ComfyUI's samplers.",
+        "cogvideox_ddim gives the results of VideoX-Fun's scripts. The DDIM of its nodes is cogvideox_ddim_origin. "
+        "This and the other cogvideox_ names are diffusers' schedulers: they don't use the 2B models' SNR shift, and "
+        "cogvideox_pndm needs 4 steps or more. The rest are ComfyUI's samplers.",
     )
 
 

@@ -77,6 +77,10 @@ FRAMES = (
     "the part begins at `start_seconds`, and has `length` frames at 8 a second. Speed and sound of the clip are kept. "
     "A shorter clip gives fewer frames."
 )
+PICTURE = (
+    "To get this frame: Load Video -> CogVideoX-Fun Clip to Frames (`length` 1, all else as in this template) -> Save "
+    "Image."
+)
 IN_BETWEEN = (
     "Say what moves and where to, not only what the picture shows: the model sees the picture, but not what should "
     "happen."
@@ -104,7 +108,7 @@ VIDEO = Advice(
 )
 REGION = Advice(
     "Choose the clip. As the image, choose one frame of it, and paint the region in the Mask Editor (right click on "
-    "the image).",
+    f"the image). {PICTURE}",
     f"{PROMPT} Describe the whole picture, with what should appear in the region.",
     {
         "Clip": FRAMES,
@@ -118,8 +122,8 @@ OBJECT = (
 )
 GROW = "pixels by which the region reaches beyond the object. More if its outline or its shadow stays visible."
 FOLLOWS = Advice(
-    "Choose the clip. As the image, choose the first frame of the part, saved as a picture, and paint the object in "
-    "the Mask Editor (right click on the image).",
+    "Choose the clip. As the image, choose the first frame of the part, and paint the object in the Mask Editor "
+    f"(right click on the image). {PICTURE}",
     f"{PROMPT} {OBJECT}",
     {
         "Clip": FRAMES,
@@ -158,8 +162,9 @@ EXTEND = Advice(
     "Choose the clip, and write how it goes on.",
     f"{PROMPT} Repeat what the clip shows, and how fast it moves.",
     {
-        "Clip": "`length` frames from `start_seconds` are taken, at 8 a second; the new part adds `length` less "
-        "`overlap` frames.",
+        "Clip": "`length` frames from `start_seconds` are taken, at 8 a second. The video goes on after the last of "
+        "them, with `length` less `overlap` new frames. To go on at the end of a longer clip, set `start_seconds` to "
+        "its seconds less 6.1 (`length` / 8). What comes before is not in the result.",
         "Overlap": "the model sees this many of the last frames, so that the motion goes on. They are blended.",
     },
 )
@@ -171,7 +176,7 @@ LONG = Advice(
         "Rounds": "each has `round_length` frames. It starts with the last `overlap` frames of the round before. 209 "
         "frames are 5 rounds of 49, and take 5 times as long as one video. ComfyUI keeps the rounds that were made: "
         "after a stop, a longer `length` or another last line, Run makes only the rest. Another `seed` makes all "
-        "anew.",
+        "rounds again.",
         "Colours": "colours are matched to the first round, measured where nothing moves. Open the node and set "
         "`match_colors` to 0 for a scene whose light changes.",
         "V1.5": "set `round_length` to 45 or 53.",
@@ -181,8 +186,8 @@ LORA = Advice(
     "Choose the LoRA, and write the prompt.",
     PROMPT,
     {
-        "LoRA": f"[{REWARD_LORAS}]({HUB}/{REWARD_LORAS}) has those of the authors, for `models/loras`. They need the "
-        "model in their name, and a strength of about 0.7.",
+        "LoRA": f"[{REWARD_LORAS}]({HUB}/{REWARD_LORAS}) has those of the authors, for `models/loras`. Take one that "
+        "has your model in its name, at a strength of about 0.7.",
     },
     nano="**LoRA**: it was trained on rings, which the model does not know: keep `ring` in the prompt. So small a "
     "model hardly shows the shape.",
@@ -193,6 +198,12 @@ NANO_WORDS = (
     "down; slowly, quickly; turns, grows, shrinks; sand, fog, forest, dusk, bricks, grass, gravel, coffee, "
     "astronaut, rocket, moon, galaxy, coins, motorcycle; `the camera pans left over the coffee`, "
     "`the camera zooms in on the moon`"
+)
+
+
+MEMORY = (
+    "**GPU**: 6 GB for a 2B, 16 GB for a 5B, or 8 GB in fp8: open the node, and set `weight_dtype` in group 1. "
+    "With less, ComfyUI keeps a part of the model in main memory, which takes longer."
 )
 
 
@@ -212,7 +223,7 @@ def points(advice: Advice) -> list[str]:
 def note(title: str, advice: Advice, model: str) -> str:
     """The note of a template for real models, in Markdown."""
     sizes = {
-        "V1.0 and V1.1, 2B and 5B": "720 x 480, up to 49 frames. The 5B wants a GPU with 16 GB, or 8 GB in fp8.",
+        "V1.0 and V1.1, 2B and 5B": "720 x 480, up to 49 frames.",
         "V1.5": "5, 13, 21, ... 85 frames (49 becomes 45), also at 1344 x 768.",
     }
     others = [f"- **{name}**: {text}" for name, text in sizes.items()]
@@ -228,6 +239,7 @@ def note(title: str, advice: Advice, model: str) -> str:
         f"models/{FOLDER}/{model}\n```",
         "or each file by its link, at the end of this note. Then press R, and choose it as `model`.",
         f"You can use other {advice.others} models:\n\n" + "\n".join(others),
+        MEMORY,
         "Width and height are multiples of 16. A length that the model does not take is rounded down.",
     ]
     return "\n\n".join(parts) + "\n"
@@ -239,7 +251,7 @@ def nano_note(title: str, advice: Advice, real: str) -> str:
         f"## {title}, without a download",
         "Press Run. The model is `nano`, a very small CogVideoX-Fun that comes with the pack. It shows how the nodes "
         "work; its pictures are small and simple.",
-        "Change `seed` for another video: Run again makes nothing new while nothing changed.",
+        "Change `seed` for another video. If nothing was changed, Run does nothing.",
         f"**What it understands**: {NANO_WORDS}.",
         *filter(None, [advice.nano]),
         "**Size**: it was trained on 128 x 128 pixels and 17 frames. Other sizes look worse.",

@@ -250,7 +250,7 @@ def camera(evaluation: Evaluation) -> list[Result]:
 
     lines = [
         Line("PSNR of the frames made", lambda seen: seen.psnr(MIDDLE), "dB"),
-        Line("the same, above a cross-fade of the given images", gain, "dB", at_least(3)),
+        Line("PSNR of the frames made, above a cross-fade of the given images", gain, "dB", at_least(3)),
         kept("the first frame", slice(1)),
         kept("the last frame", LAST),
     ]
