@@ -1,6 +1,7 @@
 """What the nodes share: the schema, inputs with their ranges and tooltips, and checks of linked values."""
 
 import math
+import numbers
 
 from comfy_api.latest import io
 
@@ -121,9 +122,9 @@ def conditioning_outputs(latent: str = "An empty latent of the same size, for th
 
 
 def fit_tiles(tile_size: int, overlap: int) -> tuple[int, int]:
-    """A tile size of 0 or at least 64 pixels, and an overlap of at most half a tile."""
+    """A tile size of 0 or at least 64 pixels, and an overlap of 0 to half a tile."""
     tile_size = max(tile_size, 64) if tile_size else 0
-    return tile_size, min(overlap, tile_size // 2)
+    return tile_size, max(0, min(overlap, tile_size // 2))
 
 
 def one_of(name: str, value, options) -> None:
@@ -135,5 +136,5 @@ def one_of(name: str, value, options) -> None:
 def check_numbers(**values) -> None:
     """Raise a ValueError unless every value is a finite number. NaN passes ComfyUI's check of ranges."""
     for name, value in values.items():
-        if not isinstance(value, int | float) or not math.isfinite(value):
+        if not isinstance(value, numbers.Real) or not math.isfinite(value):
             raise ValueError(f"{name} is {shown(value)}, expected a number: check where it comes from")

@@ -10,7 +10,7 @@ from ..sampling.rounds import prompt_lines, start_frames, summary
 from . import common
 from .rounds import LENGTHS, ROUND_LENGTHS, match_input, overlap_input
 from .said import say
-from .sampling import DDIM, SAMPLERS, cfg_input, dynamic_cfg_input, sampler_input
+from .sampling import DDIM, cfg_input, dynamic_cfg_input, sampler_input, sampler_names
 
 MOST_ROUNDS = 200  # ComfyUI's key of a result lists all nodes before it: time and memory grow with the square
 
@@ -160,7 +160,7 @@ def check_options(
 ) -> None:
     """Raise a ValueError if a round can't be made with these values, which may be linked."""
     common.check_numbers(cfg=cfg, match_colors=match_colors)
-    common.one_of("sampler_name", sampler_name, SAMPLERS)
+    common.one_of("sampler_name", sampler_name, sampler_names())
     common.one_of("spacing", spacing, common.SPACING_OPTIONS)
     common.one_of("fit", fit, FITS)
     check_strength(match_colors)

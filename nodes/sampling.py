@@ -5,6 +5,7 @@ import comfy.samplers
 import comfy.utils
 import latent_preview
 from comfy_api.latest import io
+from torch import Tensor
 
 from ..model_loading.comfyui.model import model_of
 from ..model_loading.comfyui.samplers import (
@@ -15,11 +16,17 @@ from ..model_loading.comfyui.samplers import (
     with_dynamic_guidance,
 )
 from ..sampling.diffusers_samplers import DIFFUSERS_SAMPLERS
+from ..sampling.geometry import latent_t_to_frames
+from ..sampling.masks import as_frames, mask_to_latent
 from . import common
 from .latents import latent_shape
 
 DDIM = "cogvideox_ddim"
-SAMPLERS = [DDIM, *comfy.samplers.SAMPLER_NAMES, *DIFFUSERS_SAMPLERS]
+
+
+def sampler_names() -> list[str]:
+    """Those of now: other packs may add theirs after this one is imported."""
+    return [DDIM, *comfy.samplers.SAMPLER_NAMES, *DIFFUSERS_SAMPLERS]
 
 
 def cfg_input():
@@ -30,7 +37,7 @@ def cfg_input():
 def sampler_input():
     return common.choice(
         "sampler_name",
-        SAMPLERS,
+        sampler_names(),
         "cogvideox_ddim gives the results of VideoX-Fun's scripts. The DDIM of its nodes is cogvideox_ddim_origin. "
         "This and the other cogvideox_ names are diffusers' schedulers: they don't use the 2B models' SNR shift, and "
         "cogvideox_pndm needs 4 steps or more. The rest are ComfyUI's samplers.",
@@ -40,6 +47,18 @@ def sampler_input():
 def dynamic_cfg_input():
     tooltip = "Change cfg from step to step, like VideoX-Fun's use_dynamic_cfg."
     return io.Boolean.Input("dynamic_cfg", default=False, optional=True, tooltip=tooltip)
+
+
+def noise_mask(latent: dict) -> Tensor | None:
+    """A LATENT's noise mask. One with all frames of the video is resized as by Mask Resize 3D.
+
+    ComfyUI would resize it evenly over time, but the first latent frame stands for one frame and the others for four:
+    a first frame that is to be kept would be generated.
+    """
+    mask, (latent_t, *size) = latent.get("noise_mask"), latent["samples"].shape[2:]
+    if mask is None or mask.ndim > 4 or len(mask) == 1 or len(mask) != latent_t_to_frames(latent_t):
+        return mask
+    return mask_to_latent(as_frames(mask), latent_t, *size, soft=True)[None, None]
 
 
 class Sampler(io.ComfyNode):
@@ -84,7 +103,7 @@ class Sampler(io.ComfyNode):
         dynamic_cfg=False,
     ) -> io.NodeOutput:
         common.check_numbers(cfg=cfg, denoise=denoise)
-        common.one_of("sampler_name", sampler_name, SAMPLERS)
+        common.one_of("sampler_name", sampler_name, sampler_names())
         common.one_of("spacing", spacing, common.SPACING_OPTIONS)
         latent_shape(latent)
         samples, batch_index = latent["samples"], latent.get("batch_index")
@@ -111,7 +130,7 @@ class Sampler(io.ComfyNode):
             positive,
             negative,
             samples,
-            noise_mask=latent.get("noise_mask"),
+            noise_mask=noise_mask(latent),
             callback=checked(latent_preview.prepare_callback(model, len(sigmas) - 1)),
             disable_pbar=not comfy.utils.PROGRESS_BAR_ENABLED,
             seed=seed,

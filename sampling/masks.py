@@ -38,6 +38,8 @@ def as_frames(mask: Tensor) -> Tensor:
         raise ValueError(
             f"the mask has the shape {list(mask.shape)}, expected [frames, height, width]: connect a MASK"
         )
+    if len(mask) == 0:
+        raise ValueError("the mask has no frames: check where it comes from")
     return mask.float()
 
 

@@ -102,7 +102,11 @@ class Windows(comfy_windows.IndexListContextHandler):
 
     def get_resized_cond(self, cond_in, x_in, window, device=None) -> list | None:
         resized = super().get_resized_cond(cond_in, x_in, window, device)
-        for cond in resized or []:
+        for cond, whole in zip(resized or [], cond_in or [], strict=True):
+            mask = whole.get("mask")
+            if mask is not None and mask.ndim == 4:  # 1 T H W, where ComfyUI takes H for the frames
+                mask = mask if mask.shape[1] == 1 else window.get_tensor(mask, dim=1)
+                cond["mask"] = mask.to(device)
             conds = cond.get("model_conds", {})
             extra = conds.get("concat_latents")
             if extra is not None and extra.cond.size(TIME) == x_in.size(TIME):  # 0.3.64 leaves it whole

@@ -142,6 +142,7 @@ class CogVideoXFun(comfy.model_base.BaseModel):
         return self.diffusion_model.config
 
     def extra_conds(self, **kwargs):
+        check_cond_mask(kwargs.get("mask"), kwargs["noise"])
         out = super().extra_conds(**kwargs)
         text = out.get("c_crossattn")
         if text is not None:
@@ -174,6 +175,16 @@ class CogVideoXFun(comfy.model_base.BaseModel):
         element = comfy.model_management.dtype_size(self.inference_dtype())
         linear = self.diffusion_model.transformer_blocks[0].ff.net[2]
         return transformer_bytes(self.config, input_shape, element, packs_inputs=multiplies_in_fp8(linear))
+
+
+def check_cond_mask(mask: torch.Tensor | None, noise: torch.Tensor) -> None:
+    """Raise a ValueError unless a mask on a conditioning, as ComfyUI resized it, is one frame or fits the latent's."""
+    frames, latent_t = (1 if mask is None or mask.ndim < 4 else mask.shape[1]), noise.shape[2]
+    if frames not in (1, latent_t):
+        raise ValueError(
+            f"the mask on the conditioning has {frames} frames, but the latent {latent_t}: put Mask Resize 3D before "
+            "Conditioning (Set Mask), or use a mask of one frame"
+        )
 
 
 def model_of(patcher) -> CogVideoXFun:

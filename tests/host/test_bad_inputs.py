@@ -133,6 +133,23 @@ def test_nan_is_no_number(lab, node, name, value, probe):
         graph.get(output)
 
 
+def test_a_linked_number_of_numpy_is_a_number(lab):
+    graph, ours = with_input(lab, "Sampler", "cfg", "6", "ProbeNumpyNumber")
+    expected = graph.with_defaults("CogVideoXFunSampler", {}, **graph.workflow[ours.key]["inputs"] | {"cfg": 6.0})
+    found, expected = graph.get(ours, expected)
+    assert torch.equal(found, expected)
+
+
+def test_a_linked_overlap_below_0_is_0(lab):
+    """Tiles with gaps between them would leave NaN in the video."""
+    graph, ours = with_input(lab, "VAEDecode", "overlap", "-64", "ProbeNumber")
+    given = graph.workflow[ours.key]["inputs"]
+    given["tile_size"] = 64
+    expected = graph.with_defaults("CogVideoXFunVAEDecode", {}, **given | {"overlap": 0})
+    found, expected = graph.get(ours, expected)
+    assert torch.isfinite(found).all() and torch.equal(found, expected)
+
+
 # patched models that come and go
 
 

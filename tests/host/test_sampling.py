@@ -4,7 +4,7 @@ import pytest
 import torch
 from cogvideox_fun.sampling.schedule import NoiseSchedule
 from cogvideox_fun.tools import comfyui_server as comfy
-from graph import Lab, relative
+from graph import Failed, Lab, relative
 
 DDIM = "cogvideox_ddim"
 
@@ -90,6 +90,40 @@ def test_a_noise_mask_keeps_to_the_digit_at_odd_step_counts(setting, steps):
     assert torch.allclose(after[..., :5], before[..., :5], atol=1e-5)
 
 
+def test_a_noise_mask_of_all_frames_keeps_the_first(lab):
+    """As Mask Resize 3D before Set Latent Noise Mask does it; so does a mask of bools."""
+    graph, model, *prompts, latent = lab.setting("tiny-2b")
+    start = graph.sampler(model, *prompts, latent, seed=9)
+    frames = graph.get(start)[0].shape[2] * 4 - 3
+    mask = torch.ones(frames, 48, 80)
+    mask[0] = 0
+    whole, bools = graph.tensor("Mask", mask), graph.tensor("Mask", mask.bool())
+    resized = graph.fun("MaskResize3D", mask=whole, latent=start, soft=True)
+    masked = [graph.node("SetLatentNoiseMask", samples=start, mask=one) for one in (resized, whole, bools)]
+    before, expected, *found = graph.get(start, *(graph.sampler(model, *prompts, one, steps=3) for one in masked))
+    assert all(torch.equal(one, expected) for one in found)
+    kept = (found[0] - before).abs().amax((0, 1, 3, 4))
+    assert kept[0] < 1e-5 and kept[1:].min() > 0.1
+
+
+def test_a_mask_on_a_conditioning_has_the_latents_frames_or_one(lab):
+    """Of all frames of the video, it gives an error that says what to do."""
+    graph, model, positive, negative, latent = lab.setting("tiny-2b")
+    latent_t = graph.get(latent)[0].shape[2]
+
+    def run(frames: int):
+        mask = graph.tensor("Mask", torch.ones(frames, 48, 80))
+        options = {"strength": 1.0, "set_cond_area": "default"}
+        masked = graph.node("ConditioningSetMask", conditioning=positive, mask=mask, **options)
+        return graph.sampler(model, masked, negative, latent, steps=2)
+
+    plain, one, several = graph.get(graph.sampler(model, positive, negative, latent, steps=2), run(1), run(latent_t))
+    assert torch.equal(one, several) and torch.allclose(one, plain, atol=1e-5)
+    length = latent_t * 4 - 3
+    with pytest.raises(Failed, match=f"conditioning has {length} frames, but the latent {latent_t}: put Mask Resize"):
+        graph.get(run(length))
+
+
 @pytest.mark.parametrize("is_differential", [False, True])
 def test_a_soft_noise_mask_means_what_it_means_in_comfyui(setting, is_differential):
     """What is kept in part is mixed in at every step, and not once more at the end."""
@@ -102,6 +136,21 @@ def test_a_soft_noise_mask_means_what_it_means_in_comfyui(setting, is_differenti
     runs = [graph.sampler(model, positive, negative, masked, steps=10, sampler_name=name) for name in (DDIM, "euler")]
     ours, host = graph.get(*runs)
     assert relative(ours, host) <= 2e-4
+
+
+def test_a_sampler_that_another_pack_adds_after_this_one(lab):
+    def put(there: bool) -> None:
+        graph = lab.graph()
+        graph.node("ProbeLateSampler", name="late", there=there)
+        lab.run(graph.workflow)
+
+    put(True)
+    try:
+        graph, *rest = lab.setting("tiny-2b")
+        late, euler = graph.get(*(graph.sampler(*rest, steps=3, sampler_name=name) for name in ("late", "euler")))
+    finally:
+        put(False)
+    assert torch.equal(late, euler)
 
 
 def test_a_schedule_of_fewer_levels(setting):

@@ -51,6 +51,34 @@ def test_every_call_has_the_windows_latent_frames(lab, variant, window, length, 
     assert len(seen) >= 3 * 2, "several windows in each step"
 
 
+@pytest.mark.parametrize("length, height", [(25, 48), (21, 48)], ids=["", "as many latent frames as rows"])
+def test_a_mask_on_a_conditioning_is_cut_to_each_window(lab, length, height):
+    """A mask of one frame is that of every window; one of all latent frames, here of ones alone, changes nothing."""
+    graph = lab.graph()
+    model = graph.loader("tiny-5b")
+    longer = windowed(graph, model, context_length=9, context_overlap=4)
+    latent = graph.fun("EmptyLatent", width=80, height=height, length=length, batch_size=1)
+    positive, negative = graph.prompts(model[1])
+
+    def run(mask: torch.Tensor | None, where=positive):
+        if mask is not None:
+            options = {"strength": 1.0, "set_cond_area": "default"}
+            mask = graph.tensor("Mask", mask)
+            where = graph.node("ConditioningSetMask", conditioning=positive, mask=mask, **options)
+            where = graph.node("ConditioningCombine", conditioning_1=where, conditioning_2=negative)
+        return graph.sampler(longer, where, negative, latent, steps=2, cfg=1.0)
+
+    latent_t = (length - 1) // 4 + 1
+    half = torch.zeros(height // 8, 10)
+    half[:, :5] = 1
+    late = half.repeat(latent_t, 1, 1)
+    late[: latent_t - 1] = 0
+    one, whole, last, none = graph.get(run(half[None]), run(half.repeat(latent_t, 1, 1)), run(late), run(0 * late))
+    assert torch.equal(one, whole)
+    changed = (last - none).abs().amax((0, 1, 3, 4))
+    assert changed[-1] > 1e-3 and changed[:2].max() < 1e-5 < (one - none).abs().amax((0, 1, 3, 4))[:2].min()
+
+
 def test_conditioning_is_cut_to_each_window(lab, base):
     """One step with a start and an end image: the mean of what the model makes of each window alone."""
     pipeline = Pipeline.from_folder(base / "models" / "CogVideoX_Fun" / "tiny-5b")

@@ -14,9 +14,11 @@ import sys
 import time
 from pathlib import Path
 
+import comfy.k_diffusion.sampling
 import comfy.model_management
 import comfy.patcher_extension
 import comfy.samplers
+import numpy
 import torch
 from safetensors.torch import load_file, save_file
 
@@ -100,6 +102,23 @@ def text(text):
 @node("*", text="STRING")
 def number(text):
     return int(text) if text.lstrip("-").isdigit() else float(text)
+
+
+@node("*", text="STRING")
+def numpy_number(text):
+    return numpy.float32(text)
+
+
+@node(name="STRING", there="BOOLEAN")
+def late_sampler(name, there):
+    """Add or remove a copy of Euler among ComfyUI's samplers, as a pack does that is imported after this one."""
+    names = comfy.samplers.KSampler.SAMPLERS
+    if there:
+        setattr(comfy.k_diffusion.sampling, f"sample_{name}", comfy.k_diffusion.sampling.sample_euler)
+        names.append(name)
+    else:
+        names.remove(name)
+    return {"ui": {}}
 
 
 @node(value="*", path="STRING")

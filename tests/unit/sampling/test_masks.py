@@ -82,6 +82,11 @@ def test_a_mask_fits_a_video_or_is_refused(seed, frames, height, width, quarter,
         assert torch.equal(found, (masks.fit_mask(mask, length, to_height, to_width, soft=True) >= 0.5).float())
 
 
+def test_a_mask_without_frames():
+    with pytest.raises(ValueError, match="the mask has no frames"):
+        masks.as_frames(torch.zeros(0, 8, 8))
+
+
 def test_a_mask_is_resized_to_where_it_was():
     mask = torch.zeros(1, 2, 2)
     mask[0, 0, 1] = 1
