@@ -16,7 +16,7 @@ from ..model_loading.comfyui.samplers import (
     with_dynamic_guidance,
 )
 from ..sampling.diffusers_samplers import DIFFUSERS_SAMPLERS
-from ..sampling.geometry import latent_t_to_frames
+from ..sampling.geometry import frames_to_latent_t
 from ..sampling.masks import as_frames, mask_to_latent
 from . import common
 from .latents import latent_shape
@@ -25,7 +25,7 @@ DDIM = "cogvideox_ddim"
 
 
 def sampler_names() -> list[str]:
-    """Those of now: other packs may add theirs after this one is imported."""
+    """All names, read at each call: other packs may add theirs after this one is imported."""
     return [DDIM, *comfy.samplers.SAMPLER_NAMES, *DIFFUSERS_SAMPLERS]
 
 
@@ -38,9 +38,9 @@ def sampler_input():
     return common.choice(
         "sampler_name",
         sampler_names(),
-        "cogvideox_ddim gives the results of VideoX-Fun's scripts. The DDIM of its nodes is cogvideox_ddim_origin. "
-        "This and the other cogvideox_ names are diffusers' schedulers: they don't use the 2B models' SNR shift, and "
-        "cogvideox_pndm needs 4 steps or more. The rest are ComfyUI's samplers.",
+        "cogvideox_ddim gives the results of VideoX-Fun's scripts; cogvideox_ddim_origin is the DDIM of its ComfyUI "
+        "nodes. All cogvideox_ names but cogvideox_ddim are diffusers' schedulers: they don't use the 2B models' SNR "
+        "shift, and cogvideox_pndm needs 4 steps or more. The rest are ComfyUI's samplers.",
     )
 
 
@@ -56,8 +56,8 @@ def noise_mask(latent: dict) -> Tensor | None:
     a first frame that is to be kept would be generated.
     """
     mask, (latent_t, *size) = latent.get("noise_mask"), latent["samples"].shape[2:]
-    if mask is None or mask.ndim > 4 or len(mask) == 1 or len(mask) != latent_t_to_frames(latent_t):
-        return mask
+    if mask is None or mask.ndim > 4 or latent_t == 1 or frames_to_latent_t(len(mask)) != latent_t:
+        return None if mask is None else mask.float()  # ComfyUI can't resize bools
     return mask_to_latent(as_frames(mask), latent_t, *size, soft=True)[None, None]
 
 

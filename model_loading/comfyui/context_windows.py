@@ -31,9 +31,9 @@ class Window(comfy_windows.IndexListContextWindow):
         return [(pairs[0][1], pairs[0][0], len(pairs)) for pairs in runs]
 
     def get_tensor(self, full, device=None, dim=TIME, **_options):
-        if dim != TIME:  # the timesteps of a batch, which is one clip here
+        if dim == 0:  # the timesteps of a batch, which is one clip here
             return super().get_tensor(full, device, dim)
-        return torch.cat([full.narrow(TIME, first, count) for first, _, count in self.runs()], TIME).to(device)
+        return torch.cat([full.narrow(dim, first, count) for first, _, count in self.runs()], dim).to(device)
 
     def add_window(self, full, to_add, dim=TIME):
         for first, start, count in self.runs():

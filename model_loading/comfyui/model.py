@@ -178,8 +178,8 @@ class CogVideoXFun(comfy.model_base.BaseModel):
 
 
 def check_cond_mask(mask: torch.Tensor | None, noise: torch.Tensor) -> None:
-    """Raise a ValueError unless a mask on a conditioning, as ComfyUI resized it, is one frame or fits the latent's."""
-    frames, latent_t = (1 if mask is None or mask.ndim < 4 else mask.shape[1]), noise.shape[2]
+    """Raise a ValueError unless a conditioning's mask, as ComfyUI resized it, has one frame or those of the latent."""
+    frames, latent_t = (1 if mask is None or mask.ndim != 4 else mask.shape[1]), noise.shape[2]
     if frames not in (1, latent_t):
         raise ValueError(
             f"the mask on the conditioning has {frames} frames, but the latent {latent_t}: put Mask Resize 3D before "

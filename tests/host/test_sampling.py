@@ -91,15 +91,16 @@ def test_a_noise_mask_keeps_to_the_digit_at_odd_step_counts(setting, steps):
 
 
 def test_a_noise_mask_of_all_frames_keeps_the_first(lab):
-    """As Mask Resize 3D before Set Latent Noise Mask does it; so does a mask of bools."""
+    """As Mask Resize 3D before Set Latent Noise Mask does it. So do a mask that is a frame longer, and bools."""
     graph, model, *prompts, latent = lab.setting("tiny-2b")
     start = graph.sampler(model, *prompts, latent, seed=9)
     frames = graph.get(start)[0].shape[2] * 4 - 3
-    mask = torch.ones(frames, 48, 80)
+    mask = torch.ones(frames + 1, 48, 80)
     mask[0] = 0
-    whole, bools = graph.tensor("Mask", mask), graph.tensor("Mask", mask.bool())
+    whole, longer = graph.tensor("Mask", mask[:frames]), graph.tensor("Mask", mask)
+    bools = graph.tensor("Mask", mask[:frames].bool())
     resized = graph.fun("MaskResize3D", mask=whole, latent=start, soft=True)
-    masked = [graph.node("SetLatentNoiseMask", samples=start, mask=one) for one in (resized, whole, bools)]
+    masked = [graph.node("SetLatentNoiseMask", samples=start, mask=one) for one in (resized, whole, longer, bools)]
     before, expected, *found = graph.get(start, *(graph.sampler(model, *prompts, one, steps=3) for one in masked))
     assert all(torch.equal(one, expected) for one in found)
     kept = (found[0] - before).abs().amax((0, 1, 3, 4))
