@@ -50,14 +50,17 @@ def dynamic_cfg_input():
 
 
 def noise_mask(latent: dict) -> Tensor | None:
-    """A LATENT's noise mask. One with all frames of the video is resized as by Mask Resize 3D.
+    """A LATENT's noise mask as float, since ComfyUI can't resize bools; None if it has none.
 
-    ComfyUI would resize it evenly over time, but the first latent frame stands for one frame and the others for four:
-    a first frame that is to be kept would be generated.
+    A mask with all frames of the video becomes [1, 1, T, h, w], as by Mask Resize 3D. ComfyUI would resize it evenly
+    over time, but the first latent frame stands for one frame and the others for four: a first frame that is to be
+    kept would be generated.
     """
     mask, (latent_t, *size) = latent.get("noise_mask"), latent["samples"].shape[2:]
-    if mask is None or mask.ndim > 4 or latent_t == 1 or frames_to_latent_t(len(mask)) != latent_t:
-        return None if mask is None else mask.float()  # ComfyUI can't resize bools
+    if mask is None:
+        return None
+    if mask.ndim > 4 or latent_t == 1 or frames_to_latent_t(len(mask)) != latent_t:
+        return mask.float()
     return mask_to_latent(as_frames(mask), latent_t, *size, soft=True)[None, None]
 
 

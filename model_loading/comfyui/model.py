@@ -178,12 +178,16 @@ class CogVideoXFun(comfy.model_base.BaseModel):
 
 
 def check_cond_mask(mask: torch.Tensor | None, noise: torch.Tensor) -> None:
-    """Raise a ValueError unless a conditioning's mask, as ComfyUI resized it, has one frame or those of the latent."""
-    frames, latent_t = (1 if mask is None or mask.ndim != 4 else mask.shape[1]), noise.shape[2]
-    if frames not in (1, latent_t):
+    """Raise a ValueError unless a conditioning's mask has one frame or those of the latent.
+
+    Args:
+        mask: 1 F h w, as ComfyUI resized it. noise: B C T h w.
+    """
+    latent_t = noise.shape[2]
+    if mask is not None and mask.ndim == 4 and mask.shape[1] not in (1, latent_t):
         raise ValueError(
-            f"the mask on the conditioning has {frames} frames, but the latent {latent_t}: put Mask Resize 3D before "
-            "Conditioning (Set Mask), or use a mask of one frame"
+            f"the mask on the conditioning has {mask.shape[1]} frames, but the latent {latent_t}: put Mask Resize 3D "
+            "before Conditioning (Set Mask), or use a mask of one frame"
         )
 
 

@@ -38,6 +38,14 @@ for (const value of [999, 1000]) {  // more than it takes to open another workfl
 STOP = """
 await fetch('/interrupt', {method: 'POST'});
 """
+ENDS = """
+const api = window.comfyAPI.api.api;
+window.ends = 0;
+api.addEventListener('execution_interrupted', () => {
+    window.ends++;
+    window.followed = [];  // what the run still sent arrived before its end
+});
+"""
 LEFT = """
 return document.querySelectorAll('img.cogvideox-fun-preview').length;
 """
@@ -70,9 +78,7 @@ def test_the_picture_of_another_workflow_is_not_shown(front):
     ids.append(front.app("return (app.graph.rootGraph ?? app.graph).id"))
     assert ids[0] != ids[1]
     front.app(FOLLOW, WIDGET)
-    ends = "const api = window.comfyAPI.api.api; window.ends = 0; "
-    # what the first run still sends arrives before its end
-    front.app(ends + "api.addEventListener('execution_interrupted', () => { window.ends++; window.followed = []; })")
+    front.app(ENDS)
     for number in (1, 2):
         front.wait_for("window.followed.length > 2", 120)
         assert not any(front.app("return window.followed"))
