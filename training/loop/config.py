@@ -137,6 +137,7 @@ class Phase:
     caption_dropout: float = 0.1
     control_dropout: float = 0.0  # how often a Control model gets zeros: see `Encoders`
     snr_gamma: float = 0.0  # min-SNR weights of the loss, 0 = off: see `snr_weight`
+    loss_level: float = 0.0  # a loss above it has a smaller weight, 0 = off: see `levelled`
     train_text_encoder: bool = False
     text_encoder: str = ""  # a model folder whose text encoder and tokenizer replace the model's
     positions: str = "fun"  # fun (interpolated), cut or generated: see `sampling.positions.PositionOptions`
@@ -246,7 +247,7 @@ def _check(phase: Phase, where: str) -> None:
     check(
         "data.edge_thresholds", lambda t: 0 < t[0] < t[1] < 1, "two numbers above 0 and below 1, the lower one first"
     )
-    for name in ("micro_batch", "snr_gamma", "validation.every"):
+    for name in ("micro_batch", "snr_gamma", "loss_level", "validation.every"):
         check(name, lambda value: value >= 0, "0 or more")
     counts = "tokens", "batch_size", "noises_per_clip"
     counts = *(f"batches.{name}" for name in counts), "validation.steps", "validation.clips"
@@ -274,7 +275,7 @@ def _check_few_steps(phase: Phase, check: Callable[[str, Callable, str], None]) 
         lambda value: not value or phase.task == "lora",
         "false: only task lora trains it",
     )
-    check("snr_gamma", lambda value: not value or phase.task != "few_steps", "0: few_steps does not weight its loss")
+    check("snr_gamma", lambda value: not value or phase.task != "few_steps", "0: few_steps does not weight timesteps")
 
 
 def check_cacheable(phase: Phase, where: str) -> None:

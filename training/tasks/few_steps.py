@@ -14,7 +14,7 @@ from ...sampling.schedule import NoiseSchedule
 from ..loop.config import FewSteps
 from .encoders import Encoded
 from .lora import without_lora
-from .transformer import TransformerTask, noised
+from .transformer import TransformerTask, levelled, noised
 
 
 def turn(x: torch.Tensor, v: torch.Tensor, angle: torch.Tensor) -> torch.Tensor:
@@ -59,15 +59,21 @@ class FewStepsTask(TransformerTask):
     Args:
         transformer: with LoRA layers, which alone are trained.
         negative: the features of the teacher's negative prompt, [1, L, C].
+        loss_level: see `levelled`.
 
     Raises:
         ValueError: the teacher's steps do not divide the schedule.
     """
 
     def __init__(
-        self, transformer: CogVideoXTransformer, schedule: NoiseSchedule, negative: torch.Tensor, options: FewSteps
+        self,
+        transformer: CogVideoXTransformer,
+        schedule: NoiseSchedule,
+        negative: torch.Tensor,
+        options: FewSteps,
+        loss_level: float = 0.0,
     ):
-        super().__init__(transformer, schedule.alphas_cumprod())
+        super().__init__(transformer, schedule.alphas_cumprod(), loss_level=loss_level)
         self.options, self.in_phase = options, options.teacher_steps // options.steps
         timesteps, angles = run_angles(schedule, options.teacher_steps)
         self.register_buffer("timesteps", torch.tensor([*timesteps, 0]), persistent=False)  # 0: of no step
@@ -99,7 +105,7 @@ class FewStepsTask(TransformerTask):
         target = self.target(x, place, end, context, extra)
         distance = (self.step(x, place, end, context, extra) - target).square().flatten(1).mean(1)
         whole = self.angles[end - self.in_phase] - self.angles[end]
-        return (distance / whole.sin().square().float()).view_as(clips["time"])
+        return levelled(distance / whole.sin().square().float(), self.loss_level).view_as(clips["time"])
 
     def step(self, x: torch.Tensor, place: torch.Tensor, end: torch.Tensor, context, extra) -> torch.Tensor:
         """The student's step to the end of the phase."""

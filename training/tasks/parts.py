@@ -95,10 +95,11 @@ class Parts:
         else:
             self.encoders = make_encoders(phase, source, self.texts, dtype)
         if phase.task == "few_steps":
-            self.task = FewStepsTask(transformer, source.schedule, self.negative(), phase.few_steps)
+            self.task = FewStepsTask(transformer, source.schedule, self.negative(), phase.few_steps, phase.loss_level)
             return
         t5 = self.encoders.text_encoder.model.requires_grad_(True) if phase.train_text_encoder else None
-        self.task = TransformerTask(transformer, source.schedule.alphas_cumprod(), t5, phase.snr_gamma)
+        alphas = source.schedule.alphas_cumprod()
+        self.task = TransformerTask(transformer, alphas, t5, phase.snr_gamma, phase.loss_level)
 
     def negative(self) -> torch.Tensor:
         """The features of the teacher's negative prompt, [1, L, C]. T5 is loaded for it where clips are cached."""

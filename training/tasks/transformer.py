@@ -30,6 +30,23 @@ def snr_weight(alpha: torch.Tensor, gamma: float) -> torch.Tensor:
     return torch.minimum(alpha, gamma * (1 - alpha))
 
 
+def levelled(losses: torch.Tensor, level: float) -> torch.Tensor:
+    """The same values, with the gradient of each multiplied by ``level / (loss + level)``.
+
+    Without it, clips of which little is given fill most of the gradient: nobody can know where their shapes are, so
+    their losses stay large. It is the adaptive weight of MeanFlow (Geng et al. 2025) with ``p = 1``, scaled to be 1
+    at most.
+
+    Args:
+        losses: squared errors, any shape.
+        level: 0 changes nothing.
+    """
+    if not level:
+        return losses
+    known = losses.detach()
+    return known + (losses - known) * level / (known + level)
+
+
 class TransformerTask(nn.Module):
     """The squared error of v, for encoded clips.
 
@@ -38,6 +55,7 @@ class TransformerTask(nn.Module):
         alphas: signal power per timestep, see `NoiseSchedule.alphas_cumprod`.
         t5: transformers' T5 encoder, if it is trained, too.
         snr_gamma: see `snr_weight`; 0 = every timestep has the weight 1.
+        loss_level: see `levelled`.
     """
 
     def __init__(
@@ -46,9 +64,10 @@ class TransformerTask(nn.Module):
         alphas: torch.Tensor,
         t5: nn.Module | None = None,
         snr_gamma: float = 0.0,
+        loss_level: float = 0.0,
     ):
         super().__init__()
-        self.snr_gamma = snr_gamma
+        self.snr_gamma, self.loss_level = snr_gamma, loss_level
         self.transformer = transformer
         # With autocast the sum over all blocks would have half precision, which is too coarse to copy known pixels.
         transformer.patch_embed.register_forward_hook(lambda module, args, out: tuple(x.float() for x in out))
@@ -73,4 +92,4 @@ class TransformerTask(nn.Module):
         loss = (v.float() - v_target(latent, noise, alpha)).square().flatten(1).mean(1)
         if self.snr_gamma:
             loss = loss * snr_weight(alpha.flatten(), self.snr_gamma)
-        return loss.view_as(clips["time"])
+        return levelled(loss, self.loss_level).view_as(clips["time"])

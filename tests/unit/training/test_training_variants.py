@@ -1,4 +1,4 @@
-"""Each kind of model is trained as it is sampled: Control, V1.1, V1.5 and 5B. Weights of the loss by the SNR."""
+"""Each kind of model is trained as it is sampled: Control, V1.1, V1.5 and 5B. Weights of the loss."""
 
 import dataclasses
 import json
@@ -12,7 +12,7 @@ from cogvideox_fun.training.loop.source import open_clips, phase_batches
 from cogvideox_fun.training.loop.trainer import Trainer
 from cogvideox_fun.training.tasks.encoders import drop_control
 from cogvideox_fun.training.tasks.parts import Parts
-from cogvideox_fun.training.tasks.transformer import snr_weight
+from cogvideox_fun.training.tasks.transformer import levelled, snr_weight
 from diffusers import CogVideoXDDIMScheduler
 from diffusers.training_utils import compute_snr
 from tiny_model import write_tiny_model
@@ -140,3 +140,32 @@ def test_the_loss_is_weighted_by_the_timestep(tiny_model):
     snr = compute_snr(scheduler_of(Pipeline.from_folder(tiny_model)), (batch["time"] * 1000).long())
     assert found.shape == (2, 3) and plain[0, 0] > 0 and found[0, 0] == 0
     assert torch.allclose(found, plain * snr.clamp(max=5) / (snr + 1), rtol=1e-3, atol=1e-6)
+
+
+def test_a_loss_level_makes_the_gradient_of_large_losses_smaller():
+    """It is that of level * log(1 + loss / level), and the losses stay what they are."""
+    losses = torch.tensor([0.0, 0.001, 0.01, 0.5, 20.0], dtype=torch.float64, requires_grad=True)
+    found = levelled(losses, 0.01)
+    assert torch.equal(found, losses)
+    (expected,) = torch.autograd.grad((0.01 * (1 + losses / 0.01).log()).sum(), losses)
+    (gradient,) = torch.autograd.grad(found.sum(), losses)
+    assert torch.allclose(gradient, expected, rtol=1e-12, atol=0)
+    assert levelled(losses, 0.0) is losses
+
+
+@pytest.mark.parametrize("task", ["full", "lora", "few_steps"])
+def test_the_loss_level_of_a_phase_is_used(tiny_model, task):
+    """The gradient of one clip has the same direction, and the length that its loss asks for."""
+    batches = Batches(8, ((48, 32),), 5, 0.3, batch_size=1, noises_per_clip=1)
+    phase = phase_of(tiny_model, task=task, batches=batches)
+    batch, (plain, changed) = batch_of(phase), ([], [])
+    for level, gradients in ((0.0, plain), (0.5, changed)):
+        torch.manual_seed(0)  # a LoRA starts at random
+        parts = Parts(dataclasses.replace(phase, loss_level=level))
+        loss = parts.task(parts.prepare(batch))
+        loss.sum().backward()
+        gradients += [p.grad.flatten() for p in parts.task.parameters() if p.grad is not None]
+        value = float(loss.detach())
+    plain, changed = torch.cat(plain), torch.cat(changed)
+    assert plain.norm() > 0
+    assert torch.allclose(changed, plain * 0.5 / (value + 0.5), rtol=1e-4, atol=1e-5 * float(plain.abs().max()))
