@@ -41,7 +41,10 @@ ADVICE = {
     "LoRA": "选择 LoRA，写好提示词。作者的 LoRA 请放入 `models/loras`，只能与文件名中所写的模型配用，强度约为 0.7。",
 }
 # a further point of the nano edition
-NANO = {"LoRA": "LoRA 用圆环训练而成，模型本身不认识圆环：请在提示词中保留 `ring`。模型太小，形状几乎看不出来。"}
+NANO = {
+    "LoRA": "LoRA 用圆环训练而成，模型本身不认识圆环：请在提示词中保留 `ring`。模型太小，形状几乎看不出来。"
+    "若把 `lora_name` 改为 `nano/few_steps.safetensors`，并把 `steps` 设为 4、`cfg` 设为 1，则只需 4 步。"
+}
 PROMPT = (
     "**提示词**：请用英文写完整的句子：有谁或什么，在做什么，在哪里，光线如何，镜头怎样移动。"
     "只写几个词，画面几乎不动。"

@@ -190,7 +190,8 @@ LORA = Advice(
         "has your model in its name, at a strength of about 0.7.",
     },
     nano="**LoRA**: it was trained on rings, which the model does not know: keep `ring` in the prompt. So small a "
-    "model hardly shows the shape.",
+    "model hardly shows the shape.\n\n"
+    "**4 steps**: choose `nano/few_steps.safetensors` as `lora_name`, and set `steps` to 4 and `cfg` to 1.",
 )
 
 NANO_WORDS = (
