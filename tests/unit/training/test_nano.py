@@ -1,5 +1,6 @@
 """The model that comes with the pack does what docs/nano.md says, on a few clips; make evaluate measures many."""
 
+import dataclasses
 import json
 
 import pytest
@@ -25,11 +26,13 @@ MOVES = {"moves over gradients": rows.MOVES}
 
 # What the shipped model reaches on `OPTIONS`, with some room: two clips vary more than the table's 64.
 OPTIONS = Options(count=2, size=96, steps=8)
-VAE_PSNR, VAE_IOU = 29.0, 0.93  # dB
+VAE_PSNR, VAE_IOU = 30.0, 0.94  # dB
 DRAFT_PSNR = 24.0  # dB
-START_END_IOU = 0.84
+START_END_IOU = 0.87
 LAST_FRAME_LOSS = 5.0  # dB below the VAE alone
-TEXT_IOU = 0.78  # with the best fitting template of the asked shape
+# With the best fitting template of the asked shape. Eight clips, since one in eight falls apart: 0.74 is their mean,
+# where two clips gave 0.78 or more as long as none of these was among them.
+TEXT_CLIPS, TEXT_IOU = 8, 0.68
 
 
 @pytest.fixture(scope="module")
@@ -79,7 +82,7 @@ def test_a_start_and_an_end_image_become_a_motion_between_them(evaluation):
 
 
 def test_a_prompt_decides_shape_colour_and_direction(evaluation):
-    results = rows.text(evaluation)
+    results = rows.text(Evaluation(evaluation.pipeline, dataclasses.replace(OPTIONS, count=TEXT_CLIPS)))
     assert mean(results, "IoU with the asked shape, at any place") >= TEXT_IOU
     for what in ("right colour", "direction of the prompt"):
         assert mean(results, what) == 1, what
