@@ -382,7 +382,7 @@ TASKS = (
             "small waves break behind it. The camera follows at the dog's height, in slow, steady motion, with "
             "shallow depth of field and a film look."
         ),
-        nano("a yellow circle moves up over the forest"),
+        nano("a yellow circle moves up over the forest", seed=42),
         notes.TEXT,
     ),
     Task(
