@@ -18,6 +18,7 @@ from .compat import trim_window
 
 # seconds before a frame to seek to, each tried if the one before ended too late; None: no seek
 SEEK_BACK = (0.0, 10.0, None)
+LOST = 1.0  # seconds of pictures that may be missing at the end: what the file says of its length can be rounded
 GAP = 0.03  # seconds without sound, for example of lost packets: less comes from rounded times
 AUDIO = dict[str, Tensor | int]  # ComfyUI's: waveform 1 C S and sample_rate
 
@@ -104,7 +105,23 @@ class FileClip:
         return float(end * stream.time_base)
 
     def frames(self, start: float) -> Iterator[tuple[float, object]]:
-        """Frames from a key frame at or before ``start`` on, each with the second at which it begins."""
+        """Frames from a key frame at or before ``start`` on, each with the second at which it begins.
+
+        Raises:
+            ValueError: the last one ends too early, for example in a file whose download was cut off.
+        """
+        end = 0.0
+        for begin, frame in self.frames_around(start):
+            end = begin + float((frame.duration or 0) * frame.time_base)
+            yield begin, frame
+        if end < self.end - LOST:
+            raise ValueError(
+                f"the file says that the clip has {self.end:.2f} seconds, but its pictures end at {end:.2f}: get the file "
+                "again, since a part of it is missing, or take only what comes before"
+            )
+
+    def frames_around(self, start: float) -> Iterator[tuple[float, object]]:
+        """As `frames`, to the last that is there."""
         for back in (None,) if self.is_mpeg_ps else SEEK_BACK:
             frames = self.frames_after_seek(None if back is None else start - back)
             head = list(itertools.islice(frames, 1))

@@ -104,8 +104,8 @@ class CogVideoXFunConfig(comfy.supported_models_base.BASE):
         self.tiny_decoder = checkpoint.tiny_decoder
         self.has_published_latents = checkpoint.preview == PUBLISHED
         self.supported_inference_dtypes = [torch.bfloat16, torch.float32]
-        if checkpoint.config.fp16_is_safe:
-            self.supported_inference_dtypes.insert(0, torch.float16)
+        if checkpoint.config.fp16_is_safe:  # after bf16: ComfyUI takes the first that the GPU has, or the file's fp16
+            self.supported_inference_dtypes.insert(1, torch.float16)
         # "linear" is ComfyUI's name for betas linear in their roots; the sigmas are replaced by the schedule's own.
         self.sampling_settings = {
             "beta_schedule": "linear",

@@ -11,8 +11,8 @@ from ...sampling.schedule import NoiseSchedule, add_noise, cogvideox_ddim, dynam
 from .model import STEP, TIMESTEP, model_of
 
 NOT_FINITE = (
-    "the sampled latent holds NaN or infinity: if weight_dtype is fp16, set it to bf16; otherwise check the LoRAs, "
-    "the model's file, and the latents and images that went in"
+    "the sampled latent holds NaN or infinity: if the model computes in float16 (the log says so when it is loaded), "
+    "set weight_dtype to bf16; otherwise check the LoRAs, the model's file, and the latents and images that went in"
 )
 
 

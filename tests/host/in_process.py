@@ -202,6 +202,25 @@ def vae_dtypes(folder: Path) -> list[str]:
     return found
 
 
+def default_dtypes(folder: Path) -> dict[str, list[str]]:
+    """What a 2B of each dtype is stored in by default, on GPUs with bf16 and fp16, with fp16 alone, and with neither."""
+    import comfy.model_management
+    from cogvideox_fun.model_loading.comfyui.load import CogVideoXFunConfig, choose_dtypes, open_checkpoint, read_file
+
+    found = {}
+    for dtype in (torch.bfloat16, torch.float16, torch.float32):
+        checkpoint = open_checkpoint(folder, read_file)
+        tensors = checkpoint.weights.tensors
+        tensors.update({name: info._replace(dtype=dtype) for name, info in tensors.items()})
+        found[str(dtype)] = []
+        for has in ((True, True), (False, True), (False, False)):
+            bf16, fp16 = (lambda *_args, answer=answer, **_options: answer for answer in has)
+            with replaced(comfy.model_management, should_use_bf16=bf16, should_use_fp16=fp16):
+                stored, _ = choose_dtypes(checkpoint, CogVideoXFunConfig(checkpoint), "default")
+            found[str(dtype)].append(str(stored))
+    return found
+
+
 def short_of_memory(model) -> list:
     """How many pictures a preview shows where its decoder needs more memory than there is, and what the log says."""
     import comfy.model_management
@@ -256,6 +275,7 @@ def main(comfyui: str, folder: str) -> None:
         "positions": positions_kept(patcher),
         "short of memory": short_of_memory(patcher.model),
         "vae": vae_dtypes(Path(folder) / "vae"),
+        "2B": default_dtypes(Path(folder)),
     }
     sys.stdout.write("\n" + json.dumps(found) + "\n")
 

@@ -15,14 +15,15 @@ RATE, ONSET = 24000, 1.5  # of the sound; the second at which a tone begins
 QUARTER = [0, 1 << 16, 0, -(1 << 16), 0, 0, 0, 0, 1 << 30]  # a track's matrix for a turn by 90 degrees
 
 
-def write_clip(path, times: list[float], sound: float = 0.0) -> None:
+def write_clip(path, times: list[float], sound: float = 0.0, **options: str) -> None:
     """A clip of grey frames that tell their number by their brightness, with a tone in the last part of its sound.
 
     Args:
         times: when the frames begin, in seconds.
         sound: the seconds that it lasts.
+        options: of the file.
     """
-    with av.open(str(path), "w") as container:
+    with av.open(str(path), "w", options=options) as container:
         stream = container.add_stream("libx264", rate=1000, options={"crf": "0"})
         stream.width = stream.height = SIZE
         stream.pix_fmt, stream.codec_context.time_base = "yuv444p", MILLISECOND
@@ -209,6 +210,19 @@ def test_a_damaged_part_is_told(lab, clips):
     assert numbers(frames_of(lab, path.name, length=5)) == [3 * i for i in range(5)]
     with pytest.raises(Failed, match="this part of the clip is damaged .*take another part, or convert the file"):
         frames_of(lab, path.name)
+
+
+@pytest.mark.parametrize("start", [0.0, 2.0])
+def test_a_clip_that_was_cut_off_is_told(lab, clips, start):
+    """As by a download that was interrupted: its header comes first and tells of all 3 seconds."""
+    path = lab.base / "input" / "cut.mp4"
+    write_clip(path, [i / 24 for i in range(72)], movflags="faststart")
+    with av.open(str(path)) as container:
+        ends = [packet.pos + packet.size for packet in container.demux(video=0) if packet.size]
+    path.write_bytes(path.read_bytes()[: ends[24]])
+    assert numbers(frames_of(lab, path.name, length=5)) == [3 * i for i in range(5)], "what is there can be taken"
+    with pytest.raises(Failed, match="has 3.00 seconds, but its pictures end at .*: get the file again"):
+        frames_of(lab, path.name, start_seconds=start)
 
 
 def test_a_clip_that_other_nodes_made(lab, clips):

@@ -108,6 +108,11 @@ def test_the_vae_computes_in_fp16_where_the_gpu_has_no_bf16(found):
     assert found["vae"] == ["torch.bfloat16", "torch.float16", "torch.float32"]
 
 
+def test_a_2b_keeps_the_dtype_of_its_file_where_the_gpu_has_it(found):
+    bf16, fp16, fp32 = (f"torch.{name}" for name in ("bfloat16", "float16", "float32"))
+    assert found["2B"] == {bf16: [bf16, fp16, fp32], fp16: [fp16, fp16, fp32], fp32: [bf16, fp16, fp32]}
+
+
 def test_a_preview_that_needs_too_much_memory_is_coarse(found):
     """Shown all the same, and from then on without the decoder: the log says so once."""
     count, (decoding, loading) = found["short of memory"]
