@@ -5,6 +5,7 @@ import numbers
 
 from comfy_api.latest import io
 
+from ..model_loading.comfyui.compat import known_fields
 from ..model_loading.errors import listed, shown
 from ..sampling.masks import FITS
 from ..sampling.schedule import SPACINGS
@@ -29,8 +30,7 @@ def schema(group: str, aliases: str, *, shows_picture: bool = False, is_inner: b
         "has_intermediate_output": shows_picture,
         "is_dev_only": is_inner,
     }
-    newer = {name: value for name, value in newer.items() if name in io.Schema.__dataclass_fields__}
-    return io.Schema(category=f"CogVideoX-Fun/{group}", **fields, **newer)
+    return io.Schema(category=f"CogVideoX-Fun/{group}", **fields, **known_fields(newer))
 
 
 def integer(name: str, values: tuple, tooltip: str, kind=io.Int, **options):

@@ -89,7 +89,10 @@ class VAEEncode(io.ComfyNode):
                 ),
                 # fixed: with a new seed after every run the video would be encoded again every time
                 common.seed_input(
-                    "noise_seed", "Seed of the noise augmentation and of sample_posterior.", changes=False
+                    "noise_seed",
+                    "Seed of the noise augmentation and of sample_posterior. Not the sampler's seed: the same seed "
+                    "draws the same numbers.",
+                    changes=False,
                 ),
                 io.Mask.Input(
                     "mask", optional=True, tooltip=f"{common.MASK_TOOLTIP} One frame, or as many as the video."

@@ -4,12 +4,11 @@ import logging
 from collections.abc import Callable
 from pathlib import Path
 
-from comfy.cli_args import args
 from comfy_api.latest import io
 from comfy_execution.graph_utils import GraphBuilder
-from comfy_execution.utils import get_executing_context
 
 from ..model_loading.comfyui.clip import load_clip
+from ..model_loading.comfyui.compat import can_add_nodes
 from ..model_loading.comfyui.load import WEIGHT_DTYPES, load_model
 from ..model_loading.comfyui.lora import add_lora
 from ..model_loading.comfyui.vae import load_vae
@@ -70,9 +69,8 @@ class ModelLoader(io.ComfyNode):
         common.one_of("weight_dtype", weight_dtype, WEIGHT_DTYPES)
         name, path = MODELS.choose(model)
         opened = checkpoint.open_checkpoint(path)
-        # --cache-none keeps nothing, and 0.3.64 can't run added nodes with it; parts of another folder have no name
-        added = get_executing_context() and not args.cache_none and opened.base is None
-        graph = GraphBuilder() if added else None
+        # a loader is added for parts of the chosen folder alone, since it finds them by the name in its menu
+        graph = GraphBuilder() if can_add_nodes() and opened.base is None else None
         clip = vae = None
         if opened.text_encoder is not None:
             parts = opened.text_encoder, opened.tokenizer

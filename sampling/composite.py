@@ -65,7 +65,7 @@ def composite(
     if mask is not None:
         mask = as_frames(mask)
         mask = fit_mask(mask[:length] if len(mask) == len(source) else mask, length, height, width, soft=True)
-        mask = (mask / THRESHOLD).clamp(max=1)  # the mask editor paints with 0.7: that shall leave no ghost
+        mask = (mask / THRESHOLD).clamp(max=1)  # the mask editor paints with 0.7: else the source would shine through
     source = source[:length].to(video)
     result = recolored(video, source, mask, match_colors, on_progress) if match_colors else video.clone()
     if mask is not None and paste_known:

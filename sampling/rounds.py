@@ -27,7 +27,7 @@ def start_frames(length: int, round_length: int, overlap: int) -> list[int]:
     if length < round_length:
         raise ValueError(
             f"length is {length} frames, shorter than one round of {round_length}: set length to {round_length} or "
-            f"more, or round_length to {length} or less"
+            "more, or make round_length smaller"
         )
     added = round_length - overlap
     more = -(-(length - round_length) // added)

@@ -1,8 +1,8 @@
 """Break the pack in one line at a time, and see that a test fails: ``python tests/mutations.py [number ...]``.
 
 Signs, axes, numbers off by one, dtypes, devices, scales. Each breakage is made in a copy of the repository; the tests
-that should notice it are run there. The command ends with status 1 if a breakage went unnoticed. The last six need a
-ComfyUI: without one their tests are skipped, and they count as unnoticed.
+that should notice it are run there. The command ends with status 1 if a breakage went unnoticed. Those under
+"inside ComfyUI" need one: without it their tests are skipped, and they count as unnoticed.
 """
 
 import argparse
@@ -218,10 +218,17 @@ MUTATIONS = [
     ),
     (
         "model_loading/comfyui/model.py",
-        'text._copy_with(text.cond.to(kwargs["device"]))',
+        'comfy.conds.CONDRegular(text.cond.to(kwargs["device"]))',
         "text",
         "tests/host/test_pretended_gpu.py",
     ),
+    (
+        "model_loading/comfyui/model.py",
+        ".insert(1, torch.float16)",
+        ".insert(0, torch.float16)",
+        "tests/host/test_kernels.py",
+    ),
+    ("model_loading/comfyui/clips.py", "end < self.end - LOST", "False", "tests/host/test_clips.py"),
     ("nodes/long_video.py", "seed=(seed + i) %", "seed=seed %", "tests/host/test_long_video.py"),
     ("nodes/long_video.py", "**(end if is_last else {})", "**end", "tests/host/test_long_video.py"),
     ("nodes/long_video.py", "lazy=True, ", "", "tests/host/test_long_video.py"),

@@ -116,8 +116,8 @@ class FileClip:
             yield begin, frame
         if end < self.end - LOST:
             raise ValueError(
-                f"the file says that the clip has {self.end:.2f} seconds, but its pictures end at {end:.2f}: get the file "
-                "again, since a part of it is missing, or take only what comes before"
+                f"the file says that the clip has {self.end:.2f} seconds, but its pictures end at {end:.2f}: get the "
+                "file again, since a part of it is missing, or take only what comes before"
             )
 
     def frames_around(self, start: float) -> Iterator[tuple[float, object]]:

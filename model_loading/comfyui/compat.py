@@ -13,6 +13,8 @@ import comfy.sd
 import comfy.utils
 import torch
 from comfy.cli_args import args
+from comfy_api.latest import io
+from comfy_execution.utils import get_executing_context
 
 try:
     import comfy.model_prefetch as model_prefetch  # 0.33.0
@@ -27,6 +29,19 @@ except ImportError:
 def accepts(function, name: str) -> bool:
     """Whether a function takes an argument of this name."""
     return name in inspect.signature(function).parameters
+
+
+def known_fields(fields: dict) -> dict:
+    """Those of some fields of a node's schema that this ComfyUI has. 0.3.64 lacks several."""
+    return {name: value for name, value in fields.items() if name in io.Schema.__dataclass_fields__}
+
+
+def can_add_nodes() -> bool:
+    """Whether a node that runs now can add others to the graph and have their results kept.
+
+    With ``--cache-none`` nothing is kept, and 0.3.64 can't run added nodes.
+    """
+    return get_executing_context() is not None and not args.cache_none
 
 
 def prefetch_queue(blocks: list[torch.nn.Module], device: torch.device, options: dict):

@@ -124,7 +124,7 @@ def keep_dtypes(model: torch.nn.Module, dtypes: dict[str, torch.dtype]) -> None:
 
 
 def load_plain(checkpoint: Checkpoint, weight_dtype: str, disable_dynamic: bool):
-    """A patcher with the file's own tensors as parameters: what is not cast stays mapped and costs no memory."""
+    """A patcher with the file's own tensors as parameters: without a cast they are read from the mapped file."""
     state = read_state(checkpoint)
     patcher, dtypes = new_patcher(checkpoint, CogVideoXFunConfig(checkpoint), weight_dtype, "meta", disable_dynamic)
     # A dynamic patcher casts when it loads a layer. To fp8 it is done here: half as much is uploaded then, and
@@ -161,7 +161,7 @@ def load_gguf(checkpoint: Checkpoint, weight_dtype: str, operations):
 
 
 def forget_positions(patcher, unpatch_all: bool) -> None:
-    """On unloading: a dynamic patcher moves weights off the GPU one by one, and knows nothing else of the model."""
+    """On unloading. A dynamic patcher moves the weights off the GPU one by one, but not what else the model keeps."""
     if unpatch_all:
         patcher.model.diffusion_model.forget_positions()
 

@@ -9,7 +9,7 @@ from .compat import core_patcher
 
 
 class MappedPatcher(comfy.model_patcher.ModelPatcher):
-    """A ModelPatcher that can pin weights whose memory is a file's."""
+    """A ModelPatcher that can also pin weights that are read straight from a mapped file."""
 
     def pin_weight_to_device(self, key):
         """Pin a weight that stays in RAM, for quicker uploads. CUDA can't pin the pages of a file: pin a copy."""

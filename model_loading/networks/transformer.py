@@ -98,7 +98,7 @@ class CogVideoXTransformer(nn.Module):
         self._positions = {}
 
     def _apply(self, fn, recurse=True):
-        self.forget_positions()  # a model that is moved leaves nothing where it was
+        self.forget_positions()  # else they would keep memory on the device that the model leaves
         return super()._apply(fn, recurse)
 
     def compute_positions(self, grid: tuple[int, int, int], options: PositionOptions):

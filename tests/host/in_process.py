@@ -203,7 +203,7 @@ def vae_dtypes(folder: Path) -> list[str]:
 
 
 def default_dtypes(folder: Path) -> dict[str, list[str]]:
-    """What a 2B of each dtype is stored in by default, on GPUs with bf16 and fp16, with fp16 alone, and with neither."""
+    """What a 2B of each dtype is stored in by default: on a GPU with bf16 and fp16, with fp16 alone, with neither."""
     import comfy.model_management
     from cogvideox_fun.model_loading.comfyui.load import CogVideoXFunConfig, choose_dtypes, open_checkpoint, read_file
 
