@@ -37,14 +37,14 @@ IGNORED = {"patch_embed.pos_embedding", "v_pred"}  # tensors that some files hav
 def choose_dtypes(checkpoint: Checkpoint, config: CogVideoXFunConfig, weight_dtype: str) -> tuple:
     """The dtype that weights are stored in and, if it is another, the one that is computed in; the log says why.
 
-    The matrices of a quantised file stay as they are, so what ComfyUI prefers counts for the rest of them.
+    The matrices of a quantised file stay as they are: the dtypes are those of the rest, which is never stored in fp8.
     """
     management = comfy.model_management
     load_device = management.get_torch_device()
     infos = checkpoint.weights.tensors.values()
     packed, supported = checkpoint.weights.is_quantised, config.supported_inference_dtypes
     stored, why = WEIGHT_DTYPES[weight_dtype], "as chosen"
-    if stored is None:
+    if stored is None or (packed and stored.itemsize == 1):
         on_disk = [info.dtype for info in infos if len(info.shape) > 1]
         common = None if packed else max(set(on_disk), key=on_disk.count)
         stored = management.unet_dtype(
@@ -93,7 +93,7 @@ def new_patcher(
     model = CogVideoXFun(config, device=device)
     model.device = offload_device
     dtypes = dict.fromkeys(checkpoint.weights.tensors, stored)
-    if stored.itemsize == 1:
+    if stored.itemsize == 1 or getattr(config, SCALED_FP8, None) is not None:  # 0.3.64 stores all linear layers in it
         kept = kept_dtypes(checkpoint, compute)
         keep_dtypes(model.diffusion_model, kept)
         dtypes |= kept
@@ -105,9 +105,10 @@ def new_patcher(
 
 def kept_dtypes(checkpoint: Checkpoint, compute: torch.dtype) -> dict[str, torch.dtype]:
     """The parameters that are not stored in fp8: in the file's dtype, or in that to compute in if it is smaller."""
-    kept = {}
-    for name, info in checkpoint.weights.tensors.items():
-        if not goes_to_fp8(name, info.shape, checkpoint.config) and not is_quantization(name):
+    weights, kept = checkpoint.weights, {}
+    for name, info in weights.tensors.items():
+        small = info.dtype.itemsize == 1 if weights.is_quantised else goes_to_fp8(name, info.shape, checkpoint.config)
+        if not small and not is_quantization(name):
             kept[name] = info.dtype if 2 <= info.dtype.itemsize < compute.itemsize else compute
     return kept
 

@@ -8,7 +8,7 @@ import torch
 from cogvideox_fun.model_loading.files.checkpoint import SAVED_CONFIG, SAVED_PREFIX, encode_config, open_checkpoint
 from cogvideox_fun.model_loading.standalone import Pipeline
 from graph import Failed, closest
-from quantised import dequantised, read_gguf
+from quantised import dequantised, linear_layers, read_gguf, scaled_fp8
 from safetensors.torch import load_file, save_file
 
 TOLERANCE = 1e-3  # of a whole run in float32, relative to the largest value
@@ -46,6 +46,23 @@ def test_scaled_fp8(lab, pipeline):
     model = graph.loader("scaled-fp8")
     ours, plain = graph.get(*(sampled(graph, m, model[1]) for m in (model, graph.loader("tiny-2b"))))
     assert closest(ours, expected_of(pipeline, dequantised(state))) <= TOLERANCE < 0.01 < closest(ours, plain)
+
+
+@pytest.mark.parametrize("weight_dtype", ["default", "bf16", "fp32", "fp8_e4m3fn"])
+def test_the_rest_of_a_scaled_fp8_file_is_not_stored_in_fp8(lab, pipeline, weight_dtype):
+    """Of a file whose blocks alone are quantised, and whose other layers are in bf16."""
+    folder = lab.base / "models" / "CogVideoX_Fun" / "scaled-blocks"
+    if not folder.is_dir():
+        shutil.copytree(lab.base / "models" / "CogVideoX_Fun" / "tiny-2b", folder)
+    file = folder / "transformer" / "diffusion_pytorch_model.safetensors"
+    plain = load_file(lab.base / "models" / "CogVideoX_Fun" / "tiny-2b" / "transformer" / file.name)
+    blocks = [key for key in linear_layers(plain) if key.startswith("transformer_blocks")]
+    state = scaled_fp8({key: value.bfloat16() for key, value in plain.items()}, blocks)
+    save_file(state, file)
+    graph = lab.graph()
+    model = graph.loader("scaled-blocks", weight_dtype)
+    (ours,) = graph.get(sampled(graph, model, model[1]))
+    assert closest(ours, expected_of(pipeline, dequantised(state))) <= TOLERANCE
 
 
 def test_scaled_fp8_is_saved_and_loaded_again(lab):
