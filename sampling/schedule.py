@@ -116,11 +116,11 @@ class NoiseSchedule:
         """The timesteps of a run, and the number of steps of the whole schedule.
 
         ``steps`` and ``denoise`` mean what they mean in ComfyUI's KSampler: the last ``steps`` timesteps of a schedule
-        of ``int(steps / denoise)`` are run. VideoX-Fun's "10 steps at strength 0.7" are 7 steps at denoise 0.7.
+        of ``steps / denoise``, rounded down, are run. VideoX-Fun's "10 steps at strength 0.7" are 7 at denoise 0.7.
         """
         if denoise <= 0:
             return [], steps
-        total = steps if starts_from_noise(denoise) else int(steps / denoise)
+        total = steps if starts_from_noise(denoise) else int(steps / denoise + 1e-9)  # 28 / 0.56 is a little below 50
         if total > self.num_timesteps:
             raise ValueError(
                 f"{steps} steps at denoise {denoise} are the end of a schedule of {total}, expected at most "

@@ -189,7 +189,10 @@ def with_dynamic_guidance(model, steps: int):
             # ComfyUI would report the model as leaked until Python collects it.
             timestep = float(args["model"].model_sampling.timestep(args["sigma"].flatten()[:1]))
         scale = dynamic_guidance(args["cond_scale"], timestep, steps)
-        return args["uncond"] + scale * (args["cond"] - args["uncond"])
+        return torch.lerp(args["uncond_denoised"], args["cond_denoised"], scale)
 
-    patched.set_model_sampler_cfg_function(guide)
+    # Not as the MODEL's cfg function: that gets differences from x, which is coarse in float32 at the first sigmas.
+    # Before the functions of other nodes, which change what guidance gave.
+    others = patched.model_options.get("sampler_post_cfg_function", [])
+    patched.model_options["sampler_post_cfg_function"] = [guide, *others]
     return patched

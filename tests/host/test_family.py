@@ -164,7 +164,8 @@ def test_dynamic_guidance(lab, pipelines):
     alphas = pipeline.checkpoint.schedule.alphas_cumprod()
     with torch.no_grad():
         expected = cogvideox_ddim(predict, pipeline.noise(80, 48, 9, seed=3), [999, 749, 499, 249], 4, alphas)
-    assert closest(ours * pipeline.checkpoint.scale_factor, expected) <= TOLERANCE
+    # 50 times as near as plain guidance has to be: a difference from the first step's x would be coarser in float32
+    assert closest(ours * pipeline.checkpoint.scale_factor, expected) <= TOLERANCE / 50
     assert closest(ours, plain) > 0.01
 
 

@@ -32,11 +32,12 @@ def test_steps_out_of_range(steps):
 
 
 def test_denoise_means_what_it_means_in_ksampler():
-    """All steps are run, the last of int(steps / denoise)."""
+    """All steps are run, the last of steps / denoise, rounded down."""
     schedule = NoiseSchedule()
     assert schedule.run_timesteps(4) == ([999, 749, 499, 249], 4)
     timesteps, total = schedule.run_timesteps(7, denoise=0.7)
     assert total == 10 and timesteps == schedule.timesteps(10)[3:]
+    assert schedule.run_timesteps(28, denoise=0.56)[1] == 50, "28 / 0.56 is a little less in floating point"
     assert schedule.run_timesteps(4, denoise=0.0) == ([], 4)
     with pytest.raises(ValueError, match="600 steps at denoise 0.5 are the end of a schedule of 1200"):
         schedule.run_timesteps(600, denoise=0.5)
