@@ -30,16 +30,29 @@ load_pack()  # not in main: a worker process that starts anew imports this file 
 
 
 def parse_args() -> argparse.Namespace:
-    from cogvideox_fun.training.evaluation.evaluate import ROWS
-    from cogvideox_fun.training.nano.make import PHASES
-
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     commands = parser.add_subparsers(dest="command", required=True)
+    for add in (
+        # training
+        add_nano, add_init, add_plan, add_train, add_encode, add_export, add_manifest,
+        # measuring
+        add_evaluate, add_drift, add_positions,
+    ):  # fmt: skip
+        add(commands)
+    return parser.parse_args()
+
+
+def add_nano(commands) -> None:
+    from cogvideox_fun.training.nano.make import PHASES
+
     whole = commands.add_parser("nano", help="train the nano model from nothing, and store it")
     whole.add_argument("output", type=Path, help="where to store it, in float16")
     whole.add_argument("--minutes", type=float, default=0.0, help="choose each phase's steps to take this time in all")
     whole.add_argument("--from", dest="source", type=Path, help="a model folder for the first phase to start from")
     whole.add_argument("--phases", nargs="+", choices=PHASES, default=PHASES, help="some of them, in order")
+
+
+def add_init(commands) -> None:
     init = commands.add_parser("init", help="start an InP or Control model from a text model")
     init.add_argument("folder", type=Path, help="where to")
     init.add_argument("--from", dest="source", type=Path, required=True, help="the folder of a text or InP model")
@@ -52,7 +65,9 @@ def parse_args() -> argparse.Namespace:
     untrained = commands.add_parser("init-nano", help="write the untrained nano model")
     untrained.add_argument("folder", type=Path, help="where to")
     untrained.add_argument("--seed", type=int, default=0)
-    add_plan(commands)
+
+
+def add_train(commands) -> None:
     train = commands.add_parser("train", help="run one phase")
     train.add_argument("config", type=Path, help="a TOML file; its fields are those of training/loop/config.py")
     train.add_argument("--model", type=Path, help="start from this folder instead of the configuration's")
@@ -60,6 +75,9 @@ def parse_args() -> argparse.Namespace:
     train.add_argument("--steps", type=int, help="of the whole phase, instead of the configuration's")
     train.add_argument("--until", type=int, help="stop after this step, to continue later")
     train.add_argument("--cpu", action="store_true", help="use the CPU even where there is a GPU")
+
+
+def add_encode(commands) -> None:
     encode = commands.add_parser("encode", help="encode the clips of a phase once; an interrupted run continues")
     encode.add_argument("config", type=Path, help="a TOML file, as for train")
     encode.add_argument("--output", type=Path, required=True, help="the folder to write: the cache in [data]")
@@ -71,6 +89,9 @@ def parse_args() -> argparse.Namespace:
     amount = encode.add_mutually_exclusive_group(required=True)
     amount.add_argument("--count", type=int, help="how many of the phase's draws")
     amount.add_argument("--epochs", type=int, help="how many passes over all clips, each with masks of its own")
+
+
+def add_export(commands) -> None:
     export = commands.add_parser("export", help="store a trained model or the newest checkpoint of a run")
     export.add_argument("folder", type=Path, help="a model folder, stored in float16, or the output of a run")
     export.add_argument("output", type=Path, help="the folder to write")
@@ -80,11 +101,19 @@ def parse_args() -> argparse.Namespace:
         help="of a LoRA's run: write a model folder that adds the LoRA to the model in this folder",
     )
     export.add_argument("--rank", type=int, default=0, help="of a LoRA's run: store it with at most this rank")
+
+
+def add_manifest(commands) -> None:
     listed = commands.add_parser("manifest", help="list and measure the clips in folders once, for [data] manifest")
     listed.add_argument("folders", type=Path, nargs="+", help="of videos with captions, in any depth")
     listed.add_argument("--output", type=Path, required=True, help="a .jsonl file; clips that it has stay as they are")
     listed.add_argument("--workers", type=int, help="processes (default: one for each CPU core)")
     listed.add_argument("--control", default="", help='what control videos add to a clip\'s name, such as "_depth"')
+
+
+def add_evaluate(commands) -> None:
+    from cogvideox_fun.training.evaluation.evaluate import ROWS
+
     measure = commands.add_parser("evaluate", help="measure what a model can do on held-out scenes")
     measure.add_argument("--model", type=Path, default=ROOT / "models" / "nano", help="a model folder")
     measure.add_argument("--lora", type=Path, help="for the row lora (default: the nano model's own)")
@@ -103,6 +132,9 @@ def parse_args() -> argparse.Namespace:
         help="trailing for a LoRA for few steps",
     )
     measure.add_argument("--cpu", action="store_true", help="use the CPU even where there is a GPU")
+
+
+def add_drift(commands) -> None:
     drift = commands.add_parser("drift", help="measure how colours and sharpness drift in a long video")
     drift.add_argument("--seconds", type=float, default=600.0, help="of each video (default: ten minutes)")
     drift.add_argument("--model", type=Path, default=ROOT / "models" / "nano", help="the folder of an InP model")
@@ -119,11 +151,13 @@ def parse_args() -> argparse.Namespace:
     drift.add_argument("--steps", type=int, default=20)
     drift.add_argument("--cfg", type=float, default=2.0)
     drift.add_argument("--cpu", action="store_true", help="use the CPU even where there is a GPU")
+
+
+def add_positions(commands) -> None:
     tables = commands.add_parser("positions", help="compare position tables, from training to held-out clips")
     tables.add_argument("output", type=Path, help="folder for the losses and the results")
     tables.add_argument("--count", type=int, default=64, help="held-out clips of each of the four sizes")
     tables.add_argument("--seeds", type=int, nargs="+", default=[42, 43, 44])
-    return parser.parse_args()
 
 
 def add_plan(commands) -> None:

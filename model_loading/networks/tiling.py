@@ -83,6 +83,25 @@ def one_ahead(items: Iterator) -> Iterator:
     yield waiting
 
 
+def tiles_of(size: tuple[int, int], output: torch.Tensor, tile: int, overlap: int) -> tuple[list[tuple], torch.Tensor]:
+    """The tiles of an input of ``size``, H W, and the sum of their weights, [H, W] of the output.
+
+    Returns:
+        Of each tile its rows and columns in the input, those in the output, and its weight there, [h, w].
+    """
+    factor = output.shape[3] / size[0]
+    rows, columns = (tile_axis(pixels, factor, tile, overlap, output.device) for pixels in size)
+    tiles = [
+        (row, column, ys, xs, (down[:, None] * across).to(output))
+        for row, ys, down in rows
+        for column, xs, across in columns
+    ]
+    coverage = torch.zeros_like(output[0, 0, 0])
+    for _, _, ys, xs, weight in tiles:
+        coverage[ys, xs] += weight
+    return tiles, coverage
+
+
 def stream(
     run: Callable,
     source: torch.Tensor,
@@ -117,16 +136,7 @@ def stream(
     """
     device, dtype = torch.device(device or source.device), dtype or source.dtype
     output = torch.zeros(shape, device=output_device or source.device, dtype=output_dtype or torch.float32)
-    factor = shape[3] / source.shape[3]
-    rows, columns = (tile_axis(size, factor, tile, overlap, output.device) for size in source.shape[3:])
-    tiles = [
-        (row, column, ys, xs, (down[:, None] * across).to(output))
-        for row, ys, down in rows
-        for column, xs, across in columns
-    ]
-    coverage = torch.zeros_like(output[0, 0, 0])
-    for _, _, ys, xs, weight in tiles:
-        coverage[ys, xs] += weight
+    tiles, coverage = tiles_of(source.shape[3:], output, tile, overlap)
 
     def made() -> Iterator[tuple]:
         for index in range(shape[0]):  # one video at a time: batches gain nothing and would raise the peak
