@@ -15,7 +15,7 @@ from pathlib import Path
 
 ROOT = Path(__file__).resolve().parent.parent
 NETWORKS, SAMPLING = "model_loading/networks", "sampling"
-OLD_WORKFLOWS, OLD_TESTS = "tools/old_workflows", "tests/unit/tools/test_convert_workflow.py"
+OLD_WORKFLOWS, OLD_TESTS = "tools/old_workflows", "tests/unit/tools"
 log = logging.getLogger(__name__)
 
 # file, what stands there once, what is put in its place, the tests that should fail

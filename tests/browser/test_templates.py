@@ -10,9 +10,10 @@ from cogvideox_fun.tools import media
 from export_api import API, WORKFLOWS, queued
 from front_end import FrontEnd
 from templates.document import TASK, name_of
+from templates.graphs import INP
 from templates.kinds import SAM3
 from templates.notes import SAM3_FILE
-from templates.tasks import EDITIONS, INP
+from templates.tasks import EDITIONS
 
 NAMES = {name_of(task, nano): nano for task, nano in EDITIONS}
 NANO_NAMES = [name for name, nano in NAMES.items() if nano]

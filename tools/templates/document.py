@@ -2,8 +2,9 @@
 
 from . import chinese, notes
 from .graph import Graph, made_id, node_data
+from .graphs import Edition
 from .kinds import KINDS
-from .tasks import CATEGORY, Edition, Task
+from .tasks import CATEGORY, Task
 
 PACK = "CogVideoX-Fun"
 NOTE, FIRST_SOURCE, TASK, SAVE = 1, 2, 8, 9  # ids of the nodes outside; those inside begin at graph.FIRST_ID
