@@ -100,8 +100,7 @@ class FileClip:
         if stream.duration is not None and not self.is_mpeg_ps:
             end = (stream.start_time or 0) + stream.duration
         else:
-            packets = (packet for packet in container.demux(stream) if packet.pts is not None)
-            end = max((packet.pts + (packet.duration or 0) for packet in packets), default=0)
+            end = last_end(container, stream)
         return float(end * stream.time_base)
 
     def frames(self, start: float) -> Iterator[tuple[float, object]]:
@@ -114,6 +113,9 @@ class FileClip:
         for begin, frame in self.frames_around(start):
             end = begin + float((frame.duration or 0) * frame.time_base)
             yield begin, frame
+        if end < self.end - LOST:  # or the last frame is held, which the packet of another frame can say
+            with self.opened() as (container, stream):
+                end = float(last_end(container, stream) * stream.time_base) - self.first
         if end < self.end - LOST:
             raise ValueError(
                 f"the file says that the clip has {self.end:.2f} seconds, but its pictures end at {end:.2f}: get the "
@@ -173,6 +175,12 @@ class FileClip:
                 return None
             waveform = sound_within(torch.cat(parts, dim=1), stream.rate, begin, start, seconds)
         return {"waveform": waveform[None], "sample_rate": stream.rate}
+
+
+def last_end(container, stream) -> int:
+    """When the last of a stream's packets that are there ends, in the stream's ticks. Nothing is decoded."""
+    packets = (packet for packet in container.demux(stream) if packet.pts is not None)
+    return max((packet.pts + (packet.duration or 0) for packet in packets), default=0)
 
 
 def open_clip(video) -> MadeClip | FileClip:

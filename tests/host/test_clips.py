@@ -15,12 +15,13 @@ RATE, ONSET = 24000, 1.5  # of the sound; the second at which a tone begins
 QUARTER = [0, 1 << 16, 0, -(1 << 16), 0, 0, 0, 0, 1 << 30]  # a track's matrix for a turn by 90 degrees
 
 
-def write_clip(path, times: list[float], sound: float = 0.0, **options: str) -> None:
+def write_clip(path, times: list[float], sound: float = 0.0, held: int = 42, **options: str) -> None:
     """A clip of grey frames that tell their number by their brightness, with a tone in the last part of its sound.
 
     Args:
         times: when the frames begin, in seconds.
         sound: the seconds that it lasts.
+        held: how long the last packet lasts, in milliseconds; the default is a 24th of a second.
         options: of the file.
     """
     with av.open(str(path), "w", options=options) as container:
@@ -33,10 +34,10 @@ def write_clip(path, times: list[float], sound: float = 0.0, **options: str) -> 
             frame = av.VideoFrame.from_ndarray(np.full((SIZE, SIZE, 3), 16 + STEP * i, np.uint8), format="rgb24")
             frame.pts, frame.time_base = round(1000 * time), MILLISECOND
             frames.append(frame)
-        for frame in (*frames, None):
-            for packet in stream.encode(frame):
-                packet.duration = 42  # the last frame, too, lasts a 24th of a second
-                container.mux(packet)
+        packets = [packet for frame in (*frames, None) for packet in stream.encode(frame)]
+        for packet in packets:
+            packet.duration = held if packet is packets[-1] else 42
+            container.mux(packet)
         if audio:
             at = np.arange(round(sound * RATE)) / RATE
             wave = (0.5 * np.sin(2 * np.pi * 440 * at) * (at >= ONSET)).astype(np.float32)[None]
@@ -223,6 +224,13 @@ def test_a_clip_that_was_cut_off_is_told(lab, clips, start):
     assert numbers(frames_of(lab, path.name, length=5)) == [3 * i for i in range(5)], "what is there can be taken"
     with pytest.raises(Failed, match="has 3.00 seconds, but its pictures end at .*: get the file again"):
         frames_of(lab, path.name, start_seconds=start)
+
+
+def test_a_last_frame_that_is_held_is_no_damage(lab, clips):
+    """With B-frames the last packet, which tells how long it is held, is not that of the last frame."""
+    write_clip(lab.base / "input" / "held.mp4", [i / 24 for i in range(24)], held=3000)
+    found = numbers(frames_of(lab, "held.mp4", length=25))
+    assert found == [*(3 * i for i in range(8)), *[23] * 17]
 
 
 def test_a_clip_that_other_nodes_made(lab, clips):
