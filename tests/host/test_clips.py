@@ -18,6 +18,8 @@ QUARTER = [0, 1 << 16, 0, -(1 << 16), 0, 0, 0, 0, 1 << 30]  # a track's matrix f
 def write_clip(path, times: list[float], sound: float = 0.0, held: int = 42, **options: str) -> None:
     """A clip of grey frames that tell their number by their brightness, with a tone in the last part of its sound.
 
+    It has B-frames, so packets come in another order than frames.
+
     Args:
         times: when the frames begin, in seconds.
         sound: the seconds that it lasts.
@@ -25,7 +27,7 @@ def write_clip(path, times: list[float], sound: float = 0.0, held: int = 42, **o
         options: of the file.
     """
     with av.open(str(path), "w", options=options) as container:
-        stream = container.add_stream("libx264", rate=1000, options={"crf": "0"})
+        stream = container.add_stream("libx264", rate=1000, options={"crf": "1", "x264-params": "b-adapt=0"})
         stream.width = stream.height = SIZE
         stream.pix_fmt, stream.codec_context.time_base = "yuv444p", MILLISECOND
         audio = container.add_stream("aac", rate=RATE, layout="mono") if sound else None
