@@ -210,7 +210,7 @@ class Run:
 
 
 def loop(scale: Scale, path: Path, kinds: tuple[str, ...], write) -> dict:
-    """Seconds of whole runs of the 5B; ``kinds`` are of "eager", "compiled", "fp8" and "fp8 compiled"."""
+    """Seconds of whole runs of the 5B; ``kinds`` are of `run.KINDS`."""
     found: dict = {"steps": scale.steps}
     for kind in kinds:
         label = f"{kind}, --fast fp8_matrix_mult" if "fp8" in kind else kind

@@ -1,12 +1,14 @@
 """Measure the pack on a GPU, part by part: ``python -m benchmarks.gpu.run``, or ``make gpu``.
 
-Each part writes its own JSON file as soon as it has a result, so that nothing is lost if a later part fails.
+Each part writes its own JSON file as soon as it has a result, so that nothing is lost if a later part fails. The
+part that takes longest, "loop", comes last.
 Without an NVIDIA GPU only ``--rehearse`` runs: it measures small models on the CPU.
 """
 
 import argparse
 import json
 import logging
+import math
 import sys
 import tempfile
 import time
@@ -16,7 +18,8 @@ from pathlib import Path
 from ..run import ROOT
 from . import comfyui
 
-PARTS = ("numbers", "kernels", "calls", "vae", "small", "profile", "loop", "training")
+PARTS = ("numbers", "kernels", "calls", "vae", "small", "profile", "training", "loop")
+KINDS = ("eager", "compiled", "fp8", "fp8 compiled")
 log = logging.getLogger(__name__)
 
 
@@ -25,8 +28,8 @@ def parse_args() -> argparse.Namespace:
     parser.add_argument("parts", nargs="*", default=PARTS, help=f"of {', '.join(PARTS)}; default: all, in this order")
     parser.add_argument("--output", type=Path, default=ROOT / "gpu_output", help="folder for the results")
     parser.add_argument("--rehearse", action="store_true", help="small models, on the CPU where there is no GPU")
-    parser.add_argument("--seconds", type=float, default=480, help="start no part after this time")
-    parser.add_argument("--loops", nargs="*", default=["eager", "compiled", "fp8"], help="kinds of whole runs")
+    parser.add_argument("--seconds", type=float, default=math.inf, help="start no part after this time (default: any)")
+    parser.add_argument("--loops", nargs="*", default=KINDS, help="kinds of whole runs")
     return parser.parse_args()
 
 
@@ -53,7 +56,7 @@ def run_part(name: str, scale, folder: Path, args, write) -> dict:
 
     return {
         "numbers": lambda: parts.numbers(scale),
-        "kernels": lambda: kernels.measure(scale),
+        "kernels": lambda: kernels.measure(scale, write),
         "calls": lambda: parts.calls(scale, folder, write),
         "vae": lambda: parts.whole_vae(scale, folder, write),
         "small": lambda: parts.small(scale, path(), write),
@@ -83,6 +86,7 @@ def main() -> None:
     about = {"device": name, "torch": torch.__version__, "rehearsal": args.rehearse}
     about["dynamic VRAM"] = comfy.memory_management.aimdo_enabled
 
+    failed = []
     with tempfile.TemporaryDirectory() as folder:
         for part in args.parts:
             if time.monotonic() - begun > args.seconds:
@@ -95,7 +99,10 @@ def main() -> None:
             except Exception:  # the next part may still run
                 log.exception("%s failed", part)
                 write(error=traceback.format_exc())
+                failed.append(part)
             log.info("%s took %.0f s", part, time.monotonic() - started)
+    if failed:
+        sys.exit(f"failed: {', '.join(failed)}; the errors are in the JSON files in {args.output}")
 
 
 if __name__ == "__main__":

@@ -79,7 +79,7 @@ def profile(result: dict) -> str:
 def kernels(result: dict) -> str:
     lines = [("copy on the device", f"{1e3 * result['copy']['seconds']:.2f}", f"{result['copy']['TB/s']:.2f} TB/s")]
     for group in ("products", "attention", "elementwise"):
-        for name, value in result[group].items():
+        for name, value in result.get(group, {}).items():
             if "seconds" not in value:
                 lines.append((name, "", value["error"][:80]))
                 continue
@@ -133,13 +133,25 @@ SECTIONS = {
 }
 
 
+def section(name: str, part: dict) -> str:
+    """What a part measured; of one that failed, what it measured before and the last line of its error."""
+    make, result = SECTIONS[name], part["result"]
+    if "error" not in part:
+        return make(result)
+    try:
+        text = make(result)
+    except KeyError:  # it failed before its first figure
+        text = f"## {name}\n"
+    return f"{text}\nThis part failed: `{part['error'].strip().splitlines()[-1]}`\n"
+
+
 def page(folder: Path) -> str:
     """The page of a folder of results; parts that were not measured are left out."""
     found = read(folder)
     about = next(iter(found.values()))
     dynamic = " with dynamic VRAM" if about["dynamic VRAM"] else ""
     parts = [HEAD.format(device=about["device"], torch=about["torch"], dynamic=dynamic)]
-    return "\n".join([*parts, *(make(found[name]["result"]) for name, make in SECTIONS.items() if name in found)])
+    return "\n".join([*parts, *(section(name, found[name]) for name in SECTIONS if name in found)])
 
 
 if __name__ == "__main__":

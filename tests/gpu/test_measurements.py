@@ -1,5 +1,6 @@
 """The measurements: rehearsed with small models on the CPU, and held to bounds on a GPU."""
 
+import json
 import os
 import shutil
 import subprocess
@@ -33,6 +34,20 @@ def measured(folder, *arguments: str) -> dict:
 def test_the_page_shows_the_results():
     results = comfy.ROOT / "benchmarks" / "gpu" / "results"
     assert (comfy.ROOT / "docs" / "gpu.md").read_text(encoding="utf-8") == table.page(results)
+
+
+def test_the_page_says_which_part_failed(tmp_path):
+    """One before its first figure, and one after it."""
+    shutil.copytree(comfy.ROOT / "benchmarks" / "gpu" / "results", tmp_path, dirs_exist_ok=True)
+    parts = table.read(tmp_path)
+    error = "Traceback (most recent call last):\nRuntimeError: no fp8 here\n"
+    kernels = {name: value for name, value in parts["kernels"]["result"].items() if name in ("tokens", "copy")}
+    for name, result in {"loop": {}, "numbers": {}, "kernels": kernels}.items():
+        part = {**parts[name], "result": result, "error": error}
+        (tmp_path / f"{name}.json").write_text(json.dumps(part), encoding="utf-8")
+    page = table.page(tmp_path)
+    assert page.count("This part failed: `RuntimeError: no fp8 here`") == 3
+    assert "copy on the device" in page and "## The VAE" in page
 
 
 def test_measuring_with_small_models(tmp_path):
