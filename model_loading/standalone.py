@@ -66,11 +66,11 @@ class TextEncoder:
             check_t5(comfy_t5_config(values), weights)
         config = transformers.T5Config.from_dict(values)
         check_vocabulary(tokenizer, self.tokenizer.get_vocab().values(), config.vocab_size, folder)
-        self.model = transformers.T5EncoderModel(config).eval().to(dtype)
-        expected = self.model.state_dict()
-        del expected["encoder.embed_tokens.weight"]  # tied to shared.weight
-        weights.check(expected)
-        self.model.load_state_dict(weights.load(), strict=False)
+        with torch.device("meta"):  # random values for a T5-XXL would take 19 GB and minutes
+            self.model = transformers.T5EncoderModel(config).eval()
+        self.model.encoder.embed_tokens = None  # it is shared's, which has its weights in the file
+        weights.assign_to(self.model, dtype)
+        self.model.encoder.embed_tokens = self.model.shared
 
     @torch.no_grad()
     def __call__(self, prompt: str) -> torch.Tensor:

@@ -35,3 +35,10 @@ def test_features_equal_transformers(folder, prompt):
     out = encoder(prompt)
     assert out.shape == (1, 226, 32)
     assert torch.equal(out, expected)
+
+
+def test_loading_makes_no_random_weights(folder):
+    """Those of a T5-XXL would take 19 GB and minutes, and then be replaced."""
+    before = torch.get_rng_state()
+    TextEncoder(folder / "text_encoder", folder / "tokenizer")
+    assert torch.equal(torch.get_rng_state(), before)
