@@ -38,9 +38,10 @@ def sampler_input():
     return common.choice(
         "sampler_name",
         sampler_names(),
-        "cogvideox_ddim gives the results of VideoX-Fun's scripts; cogvideox_ddim_origin is the DDIM of its ComfyUI "
-        "nodes. All cogvideox_ names but cogvideox_ddim are diffusers' schedulers: they don't use the 2B models' SNR "
-        "shift, and cogvideox_pndm needs 4 steps or more. The rest are ComfyUI's samplers.",
+        "cogvideox_ddim is VideoX-Fun's DDIM_Cog, and cogvideox_ddim_origin its DDIM_Origin, the default of its "
+        "scripts and nodes. They differ on the 2B models alone. All cogvideox_ names but cogvideox_ddim are "
+        "diffusers' schedulers: they don't use the 2B models' SNR shift, and cogvideox_pndm needs 4 steps or more. "
+        "The rest are ComfyUI's samplers.",
     )
 
 

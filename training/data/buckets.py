@@ -84,6 +84,9 @@ def token_buckets(
     return buckets
 
 
+LARGEST_ZOOM = 1.25  # of a clip for a base resolution, as in VideoX-Fun's trainer
+
+
 class BucketBatches:
     """Endless batches of `Draw`, every batch of one bucket.
 
@@ -95,6 +98,8 @@ class BucketBatches:
         batch_size: clips in a batch, of all processes together.
         aspects: width / height of every clip: it goes into the bucket that is closest in shape, of a base resolution
             that is drawn. None for procedural clips, which have any size and never end.
+        resolutions: the mean of width and height of every clip, in pixels: it is drawn at base resolutions below
+            `LARGEST_ZOOM` times that, or at the smallest. None for all base resolutions.
         lengths: frames of every clip: it goes only into buckets that it is long enough for. Clips that are too short
             for all ``buckets`` are never drawn and are listed in ``too_short``. None for clips of any length.
         rank, world: this process and how many there are.
@@ -112,6 +117,7 @@ class BucketBatches:
         seed: int,
         aspects: Sequence[float] | None = None,
         lengths: Sequence[int] | None = None,
+        resolutions: Sequence[float] | None = None,
         # for whom
         rank: int = 0,
         world: int = 1,
@@ -125,6 +131,7 @@ class BucketBatches:
         self.batch_size = batch_size
         self.seed = seed
         self.aspects, self.lengths = (x if x is None else np.asarray(x) for x in (aspects, lengths))
+        self.resolutions = resolutions
         self.shortest = min(bucket.length for bucket in self.buckets)
         self.too_short = np.empty(0, np.int64)
         if lengths is not None:
@@ -155,7 +162,11 @@ class BucketBatches:
         buckets = earlier if earlier and rng.random() < self.earlier_share else _fitting(self.buckets, length)
         if aspect is None:
             return rng.choice(buckets)
-        base = rng.choice(sorted({bucket.base for bucket in buckets}))  # rounding gives each its own aspects
+        bases = sorted({bucket.base for bucket in buckets})  # rounding gives each its own aspects
+        if self.resolutions is not None:
+            largest = LARGEST_ZOOM * float(self.resolutions[index])
+            bases = [base for base in bases if base < largest] or bases[:1]
+        base = rng.choice(bases)
         return rng.choice(_closest([bucket for bucket in buckets if bucket.base == base], aspect))
 
     def __iter__(self) -> Iterator[list[Draw]]:

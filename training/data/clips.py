@@ -1,8 +1,8 @@
 """Sources of clips: procedural scenes, or videos with captions.
 
-A source has ``aspects`` and ``lengths`` (see `BucketBatches`), ``path(index)`` for the log, and ``clip(index, bucket,
-rng)``, which returns a video, F H W 3 of 0..1 at the bucket's size, and its caption. With ``control``, videos have
-``controlled(index, bucket, rng)``, which returns the control video, too.
+A source has ``aspects``, ``lengths`` and ``resolutions`` (see `BucketBatches`), ``path(index)`` for the log, and
+``clip(index, bucket, rng)``, which returns a video, F H W 3 of 0..1 at the bucket's size, and its caption. With
+``control``, videos have ``controlled(index, bucket, rng)``, which returns the control video, too.
 """
 
 import logging
@@ -27,6 +27,7 @@ TRIES = 32  # other clips that are tried in the place of one that can't be read
 class Clips(Protocol):
     aspects: Sequence[float] | None
     lengths: Sequence[int] | None
+    resolutions: Sequence[float] | None
 
     def path(self, index: int) -> Path: ...
 
@@ -42,6 +43,7 @@ class SceneClips:
 
     aspects = None
     lengths = None
+    resolutions = None
 
     def __init__(
         self,
@@ -96,6 +98,7 @@ class VideoClips:
         frames, native, width, height = np.asarray(measures, dtype=np.float64).reshape(-1, 4).T
         self.fps, self.control, self.native = fps, control, native.copy()
         self.lengths, self.aspects = lengths_at(frames, native, fps), width / height
+        self.resolutions = (width + height) / 2
         self._named: set[int] = set()  # clips that were named in the log
 
     def row(self, index: int) -> Row:

@@ -65,6 +65,7 @@ class Optimizer:
     warmup_steps: int = 100
     weight_decay: float = 1e-2
     betas: tuple[float, ...] = (0.9, 0.99)
+    eps: float = 1e-8
     max_grad_norm: float = 1.0
     ema_decay: float = 0.999  # of the average of the weights; 0 = no average, and no memory for it
     kind: str = "adamw"  # or adamw8bit: bitsandbytes' 8-bit moments, on a GPU
@@ -129,7 +130,6 @@ class Phase:
     seed: int = 0
     mixed_precision: str = "no"  # no or bf16; the 5B models overflow in fp16
     save_every: int = 500  # steps between checkpoints
-    cuda_graphs: bool = False  # on a GPU, start the kernels of a step all at once: see `graphs`
     micro_batch: int = 0  # clips per process and forward pass; 0 = all of its share of a batch
     # the transformer alone
     family: str = ""  # 2b, 5b or v1.5: what the model must be; `plan` needs it where the model is not there yet
@@ -137,6 +137,7 @@ class Phase:
     caption_dropout: float = 0.1
     control_dropout: float = 0.0  # how often a Control model gets zeros: see `Encoders`
     snr_gamma: float = 0.0  # min-SNR weights of the loss, 0 = off: see `snr_weight`
+    snr_shift: float = 0.0  # of the noise schedule; 0 = the model's own
     loss_level: float = 0.0  # a loss above it has a smaller weight, 0 = off: see `levelled`
     train_text_encoder: bool = False
     text_encoder: str = ""  # a model folder whose text encoder and tokenizer replace the model's
@@ -151,6 +152,7 @@ class Phase:
     kl_weight: float = 1e-4
     agreement_weight: float = 0.0  # between the latents of a masked clip and of the whole one: see `VAETask`
     train_encoder: bool = True  # False keeps the latent space
+    cuda_graphs: bool = False  # on a GPU, start the kernels of a step all at once: see `graphs`; small decoders, too
     masked: float = 0.3  # how often the VAE sees a clip whose unknown part is black, as in conditioning
     # the small decoder alone
     widths: tuple[int, int, int, int] = (256, 128, 64, 64)  # channels, see `TinyDecoder`; the default is taecvx's
@@ -201,6 +203,9 @@ def _read(cls, values, where: str):
     return cls(**{name: _value(fields[name].type, value, f"{where}: {name}") for name, value in values.items()})
 
 
+Check = Callable[[str, Callable[[typing.Any], bool], str], None]  # a field's name, what it must fulfil, in words
+
+
 def _check(phase: Phase, where: str) -> None:
     def check(name: str, fine: Callable[[typing.Any], bool], expected: str) -> None:
         value = functools.reduce(getattr, name.split("."), phase)
@@ -208,74 +213,74 @@ def _check(phase: Phase, where: str) -> None:
             shown = list(value) if isinstance(value, tuple) else value
             raise ConfigError(f"{where}: {name} is {shown!r}, expected {expected}")
 
-    shapes = [*SHAPES, NEW_SHAPE]
     choices = {"task": TASKS, "mixed_precision": ("no", "bf16"), "positions": POSITION_MODES}
-    choices |= {"optimizer.kind": OPTIMIZERS, "validation.weights": ("average", "current")}
+    choices |= {"optimizer.kind": OPTIMIZERS, "validation.weights": ("average", "current"), "family": FAMILIES}
     for name, allowed in choices.items():
         check(name, lambda value, allowed=allowed: value in allowed, f"one of {list(allowed)}")
-    check("validation.size", lambda size: len(size) in (0, 3), "width, height and frames")
-    for name, known in {"masks": [*KINDS, VIDEOX_FUN], "data.backgrounds": list(BACKGROUNDS)}.items():
-        check(name, lambda w, known=known: all(k in known and w[k] >= 0 for k in w), f"weights from 0 for {known}")
-        check(name, lambda weights: sum(weights.values()) > 0, "a weight above 0")
-    check("data.shapes", lambda value: value and set(value) <= set(shapes), f"some of {shapes}")
-    check("data.kinds", lambda value: value and set(value) <= set(SCENES), f"some of {list(SCENES)}")
-    check("optimizer.betas", lambda b: len(b) == 2 and all(0 <= v < 1 for v in b), "two numbers from 0 to less than 1")
+    _check_numbers(check)
+    _check_data(phase, check)
+    _check_tasks(phase, check)
+    _check_few_steps(phase, check)
+    if phase.data.cache:
+        check_cacheable(phase, where)
+
+
+def _check_numbers(check: Check) -> None:
     for name in ("batches.earlier_share", "batches.tolerance", "optimizer.ema_decay"):
         check(name, lambda value: 0 <= value < 1, "0 to less than 1")
     for name in ("caption_dropout", "control_dropout", "masked"):
         check(name, lambda value: 0 <= value <= 1, "0 to 1")
     for name in ("seed", "data.seed", "validation.seed"):
         check(name, lambda value: 0 <= value < HELD_OUT, f"0 to {HELD_OUT - 1}: the evaluation uses the others")
-    check(
-        "lora", lambda value: not value or phase.makes_lora, "none: only the tasks lora and few_steps go on from one"
-    )
-    check("train_text_encoder", lambda value: not value or phase.task == "full", "false: only task full writes a T5")
-    check("family", lambda value: value in FAMILIES, f"one of {list(FAMILIES)}")
+    for name in ("micro_batch", "snr_gamma", "snr_shift", "loss_level", "validation.every"):
+        check(name, lambda value: value >= 0, "0 or more")
+    positive = ["steps", "save_every", "batches.tokens", "batches.batch_size", "batches.noises_per_clip"]
+    positive += ["validation.steps", "validation.clips", "optimizer.learning_rate", "optimizer.eps"]
+    positive += ["optimizer.max_grad_norm"]  # a limit of 0 makes every gradient 0
+    positive += ["lora_rank", "lora_alpha"]  # an alpha of 0, which is the rank in VideoX-Fun, would train nothing
+    for name in positive:
+        check(name, lambda value: value > 0, "more than 0")
+    check("optimizer.betas", lambda b: len(b) == 2 and all(0 <= v < 1 for v in b), "two numbers from 0 to less than 1")
+    check("validation.size", lambda size: len(size) in (0, 3), "width, height and frames")
+
+
+def _check_data(phase: Phase, check: Check) -> None:
+    for name, known in {"masks": [*KINDS, VIDEOX_FUN], "data.backgrounds": list(BACKGROUNDS)}.items():
+        check(name, lambda w, known=known: all(k in known and w[k] >= 0 for k in w), f"weights from 0 for {known}")
+        check(name, lambda weights: sum(weights.values()) > 0, "a weight above 0")
+    for name, known in {"data.shapes": [*SHAPES, NEW_SHAPE], "data.kinds": list(SCENES)}.items():
+        check(name, lambda value, known=known: value and set(value) <= set(known), f"some of {known}")
     check("batches", lambda batches: batches.sizes or batches.bases, "sizes or bases")
     check("data.workers", lambda value: value >= -1, "0 or more, or -1 to choose")
     check("data.fps", lambda value: value >= 0, "frames a second, or 0 for all frames")
-    check(
-        "data.folders", lambda value: not (value and phase.data.manifest), "none beside a manifest: give one of them"
-    )
-    check(
-        "cuda_graphs",
-        lambda value: not value or phase.task in OF_THE_VAE or phase.data.cache,
-        "false, or encoded clips in data.cache: captions can't be encoded in a graph",
-    )
-    videos = phase.data.manifest or phase.data.folders
+    manifest, videos = phase.data.manifest, phase.data.manifest or phase.data.folders
+    check("data.folders", lambda value: not (value and manifest), "none beside a manifest: give one of them")
     check("data.control", lambda value: value in ("", EDGES) or videos, f"{EDGES!r}: procedural clips have no files")
+    expected = "two numbers above 0 and below 1, the lower one first"
+    check("data.edge_thresholds", lambda t: 0 < t[0] < t[1] < 1, expected)
+
+
+def _check_tasks(phase: Phase, check: Check) -> None:
+    """Fields that only some tasks have."""
+    task = phase.task
     check(
-        "data.edge_thresholds", lambda t: 0 < t[0] < t[1] < 1, "two numbers above 0 and below 1, the lower one first"
+        "lora", lambda value: not value or phase.makes_lora, "none: only the tasks lora and few_steps go on from one"
     )
-    for name in ("micro_batch", "snr_gamma", "loss_level", "validation.every"):
-        check(name, lambda value: value >= 0, "0 or more")
-    counts = "tokens", "batch_size", "noises_per_clip"
-    counts = *(f"batches.{name}" for name in counts), "validation.steps", "validation.clips"
-    optimizer = "optimizer.learning_rate", "optimizer.max_grad_norm"  # a limit of 0 makes every gradient 0
-    lora = "lora_rank", "lora_alpha"  # an alpha of 0, which is the rank in VideoX-Fun, would train nothing
-    for name in ("steps", "save_every", *lora, *optimizer, *counts):
-        check(name, lambda value: value > 0, "more than 0")
-    _check_few_steps(phase, check)
-    if phase.data.cache:
-        check_cacheable(phase, where)
+    check("train_text_encoder", lambda value: not value or task == "full", "false: only task full writes a T5")
+    check("train_patch_projection", lambda value: not value or task == "lora", "false: only task lora trains it")
+    check("snr_gamma", lambda value: not value or task != "few_steps", "0: few_steps does not weight timesteps")
+    reason = "a transformer's position tables are not a graph's own"
+    expected = f"false, or one of the tasks {list(OF_THE_VAE)}: {reason}"
+    check("cuda_graphs", lambda value: not value or task in OF_THE_VAE, expected)
 
 
-def _check_few_steps(phase: Phase, check: Callable[[str, Callable, str], None]) -> None:
+def _check_few_steps(phase: Phase, check: Check) -> None:
     steps = phase.few_steps.steps
     for name in ("steps", "steps_at_once"):
         check(f"few_steps.{name}", lambda value: value > 0, "more than 0")
-    check(
-        "few_steps.teacher_steps",
-        lambda value: value > 0 and value % steps == 0,
-        f"a multiple of few_steps.steps, which is {steps}",
-    )
+    expected = f"a multiple of few_steps.steps, which is {steps}"
+    check("few_steps.teacher_steps", lambda value: value > 0 and value % steps == 0, expected)
     check("few_steps.guidance", lambda value: value >= 1, "1 (no guidance) or more")
-    check(
-        "train_patch_projection",
-        lambda value: not value or phase.task == "lora",
-        "false: only task lora trains it",
-    )
-    check("snr_gamma", lambda value: not value or phase.task != "few_steps", "0: few_steps does not weight timesteps")
 
 
 def check_cacheable(phase: Phase, where: str) -> None:

@@ -26,7 +26,8 @@ def make_optimizer(options: Optimizer, parameters, device: torch.device) -> torc
     Raises:
         ValueError: the 8-bit optimizer can't run here.
     """
-    arguments = {"lr": options.learning_rate, "betas": options.betas, "weight_decay": options.weight_decay}
+    arguments = {"lr": options.learning_rate, "betas": options.betas, "eps": options.eps}
+    arguments["weight_decay"] = options.weight_decay
     if options.kind == "adamw":
         return torch.optim.AdamW(parameters, **arguments)
     found = f"optimizer.kind is {options.kind!r}"

@@ -6,6 +6,7 @@ import os
 import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
+from datetime import timedelta
 from itertools import islice
 from pathlib import Path
 
@@ -33,6 +34,8 @@ from .trainer import Trainer
 
 log = logging.getLogger(__name__)
 
+# Processes wait for one that encodes, validates or writes a model. NCCL ends them after ten minutes by default.
+LONGEST_WAIT = timedelta(hours=12)
 SCALE_CLIPS = 128  # to measure the standard deviation of the latents
 
 
@@ -49,7 +52,7 @@ def processes(cpu: bool = False) -> Iterator:
     """
     from accelerate import PartialState
 
-    state = PartialState(cpu=cpu)
+    state = PartialState(cpu=cpu, timeout=LONGEST_WAIT)
     started = int(os.environ.get("WORLD_SIZE", 1))
     if state.num_processes < started:
         raise ValueError(

@@ -48,16 +48,21 @@ def worker_count(data: Data) -> int:
     return max(min(cores - SPARE_CORES, MOST_WORKERS), FILE_WORKERS if data.cache else 0)
 
 
+def phase_sizes(options: Batches) -> dict[tuple[int, int], int]:
+    """The sizes of a phase and the base resolution of each, 0 where it is listed by itself."""
+    bases = {bucket_size(shape, base): base for base in options.bases for shape in ASPECT_RATIOS_512}
+    return {**dict.fromkeys(options.sizes, 0), **bases}
+
+
 def phase_buckets(options: Batches, tokens: int, patch_t: int | None = None) -> list[Bucket]:
     """The buckets of a token length: of the listed sizes, and of VideoX-Fun's 40 shapes at each base resolution.
 
     Raises:
         ValueError: no size fits.
     """
-    bases = {bucket_size(shape, base): base for base in options.bases for shape in ASPECT_RATIOS_512}
-    sizes = [*options.sizes, *bases]
-    buckets = token_buckets(tokens, sizes, options.max_length, options.tolerance, patch_t)
-    return [dataclasses.replace(b, base=bases.get((b.width, b.height), 0)) for b in buckets]
+    sizes = phase_sizes(options)
+    buckets = token_buckets(tokens, list(sizes), options.max_length, options.tolerance, patch_t)
+    return [dataclasses.replace(bucket, base=sizes[bucket.width, bucket.height]) for bucket in buckets]
 
 
 def phase_draws(
@@ -74,7 +79,11 @@ def phase_draws(
     options = phase.batches
     earlier = [bucket for tokens in options.earlier_tokens for bucket in phase_buckets(options, tokens, patch_t)]
     buckets = phase_buckets(options, options.tokens, patch_t)
-    what = buckets, options.batch_size, phase.seed, clips.aspects, clips.lengths
+    sizes = len(phase_sizes(options))
+    if len(buckets) < sizes:
+        left_out, tokens = sizes - len(buckets), f"within {options.tolerance:.0%} of {options.tokens} tokens"
+        log.info("%d of %d sizes are left out, not %s at %d frames", left_out, sizes, tokens, options.max_length)
+    what = buckets, options.batch_size, phase.seed, clips.aspects, clips.lengths, clips.resolutions
     draws = BucketBatches(*what, rank, world, earlier, options.earlier_share)
     for index in draws.too_short[:TOO_SHORT_SHOWN].tolist():
         found = f"{clips.path(index)} has {clips.lengths[index]} frames at the phase's rate"

@@ -1,5 +1,6 @@
 """Make tasks from model folders, and write what was trained into a model folder."""
 
+import dataclasses
 import os
 import shutil
 from collections.abc import Callable, Mapping, Sequence
@@ -94,12 +95,14 @@ class Parts:
             check_origin(Cache(phase.data.cache), origin(phase, source, self.texts))
         else:
             self.encoders = make_encoders(phase, source, self.texts, dtype)
+        schedule = source.schedule
+        if phase.snr_shift:
+            schedule = dataclasses.replace(schedule, snr_shift=phase.snr_shift)
         if phase.task == "few_steps":
-            self.task = FewStepsTask(transformer, source.schedule, self.negative(), phase.few_steps, phase.loss_level)
+            self.task = FewStepsTask(transformer, schedule, self.negative(), phase.few_steps, phase.loss_level)
             return
         t5 = self.encoders.text_encoder.model.requires_grad_(True) if phase.train_text_encoder else None
-        alphas = source.schedule.alphas_cumprod()
-        self.task = TransformerTask(transformer, alphas, t5, phase.snr_gamma, phase.loss_level)
+        self.task = TransformerTask(transformer, schedule.alphas_cumprod(), t5, phase.snr_gamma, phase.loss_level)
 
     def negative(self) -> torch.Tensor:
         """The features of the teacher's negative prompt, [1, L, C]. T5 is loaded for it where clips are cached."""

@@ -145,3 +145,10 @@ def test_the_8_bit_optimizer_names_what_is_missing(monkeypatch):
     monkeypatch.setitem(sys.modules, "bitsandbytes", None)
     with pytest.raises(ValueError, match="bitsandbytes is missing: pip install bitsandbytes"):
         make_optimizer(Optimizer(kind="adamw8bit"), [], torch.device("cuda"))
+
+
+def test_the_optimizer_has_the_values_of_the_phase():
+    options = Optimizer(3e-4, weight_decay=0.03, betas=(0.8, 0.95), eps=1e-10)
+    (group,) = make_optimizer(options, [torch.zeros(1)], torch.device("cpu")).param_groups
+    found = {name: group[name] for name in ("lr", "weight_decay", "betas", "eps")}
+    assert found == {"lr": 3e-4, "weight_decay": 0.03, "betas": (0.8, 0.95), "eps": 1e-10}

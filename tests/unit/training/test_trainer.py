@@ -206,6 +206,9 @@ tolerance = 0.3
         ("[batches]", "[masks]\nmiddle = 1\n[batches]", "masks is .*'middle': 1.0.*, expected weights"),
         ("[batches]", "[data.backgrounds]\nsea = 1\n[batches]", "backgrounds is .*'sea': 1.0.*, expected weights"),
         ("[batches]", "[data.backgrounds]\nphoto = 0\n[batches]", "backgrounds is .*, expected a weight above 0"),
+        ('"full"', '"lora"\ncuda_graphs = true', "cuda_graphs is True, expected false, or one of the tasks .'vae'"),
+        ("steps = 2", "steps = 2\nsnr_shift = -1", "snr_shift is -1.0, expected 0 or more"),
+        ("[batches]", "[optimizer]\neps = 0\n[batches]", "optimizer.eps is 0.0, expected more than 0"),
         ("[batches]", "[batches", "can't be read as TOML"),
     ],
 )

@@ -109,6 +109,34 @@ def test_bases_give_the_shapes_of_a_video_at_each_resolution():
     assert sizes == expected | {1280: (1680, 960, 5)}
 
 
+@pytest.mark.parametrize(
+    "width, height, bases",
+    [
+        (640, 360, {512}),
+        (1280, 720, {512, 640, 768, 1024}),
+        (1920, 1080, {512, 640, 768, 1024, 1280}),
+        (320, 180, {512}),
+    ],
+)
+def test_a_clip_is_not_enlarged_into_a_large_base(width, height, bases):
+    """Its base is below 1.25 times the mean of its width and height, as in VideoX-Fun's trainer, or the smallest."""
+    found = phase_buckets(Batches(13312, bases=(512, 640, 768, 1024, 1280)), 13312)
+    drawn = BucketBatches(found, 1, 0, [width / height], [100], [(width + height) / 2])
+    assert {draw.bucket.base for draw in draws_of(drawn, 60)} == bases
+
+
+def test_sizes_that_are_left_out_are_counted_in_the_log(caplog):
+    """On V1.5, 49 frames are 45, and most shapes need more for the token length."""
+    caplog.set_level("INFO")
+    phase = Phase("lora", "", "", 1, Batches(13312, bases=(512,), batch_size=1))
+    assert len(phase_draws(phase, SceneClips(0), patch_t=2).buckets) == 15
+    assert "25 of 40 sizes are left out, not within 10% of 13312 tokens at 49 frames" in caplog.text
+    caplog.clear()
+    longer = dataclasses.replace(phase.batches, tokens=22528, max_length=85)
+    assert len(phase_draws(dataclasses.replace(phase, batches=longer), SceneClips(0), patch_t=2).buckets) == 40
+    assert "left out" not in caplog.text
+
+
 def test_clips_that_are_too_short_for_an_earlier_length():
     now, before = [Bucket(96, 96, 9)], [Bucket(64, 64, 17)]
     drawn = BucketBatches(now, 1, 0, [1.0, 1.0, 1.0], [9, 17, 8], earlier=before, earlier_share=0.5)
@@ -179,7 +207,7 @@ def test_a_clip_is_seen_as_its_rotation_says(tmp_path, rotation, corner):
     write_video(tmp_path / "phone.mp4", frames, rotation=rotation)
     clips = FolderClips([tmp_path], 0)
     width, height = (48, 64) if abs(rotation) == 90 else (64, 48)
-    assert clips.aspects == [width / height]
+    assert clips.aspects == [width / height] and clips.resolutions == [56]
     video, _ = clips.clip(0, Bucket(width, height, 3), random.Random(0))
     quarters = video.mean((0, 3)).unflatten(0, (2, -1)).unflatten(2, (2, -1)).mean((1, 3))
     white = torch.zeros(2, 2)

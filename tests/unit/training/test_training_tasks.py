@@ -21,6 +21,7 @@ from cogvideox_fun.training.tasks.hub import save_weights, write_json
 from cogvideox_fun.training.tasks.lora import add_lora, apply_lora, lora_file, lower_rank
 from cogvideox_fun.training.tasks.parts import Parts, export_half, measure_scale, write_result
 from cogvideox_fun.training.tasks.vae import known_cells
+from diffusers import DDPMScheduler
 from safetensors.torch import load_file, save_file
 from tiny_model import write_tiny_model
 
@@ -41,15 +42,24 @@ def batch_of(phase: Phase):
 
 
 @torch.no_grad()
-def test_the_loss_of_a_batch_by_hand(tiny_model):
-    """The same from the pack's pipeline, sample by sample and noise by noise."""
-    phase = phase_of(tiny_model, masks={"start": 0.5, "region": 0.5}, caption_dropout=0.0)
+@pytest.mark.parametrize("snr_shift", [0.0, 1.0])
+def test_the_loss_of_a_batch_by_hand(tiny_model, snr_shift):
+    """The same from the pack's pipeline, sample by sample and noise by noise.
+
+    Without a shift the noise levels are those of VideoX-Fun's trainer, which reads the 2B's configuration with
+    diffusers' DDPMScheduler.
+    """
+    masks = {"start": 0.5, "region": 0.5}
+    phase = phase_of(tiny_model, masks=masks, caption_dropout=0.0, snr_shift=snr_shift)
     batch = batch_of(phase)
     parts = Parts(phase)
     loss = parts.task(parts.prepare(batch)).mean()
 
     pipeline = Pipeline.from_folder(tiny_model)
     alphas, total = pipeline.checkpoint.schedule.alphas_cumprod(), []
+    if snr_shift:
+        alphas = DDPMScheduler.from_pretrained(tiny_model / "scheduler").alphas_cumprod
+        assert alphas[500] > 1.5 * pipeline.checkpoint.schedule.alphas_cumprod()[500]
     for video, mask, caption, noises, times in zip(
         batch["video"], batch["mask"], batch["captions"], batch["noise"], batch["time"], strict=True
     ):
