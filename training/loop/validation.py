@@ -3,20 +3,20 @@
 import dataclasses
 import logging
 import random
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 
 import torch
 
 from ...model_loading.networks.config import TransformerConfig
-from ...model_loading.standalone import Pipeline, open_whole
+from ...model_loading.networks.vae import CogVideoXVAE
+from ...model_loading.standalone import Pipeline, TextEncoder, load_vae, open_whole
 from ...sampling.geometry import check_size, legal_length
 from ..data.buckets import Bucket, Draw
 from ..data.clips import Clips
 from ..data.scenes import HELD_OUT, NEGATIVE
-from ..tasks.encoders import Encoders
-from ..tasks.parts import Parts, make_encoders
+from ..tasks.parts import Parts
 from .config import OF_THE_VAE, ConfigError, Data, Phase
 from .grid import write_picture, write_video
 from .source import open_clips, phase_buckets, phase_samples
@@ -109,7 +109,7 @@ class Validator:
 
     Args:
         parts: if its task is in shards, the whole model is loaded for each validation. If it has no encoders, the VAE
-            and T5 are.
+            is, and T5 for the first one alone.
         accelerator: its main process makes the clips, while the others wait, and its trackers get the picture.
         folder: of the run.
 
@@ -127,6 +127,7 @@ class Validator:
         self.rows = rows_of(phase, parts.checkpoint.config)
         self.bucket = bucket_for(phase, parts.patch_t)
         self.samples: list[dict] | None = None  # the clips, made once
+        self.features: dict[str, torch.Tensor] | None = None  # of their captions, where clips are trained from a cache
 
     def due(self, step: int) -> bool:
         """Whether the clips are to be made after ``step`` steps. Step 0 shows the model before training."""
@@ -189,13 +190,24 @@ class Validator:
 
     def generated(self, parts: Parts) -> list[list[torch.Tensor]]:
         """A list of clips F H W 3 of 0..1 for every row."""
-        encoders = parts.encoders or self.loaded(parts)
-        encoders.to(self.accelerator.device)
-        pipeline = Pipeline(parts.checkpoint, parts.task.transformer, encoders.vae, encoders.text_encoder)
+        device = self.accelerator.device
+        if parts.encoders is None:
+            vae, texts = self.loaded(parts)
+        else:
+            parts.encoders.to(device)
+            vae, texts = parts.encoders.vae, parts.encoders.text_encoder
+        pipeline = Pipeline(parts.checkpoint, parts.task.transformer, vae, texts)
         return [[self.clip(pipeline, row, i, sample) for i, sample in enumerate(self.samples)] for row in self.rows]
 
-    def loaded(self, parts: Parts) -> Encoders:
-        return make_encoders(self.phase, parts.checkpoint, parts.texts, parts.dtype)
+    def loaded(self, parts: Parts) -> tuple[CogVideoXVAE, Callable[[str], torch.Tensor]]:
+        """The VAE, and the kept features of the captions: T5-XXL does not fit beside all that sampling needs."""
+        device = self.accelerator.device
+        if self.features is None:
+            encoder = TextEncoder(parts.texts.text_encoder, parts.texts.tokenizer, parts.dtype)
+            encoder.model.to(device)
+            self.features = {text: encoder(text) for text in (*(s["captions"] for s in self.samples), NEGATIVE)}
+        vae = load_vae(parts.checkpoint.vae, parts.dtype).to(device).requires_grad_(False)
+        return vae, self.features.__getitem__
 
     def clip(self, pipeline: Pipeline, row: str, number: int, sample: dict) -> torch.Tensor:
         """One clip by the pack's own pipeline. All rows of a sample start from the same noise."""

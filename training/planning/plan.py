@@ -169,8 +169,9 @@ class Plan:
             state, passes, update = state / shards, step.passes_sharded + gathered, update / shards
         elif saving.gpus > 1:
             state += step.trained  # DDP sums gradients in a copy
-        if saving.cached:
-            return int(state + max(left + passes, update))
+        if saving.cached:  # T5 encodes the captions of a validation beside the model
+            validation = self.frozen_bytes if self.phase.validation.every else 0
+            return int(state + max(left + passes, update, validation))
         biggest = max(pixels_of(b) for b in ([bucket] if bucket else [*self.buckets, *self.earlier]))
         channel = saving.micro_batch * biggest * 4  # float32
         video = 4 * channel  # three channels and the mask

@@ -2,6 +2,7 @@
 
 import dataclasses
 import random
+import weakref
 
 import av
 import numpy as np
@@ -85,6 +86,34 @@ def test_training_is_the_same_with_and_without_validation(tiny_model, tmp_path, 
         assert all(torch.equal(found[name], value) for name, value in expected.items())
     names = sorted(path.name for path in (tmp_path / "1" / "validation").iterdir())
     assert names == [f"step_000000{step}.{suffix}" for step in range(3) for suffix in ("mp4", "png")]
+
+
+@torch.no_grad()
+def test_without_encoders_t5_is_loaded_once_and_gone_while_clips_are_made(tiny_model, tmp_path, tables, monkeypatch):
+    """As in training from a cache; the clips are those that the task's own encoders give."""
+    encoders, make = [], Validator.clip
+
+    class Watched(validation.TextEncoder):
+        def __init__(self, *args):
+            super().__init__(*args)
+            encoders.append(weakref.ref(self.model))
+
+    def clip(*args):
+        assert all(model() is None for model in encoders), "T5 is still in memory"
+        return make(*args)
+
+    monkeypatch.setattr(validation, "TextEncoder", Watched)
+    monkeypatch.setattr(Validator, "clip", clip)
+    trainer = trainer_of(phase_of(tiny_model), tmp_path)
+    weights = trainer.weights(average=True)
+    trainer.validator(0, weights)
+    assert encoders == []
+    trainer.parts.encoders = None
+    trainer.validator(2, weights), trainer.validator(4, weights)
+    assert len(encoders) == 1
+    for step in (2, 4):
+        for found, expected in zip(tables[step], tables[0], strict=True):
+            assert all(torch.equal(a, b) for a, b in zip(found, expected, strict=True))
 
 
 @torch.no_grad()
