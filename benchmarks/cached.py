@@ -13,9 +13,9 @@ from accelerate import Accelerator
 
 from ..training.loop.config import Phase
 from ..training.loop.encode import Amount, Encoding
+from ..training.loop.phase import make_parts
 from ..training.loop.source import open_clips, phase_batches
 from ..training.loop.trainer import Trainer
-from ..training.tasks.parts import Parts
 
 WARM_UP, ROUNDS = 2, 3  # steps that are not measured; how often each is run
 
@@ -36,7 +36,7 @@ class Times:
 def time_steps(phase: Phase, accelerator: Accelerator, steps: int, times: Times) -> None:
     """Train for some steps, and add their times."""
     with tempfile.TemporaryDirectory() as folder:
-        trainer = Trainer(phase, Parts(phase), accelerator, folder)
+        trainer = Trainer(phase, make_parts(phase, accelerator.device), accelerator, folder)
         batches = phase_batches(phase, open_clips(phase.data), patch_t=trainer.parts.patch_t)
         for step in range(WARM_UP + steps):
             started, busy = time.perf_counter(), time.process_time()

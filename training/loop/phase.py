@@ -68,6 +68,20 @@ def has_amx() -> bool:
     return getattr(torch.cpu, "_is_amx_tile_supported", lambda: False)()
 
 
+def make_parts(phase: Phase, device: torch.device) -> Parts:
+    """The parts of a phase as they are trained on a device."""
+    on_cpu, bf16 = device.type == "cpu", phase.mixed_precision == "bf16"
+    parts = Parts(
+        phase,
+        dtype=torch.bfloat16 if bf16 and not on_cpu else torch.float32,
+        attention=product_attention if bf16 and on_cpu else sdpa,
+    )
+    if bf16 and on_cpu and has_amx():  # oneDNN's bfloat16 gradient can crash there
+        log.info("this CPU has AMX: convolutions are trained in float32")
+        convolve_in_float32(parts.task)
+    return parts
+
+
 def run_phase(phase: Phase, cpu: bool = False, until: int | None = None) -> None:
     """Run a phase and write ``output``: the checkpoint and the losses while it runs, the model when it is done.
 
@@ -84,14 +98,7 @@ def run_phase(phase: Phase, cpu: bool = False, until: int | None = None) -> None
     trackers = {"log_with": list(phase.logging.trackers) or None, "project_dir": str(Path(phase.output) / "run")}
     accelerator = Accelerator(cpu=cpu, mixed_precision=phase.mixed_precision, **trackers)
     set_seed(phase.seed)  # for the initial values of LoRA layers; everything else has a seed per sample
-    frozen = torch.bfloat16 if phase.mixed_precision == "bf16" else torch.float32
-    on_cpu = accelerator.device.type == "cpu"
-    bf16_on_cpu = on_cpu and phase.mixed_precision == "bf16"
-    parts = Parts(phase, torch.float32 if on_cpu else frozen, product_attention if bf16_on_cpu else sdpa)
-    if bf16_on_cpu and has_amx():  # oneDNN's bfloat16 gradient can crash there
-        log.info("this CPU has AMX: convolutions are trained in float32")
-        convolve_in_float32(parts.task)
-    trainer = Trainer(phase, parts, accelerator, Path(phase.output) / "run")
+    trainer = Trainer(phase, make_parts(phase, accelerator.device), accelerator, Path(phase.output) / "run")
     if accelerator.is_main_process:
         count, title, kind = accelerator.num_processes, trainer.engine.title, accelerator.device.type
         log.info("processes: %d, device: %s, engine: %s", count, kind, title)
