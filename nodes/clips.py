@@ -38,7 +38,7 @@ class ClipFrames(io.ComfyNode):
                     "start_seconds", (0.0, 0.0, 86_400.0, 0.05), "Where in the clip the first frame is, in seconds."
                 ),
                 common.number(
-                    "frame_rate", (MODEL_RATE, 1.0, 120.0, 1.0), "Frames a second. The models were trained at 8."
+                    "frame_rate", (MODEL_RATE, 1.0, 120.0, 0.01), "Frames a second. The models were trained at 8."
                 ),
                 common.fit_input(),
                 common.length_model_input(),

@@ -142,7 +142,7 @@ class LongVideo(io.ComfyNode):
             start_image=start_image,
             round_length=round_length,
             overlap=overlap,
-            last_start_frames=starts[-1],
+            last_start_frames=starts[-1] if len(starts) > 1 else 0,
             **end,
         )
         texts = [graph.node("CLIPTextEncode", f"prompt{i}", clip=clip, text=line) for i, line in enumerate(lines)]

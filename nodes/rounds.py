@@ -44,7 +44,11 @@ class CheckLongVideo(io.ComfyNode):
                 io.Image.Input("start_image", tooltip="What the first round begins with."),
                 common.integer("round_length", ROUND_LENGTHS, "Frames of a round."),
                 overlap_input(),
-                common.integer("last_start_frames", (9, 1, 1001), "Known frames at the start of the last round."),
+                common.integer(
+                    "last_start_frames",
+                    (9, 0, 1001),
+                    "Known frames at the start of the last round; 0 = those of start_image, for a single round.",
+                ),
                 io.Image.Input("end_image", optional=True, tooltip="What the last round ends with."),
             ],
             outputs=[],
@@ -69,7 +73,7 @@ class CheckLongVideo(io.ComfyNode):
         start, end = single_clip("start_image", start_image), single_clip("end_image", end_image)
         check_parts(model, clip, vae)
         check_round_length(model, round_length)
-        check_images(start, end, overlap, round_length - known)
+        check_images(start, end, overlap, round_length, known)
         return io.NodeOutput()
 
 
@@ -113,11 +117,12 @@ def check_round_length(model, length: int) -> None:
         raise ValueError(f"round_length is {length} frames, which the model does not take: set it to {legal}")
 
 
-def check_images(start, end, overlap: int, free: int) -> None:
+def check_images(start, end, overlap: int, length: int, known: int) -> None:
     """Raise a ValueError if a round can't begin or end with these images.
 
     Args:
-        free: frames that the last round adds.
+        length: frames of a round.
+        known: of these, at the start of the last round; 0 = those of ``start``.
     """
     if start is None:
         raise ValueError("start_image is empty, expected an image or frames of a clip: connect for example Load Image")
@@ -130,6 +135,7 @@ def check_images(start, end, overlap: int, free: int) -> None:
     if end is None:
         return
     check_image(end, "end_image")
+    free = length - (known or min(len(start), overlap))  # what the last round adds
     if len(end) >= free:
         least = len(end) + 1 - free
         raise ValueError(

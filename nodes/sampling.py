@@ -4,6 +4,7 @@ import comfy.sample
 import comfy.samplers
 import comfy.utils
 import latent_preview
+import torch
 from comfy_api.latest import io
 from torch import Tensor
 
@@ -55,14 +56,21 @@ def noise_mask(latent: dict) -> Tensor | None:
 
     A mask with all frames of the video becomes [1, 1, T, h, w], as by Mask Resize 3D. ComfyUI would resize it evenly
     over time, but the first latent frame stands for one frame and the others for four: a first frame that is to be
-    kept would be generated.
+    kept would be generated. So does one of several videos with the same frames, as after Repeat Latent Batch.
     """
     mask, (latent_t, *size) = latent.get("noise_mask"), latent["samples"].shape[2:]
     if mask is None:
         return None
-    if mask.ndim > 4 or latent_t == 1 or frames_to_latent_t(len(mask)) != latent_t:
-        return mask.float()
-    return mask_to_latent(as_frames(mask), latent_t, *size, soft=True)[None, None]
+    for frames in (mask, first_of_equal(mask, len(latent["samples"]))):
+        if mask.ndim <= 4 and latent_t > 1 and frames_to_latent_t(len(frames)) == latent_t:
+            return mask_to_latent(as_frames(frames), latent_t, *size, soft=True)[None, None]
+    return mask.float()
+
+
+def first_of_equal(mask: Tensor, count: int) -> Tensor:
+    """The first of as many equal parts of a mask, or the whole mask if they differ."""
+    parts = mask.chunk(count)
+    return parts[0] if len(parts) == count and all(torch.equal(part, parts[0]) for part in parts) else mask
 
 
 class Sampler(io.ComfyNode):

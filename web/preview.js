@@ -12,7 +12,7 @@ const HIGHEST = 400;
 
 const shown = new Map(); // node -> { widget, height: of the node before }
 let running = null; // the id of the run
-let ignored = null; // the run of a graph that is no longer open
+let ignored = null; // the run of a graph that was closed, for front ends that send no graph
 
 function add(node) {
     const picture = document.createElement("img");
@@ -40,14 +40,17 @@ function removeAll() {
         if (node.removeWidget) node.removeWidget(widget);
         else node.widgets.splice(node.widgets.indexOf(widget), 1);
         widget.onRemove?.();
+        widget.element.removeAttribute("src"); // the front end keeps the element as long as the node
         node.setSize([node.size[0], Math.max(height, node.computeSize()[1])]);
     }
     if (shown.size) app.canvas.setDirty(true, true);
     shown.clear();
 }
 
-// Now, and not in setup: before ComfyUI's own listener.
-api.addEventListener("b_preview_with_metadata", (event) => shown.size && event.stopImmediatePropagation());
+// Now, and not in setup: before ComfyUI's own listener. An app shows ComfyUI's picture, and hides the canvas with ours.
+api.addEventListener("b_preview_with_metadata", (event) => {
+    if (shown.size && app.canvas.canvas.checkVisibility()) event.stopImmediatePropagation();
+});
 
 app.registerExtension({
     name: "CogVideoXFun.Preview",
@@ -55,7 +58,7 @@ app.registerExtension({
         api.addEventListener("execution_start", ({ detail }) => (running = detail.prompt_id));
         api.addEventListener("executing", removeAll); // the next node runs, or none
         api.addEventListener(EVENT, ({ detail: { node: id, prompt, graph, image } }) => {
-            if (prompt === ignored || !isOpen(graph)) return;
+            if (graph ? !isOpen(graph) : prompt === ignored) return;
             for (const [, node] of nodesOf(id)) {
                 const widget = shown.get(node)?.widget ?? add(node);
                 widget.element.src = `data:image/webp;base64,${image}`;

@@ -7,11 +7,12 @@ import { ComfyWidgets } from "../../scripts/widgets.js";
 import { isOpen, nodesOf } from "./nodes.js";
 
 const EVENT = "cogvideox-fun.said"; // nodes/said.py sends it
-const WIDGET = "$$cogvideox-fun-said"; // the front end saves no widget whose name begins like this
+// The front end saves no widget whose name begins like this; 1.35 lists it at a subgraph's node, and ignores it later.
+const WIDGET = "$$cogvideox-fun-said";
 const HEIGHT = 56;
 
 const said = new Map(); // id of a node that ran -> { prompt, lines }
-const ignored = new Set(); // runs of a graph that is no longer open
+const ignored = new Set(); // runs of graphs that were closed, for front ends that send no graph
 let running = null; // the id of the run
 
 function addWidget(node) {
@@ -49,7 +50,7 @@ app.registerExtension({
         });
         api.addEventListener(EVENT, ({ detail: { node, prompt, graph, text } }) => {
             const found = nodesOf(node);
-            if (ignored.has(prompt) || !isOpen(graph) || !found.length) return;
+            if ((graph ? !isOpen(graph) : ignored.has(prompt)) || !found.length) return;
             const id = found.at(-1)[0];
             const before = said.get(id);
             said.set(id, { prompt, lines: before?.prompt === prompt ? [...before.lines, text] : [text] });

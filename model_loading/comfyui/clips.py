@@ -23,6 +23,14 @@ GAP = 0.03  # seconds without sound, for example of lost packets: less comes fro
 AUDIO = dict[str, Tensor | int]  # ComfyUI's: waveform 1 C S and sample_rate
 
 
+def seek(container, offset: int, stream=None) -> None:
+    """Seek to a key frame before an offset. Where the file can't seek, as some of FLV, it is read from its start."""
+    import av
+
+    with contextlib.suppress(av.error.FFmpegError):
+        container.seek(offset, stream=stream)
+
+
 class MadeClip:
     """A VIDEO that other nodes made, in memory. ``end`` is its length in seconds."""
 
@@ -136,7 +144,7 @@ class FileClip:
         """What can be decoded after a seek to a second, or the whole file."""
         with self.opened() as (container, stream):
             if second is not None:
-                container.seek(int(max(second + self.first, 0.0) / stream.time_base), stream=stream)
+                seek(container, int(max(second + self.first, 0.0) / stream.time_base), stream)
             for frame in container.decode(stream):
                 if frame.time is not None:
                     yield frame.time - self.first, frame
@@ -158,7 +166,7 @@ class FileClip:
             stream, resampler = streams[0], av.AudioResampler(format="fltp")
             parts, begin, count = [], None, 0  # count: samples so far
             if not self.is_mpeg_ps:
-                container.seek(int((start + self.first) * av.time_base))
+                seek(container, int((start + self.first) * av.time_base))
             for frame in container.decode(stream):
                 at = frame.time - self.first
                 if at > start + seconds:

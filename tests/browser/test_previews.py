@@ -1,5 +1,8 @@
 """The moving preview on the node that samples, in place of ComfyUI's own."""
 
+import pytest
+from templates.document import TASK
+
 TEXT = "CogVideoX-Fun Text to Video (nano)"
 OTHER = "CogVideoX-Fun Image to Video (nano)"
 WIDGET = "$$cogvideox-fun-preview"
@@ -46,6 +49,12 @@ api.addEventListener('execution_interrupted', () => {
     window.followed = [];  // what the run still sent arrived before its end
 });
 """
+OWN = """
+return [...document.images].some(one => one.src.startsWith('blob:') && one.checkVisibility());
+"""
+SWITCH = """
+await app.extensionManager.command.execute(`Workspace.${arguments[0]}OpenedWorkflow`);
+"""
 LEFT = """
 return document.querySelectorAll('img.cogvideox-fun-preview').length;
 """
@@ -69,7 +78,10 @@ def test_a_moving_picture_while_sampling(front):
 
 
 def test_the_picture_of_another_workflow_is_not_shown(front):
-    """Of two runs that were queued from it, also that which begins after another workflow was opened."""
+    """Of two runs that were queued from it, also that which begins after another workflow was opened.
+
+    When the first workflow is opened again, the picture is shown again.
+    """
     front.open_template(TEXT)
     ids = [front.app("return (app.graph.rootGraph ?? app.graph).id")]
     front.app(TWICE)
@@ -82,5 +94,26 @@ def test_the_picture_of_another_workflow_is_not_shown(front):
     for number in (1, 2):
         front.wait_for("window.followed.length > 2", 120)
         assert not any(front.app("return window.followed"))
+        if number == 1:
+            front.app(SWITCH, "Previous")
+            front.wait_until(lambda: front.app(SHOWN, WIDGET), 60, "no moving picture is shown after coming back")
+            front.app(SWITCH, "Next")
         front.app(STOP)
         front.wait_for(f"window.ends == {number}", 60)
+
+
+def test_an_app_has_the_picture_of_comfyui(front):
+    """The canvas with ours is hidden."""
+    front.open_template(TEXT)
+    if not front.is_shown("app"):
+        pytest.skip("this front end has no App mode (1.49 and newer have)")
+    front.set_widget(TASK, "steps", 1000)
+    front.click("app")
+    front.close_dialogs()  # its tour
+    assert not front.app(OWN)
+    front.app(ENDS)
+    front.click("app_run")
+    front.wait_until(lambda: front.app(OWN), 120, "the app shows no preview")
+    front.app(STOP)
+    front.wait_for("window.ends == 1", 60)
+    front.click("graph")

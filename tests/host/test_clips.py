@@ -142,6 +142,13 @@ def test_an_mpeg_program_stream(lab, clips, start):
     assert numbers(frames_of(lab, "old.mpg", length=1, start_seconds=start)) == [expected]
 
 
+@pytest.mark.parametrize("start", [0.0, 1.03])
+def test_a_file_that_cant_seek_to_its_beginning(lab, clips, start):
+    """FLV with the codec of Flash and with sound, which begins up to 0.02 seconds before the pictures."""
+    write_coded(lab.base / "input" / "flash.flv", "flv1", 60, ("aac", 3.0), qscale="2")
+    assert numbers(frames_of(lab, "flash.flv", length=1, start_seconds=start)) == [int(20 * start)]
+
+
 def test_a_clip_of_a_phone_stands_upright(lab, clips):
     """The left half of a picture is on top, or at the bottom, of one that was turned by a quarter."""
     video = torch.zeros(9, SIZE, SIZE, 3)

@@ -300,6 +300,17 @@ def test_end_frames_that_leave_nothing_to_make(lab):
     assert case.count() == 0, "before the first round"
 
 
+def test_one_round_knows_as_many_frames_as_it_is_given(lab):
+    """A single start image leaves more room for end images than a clip as long as the overlap."""
+    for start, most in ((1, ROUND - 2), (OVERLAP, ROUND - OVERLAP - 1)):
+        case = Case(lab, 10 + start, start)
+        too_many = f"end_image has {most + 1} frames, but the last round adds only {most + 1}: "
+        with pytest.raises(Failed, match=too_many):
+            case.run(length=ROUND, end=picture(1, most + 1))
+        video, rounds = case.run(length=ROUND, end=picture(1, most))
+        assert len(video) == ROUND and rounds == 1
+
+
 def test_no_start_image(lab):
     graph, video = Case(lab, 9).graph()
     del graph.workflow[video.key]["inputs"]["start_image"]

@@ -101,8 +101,11 @@ def test_a_noise_mask_of_all_frames_keeps_the_first(lab):
     bools = graph.tensor("Mask", mask[:frames].bool())
     resized = graph.fun("MaskResize3D", mask=whole, latent=start, soft=True)
     masked = [graph.node("SetLatentNoiseMask", samples=start, mask=one) for one in (resized, whole, longer, bools)]
-    before, expected, *found = graph.get(start, *(graph.sampler(model, *prompts, one, steps=3) for one in masked))
+    repeated = graph.node("RepeatLatentBatch", samples=masked[1], amount=2)
+    sampled = (graph.sampler(model, *prompts, one, steps=3) for one in (*masked, repeated))
+    before, expected, *found, two = graph.get(start, *sampled)
     assert all(torch.equal(one, expected) for one in found)
+    assert two.shape[0] == 2 and (two - before)[:, :, 0].abs().max() < 1e-5
     kept = (found[0] - before).abs().amax((0, 1, 3, 4))
     assert kept[0] < 1e-5 and kept[1:].min() > 0.1
 
