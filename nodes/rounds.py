@@ -137,10 +137,11 @@ def check_images(start, end, overlap: int, length: int, known: int) -> None:
     check_image(end, "end_image")
     free = length - (known or min(len(start), overlap))  # what the last round adds
     if len(end) >= free:
-        least = len(end) + 1 - free
+        remedy = f"give at most {free - 1}, or set round_length higher"
+        if len(end) < length - overlap:  # which every other round adds
+            remedy = f"add {len(end) + 1 - free} or more to length, or give fewer end images"
         raise ValueError(
-            f"end_image has {len(end)} frame{'s'[: len(end) != 1]}, but the last round adds only {free}: add {least} "
-            "or more to length, or give fewer end images"
+            f"end_image has {len(end)} frame{'s'[: len(end) != 1]}, but the last round adds only {free}: {remedy}"
         )
 
 

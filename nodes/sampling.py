@@ -39,8 +39,8 @@ def sampler_input():
     return common.choice(
         "sampler_name",
         sampler_names(),
-        "cogvideox_ddim is VideoX-Fun's DDIM_Cog, and cogvideox_ddim_origin its DDIM_Origin, the default of its "
-        "scripts and nodes. They differ on the 2B models alone. All cogvideox_ names but cogvideox_ddim are "
+        "cogvideox_ddim is VideoX-Fun's DDIM_Cog. cogvideox_ddim_origin is the default of its scripts, DDIM_Origin, "
+        "and of its nodes, DDIM. They differ on the 2B models alone. All cogvideox_ names but cogvideox_ddim are "
         "diffusers' schedulers: they don't use the 2B models' SNR shift, and cogvideox_pndm needs 4 steps or more. "
         "The rest are ComfyUI's samplers.",
     )
@@ -56,21 +56,23 @@ def noise_mask(latent: dict) -> Tensor | None:
 
     A mask with all frames of the video becomes [1, 1, T, h, w], as by Mask Resize 3D. ComfyUI would resize it evenly
     over time, but the first latent frame stands for one frame and the others for four: a first frame that is to be
-    kept would be generated. So does one of several videos with the same frames, as after Repeat Latent Batch.
+    kept would be generated. One with the frames of all B videos of a batch, one after the other, as Repeat Latent
+    Batch makes it, becomes [B, 1, T, h, w].
     """
-    mask, (latent_t, *size) = latent.get("noise_mask"), latent["samples"].shape[2:]
+    mask, (batch, _, latent_t, *size) = latent.get("noise_mask"), latent["samples"].shape
     if mask is None:
         return None
-    for frames in (mask, first_of_equal(mask, len(latent["samples"]))):
-        if mask.ndim <= 4 and latent_t > 1 and frames_to_latent_t(len(frames)) == latent_t:
-            return mask_to_latent(as_frames(frames), latent_t, *size, soft=True)[None, None]
+    if mask.ndim > 4 or latent_t == 1:
+        return mask.float()
+    if batch > 1 and len(mask) % batch == 0:
+        videos = as_frames(mask.float()).chunk(batch)
+        if len(videos[0]) == latent_t:
+            return torch.stack(videos)[:, None]
+        if frames_to_latent_t(len(videos[0])) == latent_t:
+            return torch.stack([mask_to_latent(video, latent_t, *size, soft=True) for video in videos])[:, None]
+    if frames_to_latent_t(len(mask)) == latent_t:
+        return mask_to_latent(as_frames(mask), latent_t, *size, soft=True)[None, None]
     return mask.float()
-
-
-def first_of_equal(mask: Tensor, count: int) -> Tensor:
-    """The first of as many equal parts of a mask, or the whole mask if they differ."""
-    parts = mask.chunk(count)
-    return parts[0] if len(parts) == count and all(torch.equal(part, parts[0]) for part in parts) else mask
 
 
 class Sampler(io.ComfyNode):

@@ -28,7 +28,9 @@ def parse_args() -> argparse.Namespace:
     parser.add_argument("parts", nargs="*", default=PARTS, help=f"of {', '.join(PARTS)}; default: all, in this order")
     parser.add_argument("--output", type=Path, default=ROOT / "gpu_output", help="folder for the results")
     parser.add_argument("--rehearse", action="store_true", help="small models, on the CPU where there is no GPU")
-    parser.add_argument("--seconds", type=float, default=math.inf, help="start no part after this time (default: any)")
+    parser.add_argument(
+        "--seconds", type=float, default=math.inf, help="start no part after this time (default: no limit)"
+    )
     parser.add_argument("--loops", nargs="*", default=KINDS, help="kinds of whole runs")
     return parser.parse_args()
 
@@ -96,9 +98,10 @@ def main() -> None:
             write = Writer(args.output / f"{part}.json", about)
             try:
                 write(run_part(part, scale, Path(folder), args, write))
-            except Exception:  # the next part may still run
+            except Exception as error:  # the next part may still run
                 log.exception("%s failed", part)
-                write(error=traceback.format_exc())
+                reason = traceback.format_exception_only(error)[-1].splitlines()[0]
+                write(error=traceback.format_exc(), reason=reason)
                 failed.append(part)
             log.info("%s took %.0f s", part, time.monotonic() - started)
     if failed:

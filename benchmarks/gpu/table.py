@@ -134,7 +134,7 @@ SECTIONS = {
 
 
 def section(name: str, part: dict) -> str:
-    """What a part measured; of one that failed, what it measured before and the last line of its error."""
+    """What a part measured; of one that failed, what it measured before, and why."""
     make, result = SECTIONS[name], part["result"]
     if "error" not in part:
         return make(result)
@@ -142,7 +142,7 @@ def section(name: str, part: dict) -> str:
         text = make(result)
     except KeyError:  # it failed before its first figure
         text = f"## {name}\n"
-    return f"{text}\nThis part failed: `{part['error'].strip().splitlines()[-1]}`\n"
+    return f"{text}\nThis part failed: `{part['reason']}`\n"
 
 
 def page(folder: Path) -> str:

@@ -23,14 +23,6 @@ GAP = 0.03  # seconds without sound, for example of lost packets: less comes fro
 AUDIO = dict[str, Tensor | int]  # ComfyUI's: waveform 1 C S and sample_rate
 
 
-def seek(container, offset: int, stream=None) -> None:
-    """Seek to a key frame before an offset. Where the file can't seek, as some of FLV, it is read from its start."""
-    import av
-
-    with contextlib.suppress(av.error.FFmpegError):
-        container.seek(offset, stream=stream)
-
-
 class MadeClip:
     """A VIDEO that other nodes made, in memory. ``end`` is its length in seconds."""
 
@@ -132,9 +124,16 @@ class FileClip:
 
     def frames_around(self, start: float) -> Iterator[tuple[float, object]]:
         """As `frames`, to the last that is there."""
+        import av
+
         for back in (None,) if self.is_mpeg_ps else SEEK_BACK:
             frames = self.frames_after_seek(None if back is None else start - back)
-            head = list(itertools.islice(frames, 1))
+            try:
+                head = list(itertools.islice(frames, 1))
+            except av.error.FFmpegError:
+                if back is None:
+                    raise
+                continue  # some FLV can't seek to their beginning
             if back is None or (head and head[0][0] <= start + SLACK):
                 yield from itertools.chain(head, frames)
                 return
@@ -144,7 +143,7 @@ class FileClip:
         """What can be decoded after a seek to a second, or the whole file."""
         with self.opened() as (container, stream):
             if second is not None:
-                seek(container, int(max(second + self.first, 0.0) / stream.time_base), stream)
+                container.seek(int(max(second + self.first, 0.0) / stream.time_base), stream=stream)
             for frame in container.decode(stream):
                 if frame.time is not None:
                     yield frame.time - self.first, frame
@@ -158,6 +157,15 @@ class FileClip:
         """The sound of a part, given in seconds; None without one. Where the file has a gap, it is silent."""
         import av
 
+        try:
+            return self.sound_after_seek(None if self.is_mpeg_ps else start, start, seconds)
+        except av.error.FFmpegError:  # some FLV can't seek to their beginning
+            return self.sound_after_seek(None, start, seconds)
+
+    def sound_after_seek(self, second: float | None, start: float, seconds: float) -> AUDIO | None:
+        """`sound`, read after a seek to a second, or from the beginning of the file."""
+        import av
+
         with self.opened() as (container, _):
             # without a codec context, decoding would end the process
             streams = [stream for stream in container.streams.audio if stream.codec_context is not None]
@@ -165,8 +173,8 @@ class FileClip:
                 return None
             stream, resampler = streams[0], av.AudioResampler(format="fltp")
             parts, begin, count = [], None, 0  # count: samples so far
-            if not self.is_mpeg_ps:
-                seek(container, int((start + self.first) * av.time_base))
+            if second is not None:
+                container.seek(int((second + self.first) * av.time_base))
             for frame in container.decode(stream):
                 at = frame.time - self.first
                 if at > start + seconds:

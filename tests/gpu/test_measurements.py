@@ -40,10 +40,10 @@ def test_the_page_says_which_part_failed(tmp_path):
     """One before its first figure, and one after it."""
     shutil.copytree(comfy.ROOT / "benchmarks" / "gpu" / "results", tmp_path, dirs_exist_ok=True)
     parts = table.read(tmp_path)
-    error = "Traceback (most recent call last):\nRuntimeError: no fp8 here\n"
+    error = "Traceback (most recent call last):\nRuntimeError: no fp8 here\nCompile with `TORCH_USE_CUDA_DSA`\n"
     kernels = {name: value for name, value in parts["kernels"]["result"].items() if name in ("tokens", "copy")}
     for name, result in {"loop": {}, "numbers": {}, "kernels": kernels}.items():
-        part = {**parts[name], "result": result, "error": error}
+        part = {**parts[name], "result": result, "error": error, "reason": "RuntimeError: no fp8 here"}
         (tmp_path / f"{name}.json").write_text(json.dumps(part), encoding="utf-8")
     page = table.page(tmp_path)
     assert page.count("This part failed: `RuntimeError: no fp8 here`") == 3

@@ -49,11 +49,12 @@ def write_clip(path, times: list[float], sound: float = 0.0, held: int = 42, **o
             container.mux(audio.encode())
 
 
-def write_coded(path, codec: str, count: int, sound: tuple[str, float], **options: str) -> None:
-    """A clip as cameras and recorders make it: 20 frames a second of grey as in ``write_clip``, and a quiet sound.
+def write_coded(path, codec: str, count: int, sound: tuple[str, float], loud: float = 0.0, **options: str) -> None:
+    """A clip as cameras and recorders make it: 20 frames a second of grey as in ``write_clip``, and a steady tone.
 
     Args:
         sound: its codec, and the seconds that it lasts.
+        loud: the amplitude of the tone; 0 = silence.
         options: of the encoder of the pictures.
     """
     with av.open(str(path), "w") as container:
@@ -64,8 +65,8 @@ def write_coded(path, codec: str, count: int, sound: tuple[str, float], **option
         for i in range(count):
             grey = np.full((SIZE, SIZE, 3), 16 + STEP * i, np.uint8)
             packets += stream.encode(av.VideoFrame.from_ndarray(grey, format="rgb24"))
-        quiet = np.zeros((1, round(sound[1] * 48000)), np.float32)
-        frame = av.AudioFrame.from_ndarray(quiet, format="fltp", layout="mono")
+        tone = loud * np.sin(np.arange(round(sound[1] * 48000), dtype=np.float32) / 20)[None]
+        frame = av.AudioFrame.from_ndarray(tone, format="fltp", layout="mono")
         frame.sample_rate, frame.pts = 48000, 0
         for part in av.AudioResampler(format=audio.format).resample(frame):
             packets += audio.encode(part)
@@ -80,6 +81,18 @@ def numbers(frames: torch.Tensor) -> list[int]:
 def frames_of(lab, name: str, **options):
     graph = lab.graph()
     return graph.get(graph.fun("ClipFrames", clip=graph.node("LoadVideo", file=name), **DEFAULTS | options))[0]
+
+
+def sound_of(lab, name: str, **options) -> np.ndarray:
+    """The sound of the part that is taken, through Create Video and Save Video."""
+    graph = lab.graph()
+    taken = graph.fun("ClipFrames", clip=graph.node("LoadVideo", file=name), **DEFAULTS | options)
+    video = graph.node("CreateVideo", images=taken, fps=taken[1], audio=taken[2])
+    graph.node("SaveVideo", video=video, filename_prefix="sound", format="auto", codec="auto")
+    lab.run(graph.workflow)
+    path = max((lab.base / "output").glob("sound*"), key=lambda one: one.stat().st_mtime)
+    with av.open(str(path)) as container:
+        return np.concatenate([frame.to_ndarray() for frame in container.decode(audio=0)], axis=1)[0]
 
 
 DEFAULTS = {"width": SIZE, "height": SIZE, "length": 49, "start_seconds": 0.0, "frame_rate": 8.0, "fit": "crop"}
@@ -145,8 +158,10 @@ def test_an_mpeg_program_stream(lab, clips, start):
 @pytest.mark.parametrize("start", [0.0, 1.03])
 def test_a_file_that_cant_seek_to_its_beginning(lab, clips, start):
     """FLV with the codec of Flash and with sound, which begins up to 0.02 seconds before the pictures."""
-    write_coded(lab.base / "input" / "flash.flv", "flv1", 60, ("aac", 3.0), qscale="2")
+    write_coded(lab.base / "input" / "flash.flv", "flv1", 60, ("aac", 3.0), loud=0.5, qscale="2")
     assert numbers(frames_of(lab, "flash.flv", length=1, start_seconds=start)) == [int(20 * start)]
+    loud = np.abs(sound_of(lab, "flash.flv", length=9, start_seconds=start)) > 0.1
+    assert loud.mean() > 0.7 and np.argmax(loud) < 48000 * 0.1, "no silence in place of what a seek lost"
 
 
 def test_a_clip_of_a_phone_stands_upright(lab, clips):
@@ -196,14 +211,7 @@ def test_a_gap_in_the_sound_stays(lab, clips):
             packets += sound.encode(frame) if not 10 <= i < 20 else []
         for packet in sorted(packets + pictures.encode(), key=lambda one: one.dts * one.time_base):
             container.mux(packet)
-    graph = lab.graph()
-    taken = graph.fun("ClipFrames", clip=graph.node("LoadVideo", file="gap.mkv"), **DEFAULTS | {"length": 25})
-    video = graph.node("CreateVideo", images=taken, fps=taken[1], audio=taken[2])
-    graph.node("SaveVideo", video=video, filename_prefix="gap", format="auto", codec="auto")
-    lab.run(graph.workflow)
-    (path,) = (lab.base / "output").glob("gap*")
-    with av.open(str(path)) as container:
-        wave = np.concatenate([frame.to_ndarray() for frame in container.decode(audio=0)], axis=1)[0]
+    wave = sound_of(lab, "gap.mkv", length=25)
     assert np.argmax(np.abs(wave) > 0.1) / RATE == pytest.approx(2.5, abs=0.06), "AAC comes in blocks"
 
 

@@ -304,7 +304,7 @@ def test_one_round_knows_as_many_frames_as_it_is_given(lab):
     """A single start image leaves more room for end images than a clip as long as the overlap."""
     for start, most in ((1, ROUND - 2), (OVERLAP, ROUND - OVERLAP - 1)):
         case = Case(lab, 10 + start, start)
-        too_many = f"end_image has {most + 1} frames, but the last round adds only {most + 1}: "
+        too_many = f"has {most + 1} frames, but the last round adds only {most + 1}: give at most {most}, or set round"
         with pytest.raises(Failed, match=too_many):
             case.run(length=ROUND, end=picture(1, most + 1))
         video, rounds = case.run(length=ROUND, end=picture(1, most))

@@ -101,13 +101,29 @@ def test_a_noise_mask_of_all_frames_keeps_the_first(lab):
     bools = graph.tensor("Mask", mask[:frames].bool())
     resized = graph.fun("MaskResize3D", mask=whole, latent=start, soft=True)
     masked = [graph.node("SetLatentNoiseMask", samples=start, mask=one) for one in (resized, whole, longer, bools)]
-    repeated = graph.node("RepeatLatentBatch", samples=masked[1], amount=2)
-    sampled = (graph.sampler(model, *prompts, one, steps=3) for one in (*masked, repeated))
-    before, expected, *found, two = graph.get(start, *sampled)
+    before, expected, *found = graph.get(start, *(graph.sampler(model, *prompts, one, steps=3) for one in masked))
     assert all(torch.equal(one, expected) for one in found)
-    assert two.shape[0] == 2 and (two - before)[:, :, 0].abs().max() < 1e-5
     kept = (found[0] - before).abs().amax((0, 1, 3, 4))
     assert kept[0] < 1e-5 and kept[1:].min() > 0.1
+
+
+@pytest.mark.parametrize("amount", [2, 4])
+@pytest.mark.parametrize("resized", [False, True])
+def test_a_noise_mask_keeps_the_first_frame_of_every_repeated_video(lab, amount, resized):
+    """Repeat Latent Batch repeats its frames, those of the video or those of the latent."""
+    graph, model, *prompts, latent = lab.setting("tiny-2b")
+    start = graph.sampler(model, *prompts, latent, seed=9)
+    mask = torch.ones(graph.get(start)[0].shape[2] * 4 - 3, 48, 80)
+    mask[0] = 0
+    mask = graph.tensor("Mask", mask)
+    if resized:
+        mask = graph.fun("MaskResize3D", mask=mask, latent=start, soft=True)
+    masked = graph.node("SetLatentNoiseMask", samples=start, mask=mask)
+    repeated = graph.node("RepeatLatentBatch", samples=masked, amount=amount)
+    before, found = graph.get(start, graph.sampler(model, *prompts, repeated, steps=3))
+    assert found.shape[0] == amount
+    kept = (found - before).abs().amax((1, 3, 4))
+    assert kept[:, 0].max() < 1e-5 and kept[:, 1:].min() > 0.1
 
 
 def test_a_mask_on_a_conditioning_has_the_latents_frames_or_one(lab):

@@ -269,8 +269,10 @@ def _check_tasks(phase: Phase, check: Check) -> None:
     check("train_text_encoder", lambda value: not value or task == "full", "false: only task full writes a T5")
     check("train_patch_projection", lambda value: not value or task == "lora", "false: only task lora trains it")
     check("snr_gamma", lambda value: not value or task != "few_steps", "0: few_steps does not weight timesteps")
-    reason = "a transformer's position tables are not a graph's own"
-    expected = f"false, or one of the tasks {list(OF_THE_VAE)}: {reason}"
+    check("snr_shift", lambda value: not value or task != "few_steps", "0: few_steps is for the model's own schedule")
+    expected = (
+        f"false: only the tasks {list(OF_THE_VAE)} can have them, as a transformer frees what a graph would read"
+    )
     check("cuda_graphs", lambda value: not value or task in OF_THE_VAE, expected)
 
 

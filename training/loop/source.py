@@ -80,9 +80,11 @@ def phase_draws(
     earlier = [bucket for tokens in options.earlier_tokens for bucket in phase_buckets(options, tokens, patch_t)]
     buckets = phase_buckets(options, options.tokens, patch_t)
     sizes = len(phase_sizes(options))
-    if len(buckets) < sizes:
-        left_out, tokens = sizes - len(buckets), f"within {options.tolerance:.0%} of {options.tokens} tokens"
-        log.info("%d of %d sizes are left out, not %s at %d frames", left_out, sizes, tokens, options.max_length)
+    if len(buckets) < sizes and rank == 0:
+        reason = (
+            f"no length of up to {options.max_length} frames is within {options.tolerance:.0%} of {options.tokens}"
+        )
+        log.info("%d of %d sizes are left out: %s tokens", sizes - len(buckets), sizes, reason)
     what = buckets, options.batch_size, phase.seed, clips.aspects, clips.lengths, clips.resolutions
     draws = BucketBatches(*what, rank, world, earlier, options.earlier_share)
     for index in draws.too_short[:TOO_SHORT_SHOWN].tolist():

@@ -204,7 +204,7 @@ class Validator:
         device = self.accelerator.device
         if self.features is None:
             encoder = TextEncoder(parts.texts.text_encoder, parts.texts.tokenizer, parts.dtype)
-            encoder.model.to(device)
+            encoder.model.requires_grad_(False).to(device)  # autocast would keep copies of what is trained
             self.features = {text: encoder(text) for text in (*(s["captions"] for s in self.samples), NEGATIVE)}
         vae = load_vae(parts.checkpoint.vae, parts.dtype).to(device).requires_grad_(False)
         return vae, self.features.__getitem__

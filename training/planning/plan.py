@@ -169,14 +169,17 @@ class Plan:
             state, passes, update = state / shards, step.passes_sharded + gathered, update / shards
         elif saving.gpus > 1:
             state += step.trained  # DDP sums gradients in a copy
-        if saving.cached:  # T5 encodes the captions of a validation beside the model
-            validation = self.frozen_bytes if self.phase.validation.every else 0
+        validation = 0
+        if self.phase.validation.every and (saving.cached or saving.sharded):
+            # T5 encodes its captions beside the model; beside the shards, that is another one
+            validation = self.frozen_bytes + (step.frozen + step.trained if saving.sharded else 0)
+        if saving.cached:
             return int(state + max(left + passes, update, validation))
         biggest = max(pixels_of(b) for b in ([bucket] if bucket else [*self.buckets, *self.earlier]))
         channel = saving.micro_batch * biggest * 4  # float32
         video = 4 * channel  # three channels and the mask
         encode = left + saving.micro_batch * self.encoding[0] + video + 6 * channel  # in -1..1, and the masked one
-        return int(state + self.frozen_bytes + max(encode, left + passes + video, update))
+        return int(state + self.frozen_bytes + max(encode, left + passes + video, update, validation))
 
     def fits(self, saving: Saving) -> bool:
         return self.peak(saving) <= self.gpu.memory

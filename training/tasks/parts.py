@@ -95,13 +95,13 @@ class Parts:
             check_origin(Cache(phase.data.cache), origin(phase, source, self.texts))
         else:
             self.encoders = make_encoders(phase, source, self.texts, dtype)
+        if phase.task == "few_steps":
+            self.task = FewStepsTask(transformer, source.schedule, self.negative(), phase.few_steps, phase.loss_level)
+            return
+        t5 = self.encoders.text_encoder.model.requires_grad_(True) if phase.train_text_encoder else None
         schedule = source.schedule
         if phase.snr_shift:
             schedule = dataclasses.replace(schedule, snr_shift=phase.snr_shift)
-        if phase.task == "few_steps":
-            self.task = FewStepsTask(transformer, schedule, self.negative(), phase.few_steps, phase.loss_level)
-            return
-        t5 = self.encoders.text_encoder.model.requires_grad_(True) if phase.train_text_encoder else None
         self.task = TransformerTask(transformer, schedule.alphas_cumprod(), t5, phase.snr_gamma, phase.loss_level)
 
     def negative(self) -> torch.Tensor:

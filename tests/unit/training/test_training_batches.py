@@ -125,12 +125,21 @@ def test_a_clip_is_not_enlarged_into_a_large_base(width, height, bases):
     assert {draw.bucket.base for draw in draws_of(drawn, 60)} == bases
 
 
+def test_the_sizes_of_clips_in_a_folder_decide_their_bases(tmp_path):
+    """A size that is listed by itself is drawn, too."""
+    write_video(tmp_path / "small.mp4", counted(8), 8)  # 64 x 48 pixels
+    batches = Batches(16, ((80, 64),), 5, 0.9, batch_size=1, bases=(48, 64, 96))
+    phase = Phase("lora", "", "", 1, batches, Data(folders=(str(tmp_path),), fps=8.0))
+    draws = draws_of(phase_draws(phase, open_clips(phase.data)), 60)
+    assert {draw.bucket.base for draw in draws} == {0, 48, 64}
+
+
 def test_sizes_that_are_left_out_are_counted_in_the_log(caplog):
     """On V1.5, 49 frames are 45, and most shapes need more for the token length."""
     caplog.set_level("INFO")
     phase = Phase("lora", "", "", 1, Batches(13312, bases=(512,), batch_size=1))
     assert len(phase_draws(phase, SceneClips(0), patch_t=2).buckets) == 15
-    assert "25 of 40 sizes are left out, not within 10% of 13312 tokens at 49 frames" in caplog.text
+    assert "25 of 40 sizes are left out: no length of up to 49 frames is within 10% of 13312 tokens" in caplog.text
     caplog.clear()
     longer = dataclasses.replace(phase.batches, tokens=22528, max_length=85)
     assert len(phase_draws(dataclasses.replace(phase, batches=longer), SceneClips(0), patch_t=2).buckets) == 40
