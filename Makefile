@@ -40,7 +40,7 @@ gpu:
 # Run the linter and all tests. FRONTEND=1.58.1 tests that front end of PyPI, NODES=2 its other renderer.
 test: $(READY) lint $(FRONT_END)
 	$(if $(FRONT_END),COMFYUI_FRONT_END=$(abspath $(FRONT_END))) COMFYUI_NODES=$(NODES) OMP_NUM_THREADS=$(THREADS) \
-		$(BIN)/python -m pytest -n $(WORKERS) --dist loadfile --max-worker-restart 0 $(TESTS)
+		$(BIN)/python -m pytest -n $(WORKERS) --dist loadfile --no-loadscope-reorder --max-worker-restart 0 $(TESTS)
 
 $(FRONT_END): | $(READY)
 	$(BIN)/pip install --quiet --disable-pip-version-check --no-deps --target $(VENV)/front_end/$(FRONTEND) \

@@ -1,10 +1,19 @@
 from collections import Counter
+from pathlib import Path
 
 import pack
 import pytest
 import torch
 
 pack.load_pack()
+
+LONGEST = "browser", "host", "unit/training"  # folders, the longest first
+
+
+def pytest_collection_modifyitems(items):
+    """Start what takes longest, so that at the end no process waits for a long file of another one."""
+    folders = [Path(__file__).parent / name for name in LONGEST]
+    items.sort(key=lambda item: [folder not in item.path.parents for folder in folders])
 
 
 @pytest.fixture(autouse=True)
