@@ -51,6 +51,10 @@ class Lab:
         latent = graph.fun("EmptyLatent", width=80, height=48, length=9, batch_size=1)
         return graph, model, *graph.prompts(model[1]), latent
 
+    def has(self, *nodes: str) -> bool:
+        """Whether this ComfyUI has these nodes. They are asked for singly: a list of all nodes takes it a second."""
+        return all(node in self.server.get(f"/object_info/{node}") for node in nodes)
+
     def path(self, suffix: str = ".safetensors") -> str:
         return str(self.base / f"probe-{next(self.numbers)}{suffix}")
 
@@ -88,7 +92,7 @@ class Graph:
 
     def with_defaults(self, class_type: str, sockets: dict | None = None, **given) -> Node:
         """A node with its defaults for what is not given; what a type takes is in ``sockets``."""
-        declared = self.lab.server.get("/object_info")[class_type]["input"]
+        declared = self.lab.server.get(f"/object_info/{class_type}")[class_type]["input"]
         inputs = {}
         for name, (kind, *rest) in {**declared["required"], **declared.get("optional", {})}.items():
             options = rest[0] if rest else {}

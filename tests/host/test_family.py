@@ -293,7 +293,7 @@ def test_image_to_video_of_cogvideox_itself(lab, pipelines, variant, length):
 
 def test_void_with_comfyuis_conditioning(lab, pipelines):
     """The mask goes through the VAE, as the picture 1 - mask, before the video without what is to be removed."""
-    if "VOIDInpaintConditioning" not in lab.server.get("/object_info"):
+    if not lab.has("VOIDInpaintConditioning"):
         pytest.skip("this ComfyUI has no VOIDInpaintConditioning")
     pipeline, video = pipelines["tiny-void"], clip_of(5, 13)
     mask = torch.zeros(13, 48, 80)

@@ -9,7 +9,7 @@ from graph import Failed, relative
 
 
 def needs(lab, node: str) -> None:
-    if node not in lab.server.get("/object_info"):
+    if not lab.has(node):
         pytest.skip(f"this ComfyUI has no {node}")
 
 

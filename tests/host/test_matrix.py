@@ -99,7 +99,7 @@ def region(bench):
     mask, clip, vae = bench.graph.tensor("Mask", mask), bench.clip(1), bench.model[2]
     if bench.variant != "void":
         found = bench.graph.inpaint(bench.model, vae, clip, mask, *bench.pair.values())
-    elif "VOIDInpaintConditioning" in bench.lab.server.get("/object_info"):
+    elif bench.lab.has("VOIDInpaintConditioning"):
         given = {"vae": vae, "video": clip, "quadmask": mask, "length": bench.length, "batch_size": 1}
         found = bench.graph.node("VOIDInpaintConditioning", **bench.pair, **given, **SIZE)
     else:

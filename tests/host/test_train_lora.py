@@ -12,7 +12,7 @@ def test_trainloranode(lab, variant):
     video = graph.tensor("Latent", torch.randn(1, 16, 3, 6, 10, generator=torch.Generator().manual_seed(1)))
     types = {"training_dtype": "fp32", "lora_dtype": "fp32", "existing_lora": "[None]"}
     options = {"steps": 2, "batch_size": 1, "learning_rate": 0.01, "rank": 4, "seed": 1, **types}
-    outputs = lab.server.get("/object_info")["TrainLoraNode"]["output"]
+    outputs = lab.server.get("/object_info/TrainLoraNode")["TrainLoraNode"]["output"]
     trained = graph.with_defaults("TrainLoraNode", model=model, latents=video, positive=positive, **options)
     lora = trained[outputs.index("LORA_MODEL")]
     patched = graph.with_defaults("LoraModelLoader", model=model, lora=lora)

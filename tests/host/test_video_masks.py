@@ -93,7 +93,7 @@ def test_raft_is_found_by_its_weights_as_soon_as_it_is_there(lab, flow_folder, s
 def test_comfyuis_own_optical_flow(lab, flow_folder):
     """What its loader gives is the same RAFT; anything else on this wire is named."""
     video, true = moving_square(3)
-    if "OpticalFlowLoader" in lab.server.get("/object_info"):
+    if lab.has("OpticalFlowLoader"):
         graph = lab.graph()
         path = str(flow_folder / "raft.safetensors")
         graph.node("ProbeRaft", size="large", path=path, flows=lab.path(), images=graph.tensor("Image", video))
@@ -131,7 +131,7 @@ def test_an_empty_mask_is_named(lab, flow_folder):
 
 
 def has_sam3(lab) -> bool:
-    return lab.server.get("/object_info").keys() >= SAM3
+    return lab.has(*SAM3)
 
 
 def small(workflow: dict) -> None:
