@@ -37,6 +37,12 @@ def server(base):
 
 
 @pytest.fixture(scope="module")
+def info(server) -> dict[str, dict]:
+    """The nodes that this ComfyUI has. It takes a second to list them."""
+    return server.get("/object_info")
+
+
+@pytest.fixture(scope="module")
 def browser(base):
     with start_browser() as browser:
         yield browser

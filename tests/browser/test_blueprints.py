@@ -4,7 +4,7 @@ import json
 import urllib.error
 
 import pytest
-from export_api import API, queued
+from export_api import API, WORKFLOWS, queued
 from front_end import PACK
 from make_templates import SUBGRAPHS
 from templates.document import TASK, blueprint_title, name_of
@@ -55,13 +55,13 @@ def test_comfyui_lists_and_serves_them(listed, server):
 
 
 @pytest.mark.parametrize("task", TASKS, ids=lambda task: task.title)
-def test_it_is_the_template_folded_up(listed, classic, front, server, task):
+def test_it_is_the_template_folded_up(listed, classic, front, info, task):
     """Dragged in beside the template's own loaders and connected in place of its node, it queues the same graph."""
     name = name_of(task, False)
     wanted = json.loads((API / f"{name}.json").read_text(encoding="utf-8"))
-    if not {node["class_type"] for node in wanted.values()} <= server.get("/object_info").keys():
+    if not {node["class_type"] for node in wanted.values()} <= info.keys():
         pytest.skip("this ComfyUI has no SAM3 (0.33 and newer have)")
-    front.open_template(name)
+    front.load(json.loads((WORKFLOWS / f"{name}.json").read_text(encoding="utf-8")))
     front.close_dialogs()
     node = front.drag_from_library(blueprint_title(task))
     assert node != TASK

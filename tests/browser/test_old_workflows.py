@@ -26,9 +26,9 @@ def start_image(base):
 
 
 @pytest.mark.parametrize("path", PATHS, ids=lambda path: path.stem)
-def test_values_are_in_their_widgets_and_comfyui_accepts_them(front, server, path):
+def test_values_are_in_their_widgets_and_comfyui_accepts_them(front, server, info, path):
     new, _ = convert(json.loads(path.read_text(encoding="utf-8")))
-    front.app("await app.loadGraphData(arguments[0])", new)
+    front.load(new)
     shown, api = front.nodes(), front.queued()
     front.close_dialogs()
     made = [node for node in new["nodes"] if node["type"].startswith(MADE)]
@@ -40,7 +40,7 @@ def test_values_are_in_their_widgets_and_comfyui_accepts_them(front, server, pat
             if widget in KINDS[node["type"]].after:
                 assert widgets["control_after_generate"] == next(saved)
     if made:
-        assert errors(server, prompt_of(api, new, server.get("/object_info"))) == {}
+        assert errors(server, prompt_of(api, new, info)) == {}
     front.console_errors()  # nodes of packs that are not installed
 
 
@@ -51,7 +51,7 @@ def test_the_front_end_swaps_old_loaders(front, server):
     except urllib.error.HTTPError:
         pytest.skip("this ComfyUI has no node replacement")
     old = json.loads((DATA / "videox_fun_images.json").read_text(encoding="utf-8"))
-    front.app("await app.loadGraphData(arguments[0])", old)
+    front.load(old)
     front.read_error("Replace All")
     front.page.get_by_role("button", name="Replace All").first.click()
     front.wait_until(lambda: front.nodes()[1]["type"] == "CogVideoXFunModelLoader", 10, "the loader is not replaced")

@@ -24,6 +24,9 @@ SERIALIZED = """
 const graph = app.graph.serialize();
 return [...graph.nodes, ...graph.definitions.subgraphs.flatMap(one => one.nodes)];
 """
+FEW_STEPS = """
+app.graph.nodes.flatMap(node => node.widgets ?? []).find(widget => widget.name == 'steps').value = 2;
+"""
 TITLES = """
 const context = document.createElement('canvas').getContext('2d');
 context.font = `${LiteGraph.NODE_TEXT_SIZE}px ${LiteGraph.NODE_FONT}`;
@@ -34,6 +37,10 @@ return kinds.map(kind => {
 });
 """
 SAMPLER, BUILDER = "CogVideoXFunSampler", "CogVideoXFunStartEndImage"
+
+
+def read(name: str) -> dict:
+    return json.loads((WORKFLOWS / f"{name}.json").read_text(encoding="utf-8"))
 
 
 @pytest.fixture
@@ -73,7 +80,7 @@ def test_first_video_takes_three_clicks(new_user, base):
 
 
 @pytest.mark.parametrize("name, nano", NAMES.items())
-def test_every_template_opens_and_queues_its_api_form(front, server, name, nano):
+def test_every_template_opens_and_queues_its_api_form(front, info, name, nano):
     """From the template browser, with no message but which model is missing; tests/data/api holds what it queues.
 
     A ComfyUI without the nodes of a template names them.
@@ -82,7 +89,7 @@ def test_every_template_opens_and_queues_its_api_form(front, server, name, nano)
     shown = front.nodes()
     assert len(shown) <= 5
     wanted = json.loads((API / f"{name}.json").read_text(encoding="utf-8"))
-    if missing := {node["class_type"] for node in wanted.values()} - server.get("/object_info").keys():
+    if missing := {node["class_type"] for node in wanted.values()} - info.keys():
         assert missing == SAM3
         assert front.wait_until(lambda: all(kind in " ".join(front.messages()) for kind in SAM3), 10, "not named")
         return
@@ -105,13 +112,15 @@ def test_every_template_opens_and_queues_its_api_form(front, server, name, nano)
 
 
 @pytest.fixture(scope="module", params=NANO_NAMES)
-def edition(request) -> str:
-    """Of the whole module, so that the tests of one edition follow each other."""
+def edition(window, request) -> str:
+    """Of the whole module, so that the tests of one edition follow each other with it open."""
+    window.close_dialogs()
+    window.load(read(request.param))
+    window.app(FEW_STEPS)
     return request.param
 
 
-def test_every_nano_edition_runs_to_a_video(front, edition):
-    front.open_template(edition)
+def test_every_nano_edition_runs_to_a_video(edition, front):
     front.run()
     assert front.wait_for_end(180)["end"] == "success" and front.messages() == []
     front.where(front.node("SaveVideo"), "title")
@@ -125,9 +134,8 @@ def test_every_nano_edition_runs_to_a_video(front, edition):
     assert len(lines) == len(set(lines)), "what several nodes inside say alike is shown once"
 
 
-def test_every_nano_edition_runs_as_an_app(front, server, edition):
+def test_every_nano_edition_runs_as_an_app(edition, front, server):
     """Just sources, prompt, seed and Run; after the test above, ComfyUI has the result."""
-    front.open_template(edition)
     if not front.is_shown("app"):
         pytest.skip("this front end has no App mode (1.49 and newer have)")
     front.click("app")
@@ -158,7 +166,7 @@ def test_what_a_run_reports_stays_under_its_node_until_it_runs_again(classic, fr
         assert front.wait_for_end(60)["end"] == "success"
         return front.nodes()[TASK]["widgets"].get(SAID, "")
 
-    front.open_template("CogVideoX-Fun Video to Video (nano)")
+    front.load(read("CogVideoX-Fun Video to Video (nano)"))
     for name, value in (("steps", 2), ("length", 21)):
         front.set_widget(TASK, name, value)
     noise = "noise augmentation: 0, the start of video to video gets none"
@@ -177,7 +185,7 @@ def test_what_a_run_reports_stays_under_its_node_until_it_runs_again(classic, fr
 
 
 def test_widgets_set_in_the_page_are_what_runs(classic, front, server):
-    front.open_template(START_END)
+    front.load(read(START_END))
     wanted = {"steps": 2, "cfg": 1.5, "length": 9, "prompt": "a blue circle moves up over the fog"}
     for name, value in wanted.items():
         front.set_widget(TASK, name, value)
@@ -204,11 +212,11 @@ def test_a_seed_changes_after_a_run_unless_it_is_fixed(front):
         return next(node["inputs"]["seed"] for node in front.queued().values() if node["class_type"] == SAMPLER)
 
     for name, changes in ((f"{TEXT} (nano)", False), (TEXT, True)):
-        workflow = json.loads((WORKFLOWS / f"{name}.json").read_text(encoding="utf-8"))
+        workflow = read(name)
         for node in workflow["definitions"]["subgraphs"][0]["nodes"]:
             if changes and node["type"] in small:
                 node["widgets_values"][: len(small[node["type"]])] = small[node["type"]]
-        front.app("await app.loadGraphData(arguments[0])", workflow)
+        front.load(workflow)
         first = seed()
         front.run()
         assert front.wait_for_end(60)["end"] == "success"
@@ -227,8 +235,7 @@ def test_a_missing_model_is_explained_in_the_page(front, base):
 
 def test_the_notice_goes_when_the_model_is_in_place_and_r_is_pressed(front, base):
     """What is still missing stays in it: here the start image, until it is there too."""
-    path = WORKFLOWS / "CogVideoX-Fun Image to Video.json"
-    workflow = json.loads(path.read_text(encoding="utf-8"))
+    workflow = read("CogVideoX-Fun Image to Video")
     (image,) = (node for node in workflow["nodes"] if node["type"] == "LoadImage")
     image["widgets_values"][0] = "later.png"
     model, picture = base / "models" / "CogVideoX_Fun" / INP, base / "input" / "later.png"
@@ -243,7 +250,7 @@ def test_the_notice_goes_when_the_model_is_in_place_and_r_is_pressed(front, base
         front.page.wait_for_timeout(1000)
         return front.wait_until(lambda: named() == list(names), 10, f"{named()} is named")
 
-    front.app("await app.loadGraphData(arguments[0])", workflow)
+    front.load(workflow)
     try:
         assert front.wait_until(lambda: named() == [f"{INP}, later.png"], 10, "the files are not named")
         shutil.copytree(comfy.ROOT / "models" / "nano", model)
@@ -261,10 +268,10 @@ def test_the_notice_goes_when_the_model_is_in_place_and_r_is_pressed(front, base
 
 def test_a_missing_clip_is_named_as_soon_as_the_page_shows_it(front):
     """Of the two files of this template, only the one that is not in the input folder."""
-    workflow = json.loads((WORKFLOWS / "CogVideoX-Fun Region Inpaint.json").read_text(encoding="utf-8"))
+    workflow = read("CogVideoX-Fun Region Inpaint")
     (clip,) = (node for node in workflow["nodes"] if node["type"] == "LoadVideo")
     clip["widgets_values"][0] = "mine.mp4"
-    front.app("await app.loadGraphData(arguments[0])", workflow)
+    front.load(workflow)
 
     def notice() -> str:
         return next((message for message in front.messages() if f"Missing: {INP}, mine.mp4" in message), "")
@@ -279,15 +286,14 @@ def test_a_missing_clip_is_named_as_soon_as_the_page_shows_it(front):
 
 def test_a_picture_that_is_not_in_the_list_but_there_is_not_missing(front, base):
     """Painted masks are in a subfolder of input, and others in output; ComfyUI's list has what is in input alone."""
-    path = WORKFLOWS / "CogVideoX-Fun Start and End Image to Video.json"
-    workflow = json.loads(path.read_text(encoding="utf-8"))
+    workflow = read("CogVideoX-Fun Start and End Image to Video")
     names = "clipspace/clipspace-painted-masked-1.png [input]", "made.png [output]"
     for node, name in zip((node for node in workflow["nodes"] if node["type"] == "LoadImage"), names, strict=True):
         node["widgets_values"] = [name, "image"]
         file, folder = name.rstrip("]").split(" [")
         (base / folder / file).parent.mkdir(exist_ok=True)
         shutil.copy(base / "input" / "example.png", base / folder / file)
-    front.app("await app.loadGraphData(arguments[0])", workflow)
+    front.load(workflow)
     named = front.wait_until(lambda: [one for one in front.messages() if "Missing: " in one], 10, "no model is named")
     assert not any(".png" in message for message in named)
     front.close_dialogs()
@@ -295,11 +301,10 @@ def test_a_picture_that_is_not_in_the_list_but_there_is_not_missing(front, base)
 
 @pytest.mark.parametrize("mode", [2, 4], ids=["muted", "bypassed"])
 def test_what_a_node_that_is_off_names_is_not_missing(front, mode):
-    path = WORKFLOWS / "CogVideoX-Fun Image to Video.json"
-    workflow = json.loads(path.read_text(encoding="utf-8"))
+    workflow = read("CogVideoX-Fun Image to Video")
     (image,) = (node for node in workflow["nodes"] if node["type"] == "LoadImage")
     image.update(widgets_values=["gone.png", "image"], mode=mode)
-    front.app("await app.loadGraphData(arguments[0])", workflow)
+    front.load(workflow)
     named = front.wait_until(lambda: [one for one in front.messages() if "Missing: " in one], 10, "no model is named")
     assert not any("gone.png" in message for message in named)
     front.close_dialogs()
@@ -308,11 +313,10 @@ def test_what_a_node_that_is_off_names_is_not_missing(front, mode):
 
 
 def test_missing_pictures_of_nodes_with_one_title_are_all_named(front):
-    path = WORKFLOWS / "CogVideoX-Fun Start and End Image to Video.json"
-    workflow = json.loads(path.read_text(encoding="utf-8"))
+    workflow = read("CogVideoX-Fun Start and End Image to Video")
     for node, name in zip((node for node in workflow["nodes"] if node["type"] == "LoadImage"), "ab", strict=True):
         node.update(title="Load Image", widgets_values=[f"{name}.png", "image"])
-    front.app("await app.loadGraphData(arguments[0])", workflow)
+    front.load(workflow)
 
     def notice() -> str:
         return next((message for message in front.messages() if f"Missing: {INP}, a.png, b.png" in message), "")
@@ -325,7 +329,7 @@ def test_missing_pictures_of_nodes_with_one_title_are_all_named(front):
 
 
 def test_an_error_of_a_node_is_read_in_the_page(classic, front):
-    front.open_template(START_END)
+    front.load(read(START_END))
     front.set_widget(TASK, "length", 1)
     front.run()
     assert "end_image has 1 frame" in front.wait_for_end(60)["end"]
