@@ -115,5 +115,5 @@ def test_an_app_has_the_picture_of_comfyui(front):
     front.click("app_run")
     front.wait_until(lambda: front.app(OWN), 120, "the app shows no preview")
     front.app(STOP)
-    front.wait_for("window.ends == 1", 60)
+    front.wait_for("window.ends > 0", 60)  # another test of this window may count, too
     front.click("graph")
