@@ -29,6 +29,7 @@ def bench(run: Callable[[], object], device: torch.device) -> float:
 
 
 def measure(scale: Scale, write: Callable[[dict], None]) -> dict:
+    """All of it, by group; ``write`` takes what there is after each."""
     config = scale.configs["5B"]
     tokens = traced.tokens_of(scale.first)
     found = {"tokens": tokens, "copy": copy(scale), "products": products(scale, tokens, config.dim)}

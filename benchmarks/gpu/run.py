@@ -1,8 +1,8 @@
 """Measure the pack on a GPU, part by part: ``python -m benchmarks.gpu.run``, or ``make gpu``.
 
 Each part writes its own JSON file as soon as it has a result, so that nothing is lost if a later part fails. The
-part that takes longest, "loop", comes last.
-Without an NVIDIA GPU only ``--rehearse`` runs: it measures small models on the CPU.
+part that takes longest, "loop", comes last. Without an NVIDIA GPU only ``--rehearse`` runs: it measures small models
+on the CPU.
 """
 
 import argparse

@@ -157,13 +157,13 @@ class FileClip:
         """The sound of a part, given in seconds; None without one. Where the file has a gap, it is silent."""
         import av
 
-        try:
-            return self.sound_after_seek(None if self.is_mpeg_ps else start, start, seconds)
-        except av.error.FFmpegError:  # some FLV can't seek to their beginning
-            return self.sound_after_seek(None, start, seconds)
+        if not self.is_mpeg_ps:
+            with contextlib.suppress(av.error.FFmpegError):  # some FLV can't seek to their beginning
+                return self.read_sound(start, seconds, seek=True)
+        return self.read_sound(start, seconds, seek=False)
 
-    def sound_after_seek(self, second: float | None, start: float, seconds: float) -> AUDIO | None:
-        """`sound`, read after a seek to a second, or from the beginning of the file."""
+    def read_sound(self, start: float, seconds: float, seek: bool) -> AUDIO | None:
+        """`sound`, read after a seek to its start, or from the beginning of the file."""
         import av
 
         with self.opened() as (container, _):
@@ -173,8 +173,8 @@ class FileClip:
                 return None
             stream, resampler = streams[0], av.AudioResampler(format="fltp")
             parts, begin, count = [], None, 0  # count: samples so far
-            if second is not None:
-                container.seek(int((second + self.first) * av.time_base))
+            if seek:
+                container.seek(int((start + self.first) * av.time_base))
             for frame in container.decode(stream):
                 at = frame.time - self.first
                 if at > start + seconds:

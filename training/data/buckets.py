@@ -164,10 +164,9 @@ class BucketBatches:
             return rng.choice(buckets)
         bases = sorted({bucket.base for bucket in buckets})  # rounding gives each its own aspects
         if self.resolutions is not None:
-            drawn = [base for base in bases if base]  # 0: a size that is listed by itself
             largest = LARGEST_ZOOM * float(self.resolutions[index])
-            drawn = [base for base in drawn if base < largest] or drawn[:1]
-            bases = [0] * (0 in bases) + drawn
+            smallest = next((base for base in bases if base), 0)  # 0: a size that is listed by itself
+            bases = [base for base in bases if base < largest or base == smallest]
         base = rng.choice(bases)
         return rng.choice(_closest([bucket for bucket in buckets if bucket.base == base], aspect))
 

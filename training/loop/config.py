@@ -270,9 +270,7 @@ def _check_tasks(phase: Phase, check: Check) -> None:
     check("train_patch_projection", lambda value: not value or task == "lora", "false: only task lora trains it")
     check("snr_gamma", lambda value: not value or task != "few_steps", "0: few_steps does not weight timesteps")
     check("snr_shift", lambda value: not value or task != "few_steps", "0: few_steps is for the model's own schedule")
-    expected = (
-        f"false: only the tasks {list(OF_THE_VAE)} can have them, as a transformer frees what a graph would read"
-    )
+    expected = f"false: only the tasks {list(OF_THE_VAE)} have them, since a transformer frees what a graph reads"
     check("cuda_graphs", lambda value: not value or task in OF_THE_VAE, expected)
 
 

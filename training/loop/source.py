@@ -81,10 +81,8 @@ def phase_draws(
     buckets = phase_buckets(options, options.tokens, patch_t)
     sizes = len(phase_sizes(options))
     if len(buckets) < sizes and rank == 0:
-        reason = (
-            f"no length of up to {options.max_length} frames is within {options.tolerance:.0%} of {options.tokens}"
-        )
-        log.info("%d of %d sizes are left out: %s tokens", sizes - len(buckets), sizes, reason)
+        found = sizes - len(buckets), sizes, options.max_length, 100 * options.tolerance, options.tokens
+        log.info("%d of %d sizes are left out: no length of up to %d frames is within %.0f%% of %d tokens", *found)
     what = buckets, options.batch_size, phase.seed, clips.aspects, clips.lengths, clips.resolutions
     draws = BucketBatches(*what, rank, world, earlier, options.earlier_share)
     for index in draws.too_short[:TOO_SHORT_SHOWN].tolist():

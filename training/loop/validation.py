@@ -206,7 +206,7 @@ class Validator:
             encoder = TextEncoder(parts.texts.text_encoder, parts.texts.tokenizer, parts.dtype)
             encoder.model.requires_grad_(False).to(device)  # autocast would keep copies of what is trained
             self.features = {text: encoder(text) for text in (*(s["captions"] for s in self.samples), NEGATIVE)}
-        vae = load_vae(parts.checkpoint.vae, parts.dtype).to(device).requires_grad_(False)
+        vae = load_vae(parts.checkpoint.vae, parts.dtype).to(device)
         return vae, self.features.__getitem__
 
     def clip(self, pipeline: Pipeline, row: str, number: int, sample: dict) -> torch.Tensor:
