@@ -1,14 +1,17 @@
 """How well a video follows the edges that are given: the measure of Control models."""
 
+import dataclasses
+
 import numpy as np
 import pytest
 import torch
 from cogvideox_fun.model_loading.errors import CheckpointError
 from cogvideox_fun.model_loading.standalone import Pipeline
+from cogvideox_fun.training.data.backgrounds import GRADIENTS
 from cogvideox_fun.training.data.control import draw_edges
-from cogvideox_fun.training.data.scenes import NEGATIVE
+from cogvideox_fun.training.data.scenes import HELD_OUT, NEGATIVE, random_scene
 from cogvideox_fun.training.evaluation import rows
-from cogvideox_fun.training.evaluation.edges import Edges, compare_edges
+from cogvideox_fun.training.evaluation.edges import Edges, best_f_score, compare_edges, outlined
 from cogvideox_fun.training.evaluation.generate import Evaluation, Options
 from scipy.ndimage import distance_transform_cdt
 from tiny_model import write_tiny_model
@@ -66,6 +69,22 @@ def test_faint_outlines_need_lower_thresholds():
     assert compare_edges(faint, lines(square(10))) == (1.0, 1.0)
 
 
+def test_the_best_thresholds_tell_where_edges_are_and_not_how_strong():
+    """A faint square beside the given one counts as too much at the thresholds of the given edges alone."""
+    given, video = lines(square(4)), square(4) + 0.12 * square(30)
+    assert compare_edges(video, given).precision < 0.6
+    assert best_f_score(video, given) == 1
+    assert compare_edges(0.055 * square(4), given).recall == 0 and best_f_score(0.055 * square(4), given) == 1
+    assert best_f_score(square(30), given) == 0
+
+
+def test_scenes_are_left_out_if_their_edges_hardly_show_the_shape():
+    """Held-out scene 1 is a green triangle over the dusk, which is about as bright."""
+    scenes = [random_scene(HELD_OUT + 100, i, kinds=("move",), backgrounds=tuple(GRADIENTS)) for i in range(3)]
+    assert [outlined(scene) for scene in scenes] == [True, False, True]
+    assert scenes[1].caption() == "a green triangle moves up slowly over the dusk"
+
+
 def test_the_row_compares_what_a_control_model_makes_of_the_true_edges(tiny_model, tmp_path):
     """A tiny Control model makes noise, so its F-scores differ from clip to clip."""
     folder = write_tiny_model(tmp_path, "2b-control")
@@ -73,12 +92,13 @@ def test_the_row_compares_what_a_control_model_makes_of_the_true_edges(tiny_mode
     found = rows.control(Evaluation(model, options, control=folder), {"moves": rows.MOVES})[0]
     assert (found.row, found.what, found.goal.value) == ("control, moves", "F-score of the edges", 0.9)
     pipeline, scores = Pipeline.from_folder(folder), {"model": [], "vae": []}
-    for i, truth in enumerate(Evaluation(model, options).truths(Evaluation(model, options).scenes(100))):
+    scenes = Evaluation(model, options).scenes(100, dataclasses.replace(rows.MOVES, wanted=outlined))
+    for i, truth in enumerate(Evaluation(model, options).truths(scenes)):
         noise, given = pipeline.noise(32, 32, 17, 100_000 + i), lines(truth.video)
         texts = pipeline.text_encoder(truth.scene.caption(i)), pipeline.text_encoder(NEGATIVE)
         made = pipeline.decode(pipeline.sample(noise, *texts, pipeline.encode(given), steps=1, cfg=1.0))
-        scores["model"].append(compare_edges(made, given).f_score)
-        scores["vae"].append(compare_edges(model.decode(model.encode(truth.video)), given).f_score)
+        scores["model"].append(best_f_score(made, given))
+        scores["vae"].append(best_f_score(model.decode(model.encode(truth.video)), given))
     assert scores["model"][0] != scores["model"][1]
     # in a batch, sums have another order, which can move single pixels of the edges
     assert found.value.mean == pytest.approx(np.mean(scores["model"]), abs=0.02)
