@@ -13,6 +13,7 @@ NEGATIVE = (
 )
 INP, CONTROL = "CogVideoX-Fun-V1.1-2b-InP", "CogVideoX-Fun-V1.1-2b-Control"
 REWARD_LORA = "CogVideoX-Fun-V1.1-2b-InP-HPS2.1.safetensors"
+FEW_STEPS_LORA = "fun_2b_few_steps.safetensors"  # no such file is published: its note says how to train it
 COLOURS = {"positive": {"color": "#232", "bgcolor": "#353"}, "negative": {"color": "#322", "bgcolor": "#533"}}
 
 
@@ -133,6 +134,24 @@ def begin(
     return given, loaded, prompts(graph, given, edition, loaded["CLIP"])
 
 
+def begin_with_lora(
+    graph: Graph, edition: Edition, sources: dict[str, str] = MappingProxyType({})
+) -> tuple[dict[str, Source], Node, dict[str, Source], Source]:
+    """`begin` with a LoRA that can be chosen, and the model with it."""
+    special = {"lora_name": ("COMBO", edition.lora), "lora_strength": ("FLOAT", edition.strength)}
+    given = ask(graph, edition, sources, **special)
+    loaded = load(graph, given, edition)
+    graph.column()
+    model = graph.add(
+        "CogVideoXFunLoraLoader",
+        model=loaded["MODEL"],
+        lora_name=given["lora_name"],
+        strength=given["lora_strength"],
+        properties={"models": [notes.lora_entry(edition.lora)]} if edition.lora == REWARD_LORA else {},
+    )["model"]
+    return given, loaded, prompts(graph, given, edition, loaded["CLIP"]), model
+
+
 def begin_with_clip(
     graph: Graph, edition: Edition, sources: dict[str, str] = MappingProxyType({}), **special: tuple[str, object]
 ) -> tuple[dict[str, Source], Node, dict[str, Source], Node]:
@@ -162,30 +181,26 @@ def text_to_video(graph: Graph, edition: Edition) -> None:
 
 
 def lora(graph: Graph, edition: Edition) -> None:
-    special = {"lora_name": ("COMBO", edition.lora), "lora_strength": ("FLOAT", edition.strength)}
-    given = ask(graph, edition, {}, **special)
-    loaded = load(graph, given, edition)
-    graph.column()
-    model = graph.add(
-        "CogVideoXFunLoraLoader",
-        model=loaded["MODEL"],
-        lora_name=given["lora_name"],
-        strength=given["lora_strength"],
-        properties={} if edition.is_nano else {"models": [notes.lora_entry(edition.lora)]},
-    )["model"]
-    prompted = prompts(graph, given, edition, loaded["CLIP"])
+    given, loaded, prompted, model = begin_with_lora(graph, edition)
     graph.group("Size")
     latent = graph.add("CogVideoXFunEmptyLatent", model=model, **size_of(given))["latent"]
     video = sample(graph, given, edition, loaded, model, **prompted, latent=latent)["video"]
     create(graph, video)
 
 
-def start_end(graph: Graph, edition: Edition, names: tuple[str, ...]) -> None:
-    given, loaded, prompted = begin(graph, edition, dict.fromkeys(names, "IMAGE"))
+def known_ends(
+    graph: Graph, given: dict[str, Source], loaded: Node, prompted: dict[str, Source], names: tuple[str, ...]
+) -> dict[str, Source]:
+    """Conditioning and latent of a video with given pictures."""
     graph.group("Pictures")
     pictures = {name: given[name] for name in names}
     built = graph.add("CogVideoXFunStartEndImage", **pictures, model=loaded["MODEL"], **size_of(given))
-    conditioned = inpaint(graph, loaded, built["video"], built["mask"], prompted)
+    return inpaint(graph, loaded, built["video"], built["mask"], prompted)
+
+
+def start_end(graph: Graph, edition: Edition, names: tuple[str, ...]) -> None:
+    given, loaded, prompted = begin(graph, edition, dict.fromkeys(names, "IMAGE"))
+    conditioned = known_ends(graph, given, loaded, prompted, names)
     create(graph, sample(graph, given, edition, loaded, loaded["MODEL"], **conditioned)["video"])
 
 
@@ -195,6 +210,13 @@ def image_to_video(graph: Graph, edition: Edition) -> None:
 
 def start_end_image_to_video(graph: Graph, edition: Edition) -> None:
     start_end(graph, edition, ("start_image", "end_image"))
+
+
+def few_steps(graph: Graph, edition: Edition) -> None:
+    names = "start_image", "end_image"
+    given, loaded, prompted, model = begin_with_lora(graph, edition, dict.fromkeys(names, "IMAGE"))
+    conditioned = known_ends(graph, given, loaded, prompted, names)
+    create(graph, sample(graph, given, edition, loaded, model, **conditioned, spacing="trailing")["video"])
 
 
 def video_to_video(graph: Graph, edition: Edition) -> None:

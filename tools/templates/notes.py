@@ -190,8 +190,21 @@ LORA = Advice(
         "has your model in its name, at a strength of about 0.7.",
     },
     nano="**LoRA**: it was trained on rings, which the model does not know: keep `ring` in the prompt. So small a "
-    "model hardly shows the shape.\n\n"
-    "**4 steps**: choose `nano/few_steps.safetensors` as `lora_name`, and set `steps` to 4 and `cfg` to 1.",
+    "model hardly shows the shape.",
+)
+FEW_STEPS = Advice(
+    "Choose the LoRA and the two images, and write what happens between them.",
+    f"{PROMPT} {IN_BETWEEN}",
+    {
+        "LoRA": "it must be trained for 4 steps with your model, and **none is published yet**. You can train one: "
+        "the command is in `docs/beyond.md` of this pack, under Few steps. Put its `lora.safetensors` into "
+        "`models/loras`, and press R. Without it, use the template `CogVideoX-Fun Start and End Image to Video`.",
+        "Steps": "keep `steps` at 4 and `cfg` at 1. With `cfg` 1 the negative prompt is not read.",
+        "Other tasks": "to use it in another template, put Load CogVideoX-Fun LoRA behind the model's loader, and set "
+        "`steps` to 4, `cfg` to 1 and the sampler's `spacing` to trailing.",
+    },
+    nano="**4 steps**: the LoRA comes with the pack. The transformer runs 4 times, not 40 times as in the other "
+    "templates. So small a model looks much the same without it.",
 )
 
 NANO_WORDS = (

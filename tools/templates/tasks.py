@@ -7,10 +7,12 @@ from . import notes
 from .graph import Graph
 from .graphs import (
     CONTROL,
+    FEW_STEPS_LORA,
     REWARD_LORA,
     Edition,
     control,
     extend,
+    few_steps,
     image_to_video,
     inpaint_region,
     long_video,
@@ -233,6 +235,24 @@ TASKS = (
         ),
         nano("a green ring moves right over the sand", lora="nano/ring.safetensors"),
         notes.LORA,
+    ),
+    Task(
+        "Few Steps",
+        "FLF2V",
+        few_steps,
+        {**START, **END},
+        "Make a video from a start image to an end image in 4 steps without guidance, with a CogVideoX-Fun InP model "
+        "and a LoRA that was trained for it.",
+        ("fast", "4 steps", "distilled", "turbo", "lcm", "flf2v", "cogvideo", "cogvideox"),
+        Edition(
+            "The scene changes smoothly from the first picture to the last in one continuous shot. The motion is slow "
+            "and natural, the camera glides forward, and light and colours stay realistic and rich in detail.",
+            lora=FEW_STEPS_LORA,
+            steps=4,
+            cfg=1.0,
+        ),
+        nano(SQUARE, lora="nano/few_steps.safetensors", steps=4, cfg=1.0),
+        notes.FEW_STEPS,
     ),
 )
 
