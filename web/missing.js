@@ -34,7 +34,8 @@ function* allNodes(graph, parent) {
     }
 }
 
-// The missing models: name -> its address and its folder. Of a folder of files, the address is that of the repository.
+// The missing models: name -> its address and its folder. Of a folder of files, the address is that of the repository;
+// of a LoRA that is not published, it is its name.
 function missingModels() {
     const missing = new Map();
     for (const [node, parent] of allNodes(app.graph.rootGraph ?? app.graph, null)) {
@@ -48,6 +49,7 @@ function missingModels() {
             else if (repository.endsWith(`/${chosen}`) && !directory.includes(`${chosen}/`))
                 missing.set(chosen, [repository, `models/${directory}`]);
         }
+        if (widget.name === "lora_name" && !missing.has(chosen)) missing.set(chosen, [chosen, "models/loras"]);
     }
     return missing;
 }
