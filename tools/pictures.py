@@ -17,8 +17,7 @@ import export_api  # loads the pack
 import torch
 from cogvideox_fun.tools import comfyui_server as comfy
 from cogvideox_fun.tools import media
-from cogvideox_fun.training.data.control import draw_edges
-from cogvideox_fun.training.evaluation.edges import THRESHOLDS
+from cogvideox_fun.training.evaluation.edges import edges_of
 from front_end import FrontEnd, start_browser
 from make_example import EXAMPLES, MOVES_IN, NAME, STARTS_IN
 from PIL import Image, ImageDraw, ImageFont, ImageOps
@@ -89,7 +88,7 @@ def given(task: Task) -> list[torch.Tensor]:
         clip[0, top:bottom, left:right] = (1 - FADED) * clip[0, top:bottom, left:right] + FADED
         return [clip[:1], clip[1:]]
     if task.title == "Control":
-        return [draw_edges(clip, THRESHOLDS)]
+        return [edges_of(clip)]
     return [shown[name] for name in task.sources]
 
 

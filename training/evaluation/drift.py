@@ -73,6 +73,12 @@ def per_minute(values: Sequence[float]) -> float:
     return float(np.polyfit(np.arange(len(values)) / FPS / 60, values, 1)[0])
 
 
+def of_minutes(values: Sequence[float]) -> list[float]:
+    """The mean of a value of each frame over every minute; the last one may be shorter."""
+    minute = 60 * FPS
+    return [float(part.mean()) for part in np.split(np.asarray(values), range(minute, len(values), minute))]
+
+
 def long_video(
     # what
     pipeline: Pipeline,
@@ -128,7 +134,12 @@ def shapes_seen(video: torch.Tensor, scene: Scene) -> list[Seen]:
     return [Seen(part, truth) for part in video.split(PATH_FRAMES) if len(part) == PATH_FRAMES]
 
 
-def measured(video: torch.Tensor, scene: Scene) -> dict[str, float]:
+def measured(video: torch.Tensor, scene: Scene) -> dict[str, float | list[float]]:
+    """Colours in CIEDE2000, sharpness in % of that of the first frame, identity in %; per minute and in the last second.
+
+    The first frame is the sharpest of its round: the VAE decodes it from a latent frame of its own. So there is the
+    mean of each minute, too, to compare later minutes with the first one.
+    """
     colours, sharp = background_drift(video), sharpness(video)
     last = slice(-FPS, None)  # the last second
     parts, colour, shape = shapes_seen(video, scene), scene.subject.colour, scene.subject.shape
@@ -137,6 +148,7 @@ def measured(video: torch.Tensor, scene: Scene) -> dict[str, float]:
         "colour_at_end": float(colours[last].mean()),
         "sharpness": 100 * per_minute(sharp) / float(sharp[0]),
         "sharpness_at_end": 100 * float(sharp[last].mean()) / float(sharp[0]) - 100,
+        "sharpness_of_minutes": [100 * mean / float(sharp[0]) for mean in of_minutes(sharp)],
         "shape": float(np.mean([float(part.template_iou(shape).mean()) for part in parts])),
         "identity": 100 * float(np.mean([(part.colour, part.shape) == (colour, shape) for part in parts])),
     }
