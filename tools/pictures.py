@@ -31,7 +31,8 @@ WINDOW = (1366, 768)
 PICTURE_BYTES = 120_000
 CARD, INSET = 384, 104  # pixels: a template's card, and the pictures in its corner
 CARD_BYTES = 250_000
-MADE_WITH, LETTERS = "made with nano", 18  # the text on a card, and the height of its letters in pixels
+MADE_WITH, AT_ONCE = "made with nano", "nano: runs at once"  # on the cards of the two editions
+LETTERS = 18  # the height of their letters in pixels
 LAST_FRAME = 1000  # milliseconds that it stops at its end
 FRAME = 3  # pixels of white around a picture in the corner
 FADED = 0.6  # of white over what is generated anew
@@ -110,8 +111,8 @@ def inset(video: torch.Tensor) -> list[Image.Image]:
     return [ImageOps.expand(ImageOps.fit(frame, (small, small)), FRAME, "white") for frame in frames]
 
 
-def card(video: torch.Tensor, corner: list[list[Image.Image]]) -> list[Image.Image]:
-    """The frames of a card: a video, in a corner what was given, and in another which model made it."""
+def card(video: torch.Tensor, corner: list[list[Image.Image]], text: str) -> list[Image.Image]:
+    """The frames of a card: a video, in a corner what was given, and in another a text."""
     frames = []
     for number, frame in enumerate(media.to_uint8(video)):
         picture = ImageOps.fit(Image.fromarray(frame), (CARD, CARD), Image.Resampling.BICUBIC)
@@ -119,18 +120,18 @@ def card(video: torch.Tensor, corner: list[list[Image.Image]]) -> list[Image.Ima
             gap = FRAME * 2
             at = gap + place * (INSET + gap), CARD - INSET - gap
             picture.paste(pictures[min(number, len(pictures) - 1)], at)
-        sign(picture)
+        sign(picture, text)
         frames.append(picture)
     return frames
 
 
-def sign(picture: Image.Image) -> None:
+def sign(picture: Image.Image, text: str) -> None:
     """Write into the upper right corner which model made a picture."""
     drawn, gap, font = ImageDraw.Draw(picture, "RGBA"), FRAME * 2, ImageFont.load_default(LETTERS)
     at = picture.width - 2 * gap, 2 * gap
-    left, top, right, bottom = drawn.textbbox(at, MADE_WITH, font=font, anchor="rt")
+    left, top, right, bottom = drawn.textbbox(at, text, font=font, anchor="rt")
     drawn.rectangle((left - gap, top - gap, right + gap, bottom + gap), fill=(0, 0, 0, 128))
-    drawn.text(at, MADE_WITH, fill="white", font=font, anchor="rt")
+    drawn.text(at, text, fill="white", font=font, anchor="rt")
 
 
 def save_card(frames: list[Image.Image], path: Path) -> None:
@@ -174,8 +175,9 @@ def main() -> None:
         with comfy.serve(comfy.find_host(), base) as server, start_browser() as browser:
             for task in tasks:
                 made = result_of(server, base, nano_workflow(task))
-                frames = card(made, [inset(video) for video in given(task)])
+                corner = [inset(video) for video in given(task)]
                 for _, nano in (edition for edition in EDITIONS if edition[0] is task):
+                    frames = card(made, corner, AT_ONCE if nano else MADE_WITH)
                     save_card(frames, WORKFLOWS / f"{name_of(task, nano)}.jpg")
             server.post("/settings/Comfy.TutorialCompleted", True)
             front = FrontEnd(browser, server.url, *WINDOW)

@@ -7,18 +7,24 @@ const SOURCES = ["LoadImage", "LoadVideo"];
 const UNLISTED = /[/\\]|\[\w+\]$/; // in a subfolder, as painted masks, or in output: ComfyUI lists neither
 const SHOWN_MS = 60000;
 const CLASS = "cogvideox-fun-missing";
-// 1.49 shows notices where its own note on errors is: ours goes below that.
-const STYLE = `body:has([data-testid=error-overlay]) .p-toast:has(.${CLASS}) { transform: translateY(8.5rem); }`;
+// 1.49 shows notices where its own note on errors and its panel are: ours goes below the note, and beside the panel.
+const STYLE = `
+    body:has([data-testid=error-overlay]) .p-toast:has(.${CLASS}) { transform: translateY(8.5rem); }
+    body:has([data-testid=properties-panel]) .p-toast:has(.${CLASS}) { right: auto !important; left: 5rem; }
+    .${CLASS} .p-toast-detail { white-space: pre-line; }
+`;
 const TEXTS = {
     en: {
         title: (names) => `Missing: ${names.join(", ")}`,
         detail: (address, folder) => `Put ${address} into ${folder}.`,
+        unpublished: (file, folder) => `Put ${file} into ${folder}, or choose another file.`,
         choose: (node, file) => `Choose a file in ${node}: ${file} is not in ComfyUI's input folder.`,
         end: "Then press R. To try without a download, open a template with (nano) in its name.",
     },
     zh: {
         title: (names) => `缺少：${names.join("、")}`,
         detail: (address, folder) => `请把 ${address} 放进 ${folder}。`,
+        unpublished: (file, folder) => `请把 ${file} 放进 ${folder}，或选择其他文件。`,
         choose: (node, file) => `请在 ${node} 中选择文件：ComfyUI 的 input 文件夹里没有 ${file}。`,
         end: "然后按 R。不想下载时，请打开名称带有 (nano) 的模板。",
     },
@@ -35,7 +41,7 @@ function* allNodes(graph, parent) {
 }
 
 // The missing models: name -> its address and its folder. Of a folder of files, the address is that of the repository;
-// of a LoRA that is not published, it is its name.
+// a LoRA may have none.
 function missingModels() {
     const missing = new Map();
     for (const [node, parent] of allNodes(app.graph.rootGraph ?? app.graph, null)) {
@@ -49,7 +55,7 @@ function missingModels() {
             else if (repository.endsWith(`/${chosen}`) && !directory.includes(`${chosen}/`))
                 missing.set(chosen, [repository, `models/${directory}`]);
         }
-        if (widget.name === "lora_name" && !missing.has(chosen)) missing.set(chosen, [chosen, "models/loras"]);
+        if (widget.name === "lora_name" && !missing.has(chosen)) missing.set(chosen, ["", "models/loras"]);
     }
     return missing;
 }
@@ -84,11 +90,13 @@ function check() {
     const sources = missingSources();
     if (!missing.size && !sources.length) return;
     const text = TEXTS[app.ui.settings.getSettingValue("Comfy.Locale")?.startsWith("zh") ? "zh" : "en"];
-    const details = [...missing.values()].map((one) => text.detail(...one));
+    const details = [...missing].map(([name, [address, folder]]) =>
+        address ? text.detail(address, folder) : text.unpublished(name, folder),
+    );
     if (missing.size) details.push(text.end);
     details.push(...sources.map((one) => text.choose(...one)));
     const names = new Set([...missing.keys(), ...sources.map(([, file]) => file)]);
-    hide = show(text.title([...names]), details.join(" "));
+    hide = show(text.title([...names]), details.join("\n"));
 }
 
 app.registerExtension({

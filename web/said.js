@@ -9,7 +9,7 @@ import { isOpen, nodesOf } from "./nodes.js";
 const EVENT = "cogvideox-fun.said"; // nodes/said.py sends it
 // The front end saves no widget whose name begins like this; 1.35 lists it at a subgraph's node, and ignores it later.
 const WIDGET = "$$cogvideox-fun-said";
-const HEIGHT = 56;
+const HEIGHT = 74; // three lines
 
 const said = new Map(); // id of a node that ran -> { prompt, lines }
 const ignored = new Set(); // runs of graphs that were closed, for front ends that send no graph

@@ -106,7 +106,7 @@ def test_every_template_opens_and_queues_its_api_form(front, info, name, nano):
     message = front.wait_until(notice, 10, "the missing model is not named")
     assert f"https://huggingface.co/alibaba-pai/{model} into models/CogVideoX_Fun/{model}." in message
     loras = [node["inputs"]["lora_name"] for node in wanted.values() if "lora_name" in node["inputs"]]
-    assert all(f"{lora} into models/loras." in message for lora in loras)
+    assert all(f"{lora} into models/loras" in message for lora in loras)
     if any(node["class_type"] in SAM3 for node in wanted.values()):  # this one ComfyUI itself names
         assert front.wait_until(lambda: SAM3_FILE in " ".join(front.messages()), 10, "the file of SAM3 is not named")
 
@@ -231,6 +231,25 @@ def test_a_missing_model_is_explained_in_the_page(front, base):
     shown = front.read_error(str(base / "models" / "CogVideoX_Fun"))
     assert f"https://huggingface.co/alibaba-pai/{INP}" in shown
     assert all("rompt" in error for error in front.console_errors()), "only that the prompt was refused"
+
+
+BOXES = """
+const notice = [...document.querySelectorAll('.p-toast-message, :has(> [data-testid=toast-close])')]
+    .find(one => one.innerText.includes('Missing: '));
+const panel = document.querySelector('[data-testid=properties-panel]');
+return [notice, panel].map(one => one && (({left, right}) => [left, right])(one.getBoundingClientRect()));
+"""
+
+
+def test_the_notice_is_beside_the_panel_of_errors(front):
+    front.open_template("CogVideoX-Fun Few Steps")  # ComfyUI names its LoRA, too
+    front.wait_until(lambda: front.app(BOXES)[0], 10, "the missing model is not named")
+    front.page.wait_for_timeout(3000)  # for the button, if there is one
+    if not front.is_shown("error_panel"):
+        pytest.skip("this front end has no panel of errors (1.49 and newer have)")
+    front.click("error_panel")
+    notice, panel = front.wait_until(lambda: all(boxes := front.app(BOXES)) and boxes, 10, "the panel did not open")
+    assert 0 <= notice[0] and notice[1] <= panel[0]
 
 
 def test_the_notice_goes_when_the_model_is_in_place_and_r_is_pressed(front, base):

@@ -42,7 +42,7 @@ ADVICE = {
     "Few Steps": (
         "选择 LoRA、起始图像和结束图像，写出两者之间发生的事。LoRA 须是为 4 步、用同一个模型训练的，"
         "**目前还没有人发布**：训练命令见本节点包的 `docs/beyond.md`（Few steps 一节）。"
-        "把得到的 `lora.safetensors` 放入 `models/loras`，然后按 R。"
+        "把得到的 `lora.safetensors` 复制为 `models/loras/fun_2b_few_steps.safetensors`，然后按 R。"
         "没有它时，请用模板 `CogVideoX-Fun Start and End Image to Video`。"
         "请保持 `steps` 为 4、`cfg` 为 1；此时不读取反向提示词。"
     ),

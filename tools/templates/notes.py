@@ -87,15 +87,21 @@ IN_BETWEEN = (
 )
 
 TEXT = Advice("Write the prompt, and press Run.", PROMPT, {})
+FIXED = (
+    "**Colour, shape and background** come from the pictures. For other ones, use the template `CogVideoX-Fun Text to "
+    "Video (nano)`."
+)
 IMAGE = Advice(
     "Choose the start image, and write what happens next.",
     f"{PROMPT} {IN_BETWEEN}",
     {"Other shapes": "an image of another shape is cropped evenly to width and height."},
+    nano=FIXED,
 )
 START_END = Advice(
     "Choose the two images, and write what happens between them.",
     f"{PROMPT} {IN_BETWEEN}",
     {"Other shapes": "images of another shape are cropped evenly to width and height."},
+    nano=FIXED,
 )
 VIDEO = Advice(
     "Choose the clip, and write what it should become.",
@@ -153,8 +159,8 @@ CONTROL = Advice(
     {
         "Clip": FRAMES,
         "Strength": "with less than 1 the video follows the edges less closely.",
-        "Other controls": "open the node (the icon in its corner) and put a depth or line node in Canny's place. Pose "
-        "models need skeletons.",
+        "Other controls": "open the node (by the icon in its corner; Nodes 2.0: Enter subgraph) and put a depth or "
+        "line node in Canny's place. Pose models need skeletons.",
     },
     others="Control",
 )
@@ -197,14 +203,15 @@ FEW_STEPS = Advice(
     f"{PROMPT} {IN_BETWEEN}",
     {
         "LoRA": "it must be trained for 4 steps with your model, and **none is published yet**. You can train one: "
-        "the command is in `docs/beyond.md` of this pack, under Few steps. Put its `lora.safetensors` into "
-        "`models/loras`, and press R. Without it, use the template `CogVideoX-Fun Start and End Image to Video`.",
+        "the command is in `docs/beyond.md` of this pack, under Few steps. Copy its `lora.safetensors` to "
+        "`models/loras/fun_2b_few_steps.safetensors`, and press R. Without it, use the template "
+        "`CogVideoX-Fun Start and End Image to Video`.",
         "Steps": "keep `steps` at 4 and `cfg` at 1. With `cfg` 1 the negative prompt is not read.",
         "Other tasks": "to use it in another template, put Load CogVideoX-Fun LoRA behind the model's loader, and set "
         "`steps` to 4, `cfg` to 1 and the sampler's `spacing` to trailing.",
     },
-    nano="**4 steps**: the LoRA comes with the pack. The transformer runs 4 times, not 40 times as in the other "
-    "templates. So small a model looks much the same without it.",
+    nano=f"{FIXED}\n\n**4 steps**: the LoRA comes with the pack. The transformer runs 4 times, not 40 times as in "
+    "the other templates. So small a model looks much the same without it.",
 )
 
 NANO_WORDS = (
@@ -216,8 +223,9 @@ NANO_WORDS = (
 
 
 MEMORY = (
-    "**GPU**, at 720 x 480: 6 GB for a 2B, 16 GB for a 5B, or 8 GB in fp8: open the node by the icon in its corner, "
-    "and set `weight_dtype` in group 1. With less, ComfyUI keeps a part of the model in main memory, which is slower."
+    "**GPU**, at 720 x 480: 6 GB for a 2B, 16 GB for a 5B, or 8 GB in fp8: open the node by the icon in its corner "
+    "(Nodes 2.0: Enter subgraph), and set `weight_dtype` in group 1. With less, ComfyUI keeps a part of the model in "
+    "main memory, which is slower."
 )
 
 
@@ -249,8 +257,8 @@ def note(title: str, advice: Advice, model: str) -> str:
         f"**Prompt**: {advice.prompt}",
         *points(advice),
         "## The model",
-        f"Get the whole folder, in ComfyUI's own folder:\n\n```\nhf download alibaba-pai/{model} --local-dir "
-        f"models/{FOLDER}/{model}\n```",
+        f"Get the whole folder into `models/{FOLDER}/{model}`. In ComfyUI's own folder:\n\n```\n"
+        f"hf download alibaba-pai/{model} --local-dir models/{FOLDER}/{model}\n```",
         "or each file by its link, at the end of this note. Then press R, and choose it as `model`.",
         f"You can use other {advice.others} models:\n\n" + "\n".join(others),
         MEMORY,
@@ -265,7 +273,7 @@ def nano_note(title: str, advice: Advice, real: str) -> str:
         f"## {title}, without a download",
         "Press Run. The model is `nano`, a very small CogVideoX-Fun that comes with the pack. It shows how the nodes "
         "work; its pictures are small and simple.",
-        "Change `seed` for another video. If nothing was changed, Run does nothing.",
+        "Change `seed` for another video. If nothing was changed, Run makes no new one.",
         f"**What it understands**: {NANO_WORDS}.",
         *filter(None, [advice.nano]),
         "**Size**: it was trained on 128 x 128 pixels and 17 frames. Other sizes look worse.",
