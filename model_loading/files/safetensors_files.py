@@ -227,7 +227,7 @@ def open_weights(path: Path, reader: Reader = read_file) -> Weights:
     elif path.is_file():
         files = [path]
     else:
-        raise CheckpointError("is not there: refresh, or download it", path)
+        raise CheckpointError("is not there: download it to this place, or choose another one", path)
     if not files:
         pickles = sorted(file.name for file in path.glob("*") if file.suffix in PICKLES)
         hint = f" (only {pickles[0]}, a pickle, which is not read)" if pickles else ""

@@ -127,7 +127,7 @@ def test_a_corrupted_folder(tiny_model, tmp_path, place, corrupt, named, words):
         ("model.pt", b"", "is no safetensors file: pickles can run code.*take a .safetensors file"),
         ("model.gguf", b"GGUF\x03", "can't be read as GGUF .*: download it again"),
         ("model.gguf", b"", "can't be read as GGUF .*: download it again"),
-        ("gone.safetensors", None, "is not there: refresh, or download it"),
+        ("gone.safetensors", None, "is not there: download it to this place, or choose another one"),
     ],
 )
 def test_a_corrupted_single_file(tmp_path, name, content, words):
