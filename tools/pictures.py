@@ -126,7 +126,7 @@ def card(video: torch.Tensor, corner: list[list[Image.Image]], text: str) -> lis
 
 
 def sign(picture: Image.Image, text: str) -> None:
-    """Write into the upper right corner which model made a picture."""
+    """Write a text into the upper right corner of a picture."""
     drawn, gap, font = ImageDraw.Draw(picture, "RGBA"), FRAME * 2, ImageFont.load_default(LETTERS)
     at = picture.width - 2 * gap, 2 * gap
     left, top, right, bottom = drawn.textbbox(at, text, font=font, anchor="rt")

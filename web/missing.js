@@ -7,10 +7,11 @@ const SOURCES = ["LoadImage", "LoadVideo"];
 const UNLISTED = /[/\\]|\[\w+\]$/; // in a subfolder, as painted masks, or in output: ComfyUI lists neither
 const SHOWN_MS = 60000;
 const CLASS = "cogvideox-fun-missing";
-// 1.49 shows notices where its own note on errors and its panel are: ours goes below the note, and beside the panel.
+// 1.49 shows notices where its own note on errors and its panel are: ours goes below the note, and to
+// the middle, as the panel may be on either side.
 const STYLE = `
     body:has([data-testid=error-overlay]) .p-toast:has(.${CLASS}) { transform: translateY(8.5rem); }
-    body:has([data-testid=properties-panel]) .p-toast:has(.${CLASS}) { right: auto !important; left: 5rem; }
+    body:has([data-testid=properties-panel]) .p-toast:has(.${CLASS}) { right: auto !important; left: 50%; translate: -50%; }
     .${CLASS} .p-toast-detail { white-space: pre-line; }
 `;
 const TEXTS = {
@@ -47,7 +48,10 @@ function missingModels() {
     for (const [node, parent] of allNodes(app.graph.rootGraph ?? app.graph, null)) {
         const widget = NODES.test(node.type) && node.widgets?.[0];
         if (!widget?.options?.values) continue;
-        const chosen = parent?.widgets?.find((one) => one.name === widget.name)?.value ?? widget.value;
+        const promoted = parent?.widgets?.find((one) => one.name === widget.name);
+        const { inputs } = promoted ? parent : node;
+        if (inputs?.some((slot) => slot.widget?.name === widget.name && slot.link != null)) continue; // another node's
+        const chosen = promoted?.value ?? widget.value;
         if (widget.options.values.includes(chosen)) continue;
         for (const { name, url, directory } of node.properties?.models ?? []) {
             const repository = url.split("/resolve/")[0];

@@ -1,7 +1,6 @@
 """The moving preview on the node that samples, in place of ComfyUI's own."""
 
 import pytest
-from templates.document import TASK
 
 TEXT = "CogVideoX-Fun Text to Video (nano)"
 OTHER = "CogVideoX-Fun Image to Video (nano)"
@@ -30,6 +29,9 @@ api.addEventListener('cogvideox-fun.preview', ({detail}) => {
     window.followed.push(widgets.length == 1 && widgets[0].element.src.endsWith(detail.image));
 });
 api.addEventListener('progress', () => window.own.push(app.graph.nodes.some(node => node.imgs?.length)));
+"""
+MANY = """
+app.graph.nodes.flatMap(node => node.widgets ?? []).find(widget => widget.name == 'steps').value = 1000;
 """
 TWICE = """
 const steps = app.graph.nodes.flatMap(node => node.widgets ?? []).find(widget => widget.name == 'steps');
@@ -107,7 +109,7 @@ def test_an_app_has_the_picture_of_comfyui(front):
     front.open_template(TEXT)
     if not front.is_shown("app"):
         pytest.skip("this front end has no App mode (1.49 and newer have)")
-    front.set_widget(TASK, "steps", 1000)
+    front.app(MANY)
     front.click("app")
     front.close_dialogs()  # its tour
     assert not front.app(OWN)

@@ -318,6 +318,22 @@ def test_a_picture_that_is_not_in_the_list_but_there_is_not_missing(front, base)
     front.close_dialogs()
 
 
+def test_a_lora_whose_name_another_node_gives_is_not_missing(front):
+    front.open_template("CogVideoX-Fun Few Steps")
+
+    def is_named() -> bool:
+        return any("fun_2b_few_steps.safetensors into models/loras" in message for message in front.messages())
+
+    front.wait_until(is_named, 10, "the missing LoRA is not named")
+    front.app("""
+        const slots = app.graph.nodes.flatMap(node => node.inputs ?? []);
+        slots.find(slot => slot.widget?.name == 'lora_name').link = 1;
+    """)
+    front.page.keyboard.press("r")
+    front.wait_until(lambda: not is_named(), 10, "a linked name is named")
+    front.close_dialogs()
+
+
 @pytest.mark.parametrize("mode", [2, 4], ids=["muted", "bypassed"])
 def test_what_a_node_that_is_off_names_is_not_missing(front, mode):
     workflow = read("CogVideoX-Fun Image to Video")

@@ -41,17 +41,23 @@ ADVICE = {
     "LoRA": "选择 LoRA，写好提示词。作者的 LoRA 请放入 `models/loras`，只能与文件名中所写的模型配用，强度约为 0.7。",
     "Few Steps": (
         "选择 LoRA、起始图像和结束图像，写出两者之间发生的事。LoRA 须是为 4 步、用同一个模型训练的，"
-        "**目前还没有人发布**：训练命令见本节点包的 `docs/beyond.md`（Few steps 一节）。"
+        "换一个模型就需要另一个。**目前还没有人发布**：训练命令见本节点包的 `docs/beyond.md`（Few steps 一节），"
+        "还没有用真正的模型试过，估计需要 8 块 H100 用 8 小时。"
         "把得到的 `lora.safetensors` 复制为 `models/loras/fun_2b_few_steps.safetensors`，然后按 R。"
         "没有它时，请用模板 `CogVideoX-Fun Start and End Image to Video`。"
         "请保持 `steps` 为 4、`cfg` 为 1；此时不读取反向提示词。"
+        "要在其他模板中使用它，请把“加载 CogVideoX-Fun LoRA”接在模型加载节点之后，并把 `steps` 设为 4、`cfg` 设为 1、"
+        "采样器的 `spacing` 设为 trailing。"
     ),
 }
+FIXED = "颜色、形状和背景来自图像；要换别的，请用模板 `CogVideoX-Fun Text to Video (nano)`。"
 # a further point of the nano edition
 NANO = {
     "LoRA": "LoRA 用圆环训练而成，模型本身不认识圆环：请在提示词中保留 `ring`。模型太小，形状几乎看不出来。",
-    "Few Steps": "LoRA 由节点包附带。Transformer 只运行 4 次，而其他模板要运行 40 次。"
-    "模型太小，不用它时看上去也差不多。",
+    "Image to Video": FIXED,
+    "Start and End Image to Video": FIXED,
+    "Few Steps": f"{FIXED}LoRA 由节点包附带。Transformer 只需 4 遍，而 "
+    "`CogVideoX-Fun Start and End Image to Video (nano)` 需要 40 遍。模型太小，不用它时看上去也差不多。",
 }
 PROMPT = (
     "**提示词**：请用英文写完整的句子：有谁或什么，在做什么，在哪里，光线如何，镜头怎样移动。"

@@ -137,8 +137,8 @@ def shapes_seen(video: torch.Tensor, scene: Scene) -> list[Seen]:
 def measured(video: torch.Tensor, scene: Scene) -> dict[str, float | list[float]]:
     """Colours in CIEDE2000, sharpness in % of the first frame's, identity in %: per minute, and in the last second.
 
-    The first frame is the sharpest of its round: the VAE decodes it from a latent frame of its own. So there is the
-    mean of each minute, too, to compare later minutes with the first one.
+    The first frame is sharper than nearly all others. So there is the mean of each minute, too, to compare later ones
+    with the first.
     """
     colours, sharp = background_drift(video), sharpness(video)
     last = slice(-FPS, None)  # the last second
