@@ -14,6 +14,7 @@ NEGATIVE = (
 INP, CONTROL = "CogVideoX-Fun-V1.1-2b-InP", "CogVideoX-Fun-V1.1-2b-Control"
 REWARD_LORA = "CogVideoX-Fun-V1.1-2b-InP-HPS2.1.safetensors"
 FEW_STEPS_LORA = "fun_2b_few_steps.safetensors"  # no such file is published: its note says how to train it
+ENDS = "start_image", "end_image"
 COLOURS = {"positive": {"color": "#232", "bgcolor": "#353"}, "negative": {"color": "#322", "bgcolor": "#533"}}
 
 
@@ -209,13 +210,12 @@ def image_to_video(graph: Graph, edition: Edition) -> None:
 
 
 def start_end_image_to_video(graph: Graph, edition: Edition) -> None:
-    start_end(graph, edition, ("start_image", "end_image"))
+    start_end(graph, edition, ENDS)
 
 
 def few_steps(graph: Graph, edition: Edition) -> None:
-    names = "start_image", "end_image"
-    given, loaded, prompted, model = begin_with_lora(graph, edition, dict.fromkeys(names, "IMAGE"))
-    conditioned = known_ends(graph, given, loaded, prompted, names)
+    given, loaded, prompted, model = begin_with_lora(graph, edition, dict.fromkeys(ENDS, "IMAGE"))
+    conditioned = known_ends(graph, given, loaded, prompted, ENDS)
     create(graph, sample(graph, given, edition, loaded, model, **conditioned, spacing="trailing")["video"])
 
 

@@ -204,15 +204,16 @@ FEW_STEPS = Advice(
     {
         "LoRA": "it must be trained for 4 steps, and with your model: another model needs another one. **None is "
         "published yet**. You can train one: the commands are in `docs/beyond.md` of this pack, under Few steps. This "
-        "was not tried with a real model; 8 hours on 8 H100 are planned. Copy its `lora.safetensors` to "
+        "was not tried with a real model; by plan it takes 8 hours on 8 H100. Copy the result, `lora.safetensors`, to "
         "`models/loras/fun_2b_few_steps.safetensors`, and press R. Without it, use the template "
         "`CogVideoX-Fun Start and End Image to Video`.",
         "Steps": "keep `steps` at 4 and `cfg` at 1. With `cfg` 1 the negative prompt is not read.",
         "Other tasks": "to use it in another template, put Load CogVideoX-Fun LoRA behind the model's loader, and set "
         "`steps` to 4, `cfg` to 1 and the sampler's `spacing` to trailing.",
     },
-    nano=f"{FIXED}\n\n**4 steps**: the LoRA comes with the pack. They are 4 passes through the transformer, "
-    "and 40 in `CogVideoX-Fun Start and End Image to Video (nano)`. So small a model looks much the same without it.",
+    nano=f"{FIXED}\n\n**4 steps**: the LoRA comes with the pack. This takes 4 passes through the transformer, "
+    "and `CogVideoX-Fun Start and End Image to Video (nano)` takes 40. So small a model looks much the same "
+    "without it.",
 )
 
 NANO_WORDS = (

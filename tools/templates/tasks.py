@@ -59,6 +59,10 @@ CLIP = {"clip": ("LoadVideo", "Clip", "VIDEO")}
 FIRST_MASK = {"first_mask": ("LoadImage", "First frame with the painted object", "MASK")}
 MASK = {"mask": ("LoadImage", "Frame with the painted region", "MASK")}
 SQUARE = "a red square moves right over the night"
+BETWEEN = (
+    "The scene changes smoothly from the first picture to the last in one continuous shot. The motion is slow and "
+    "natural, the camera glides forward, and light and colours stay realistic and rich in detail."
+)
 
 TASKS = (
     Task(
@@ -99,10 +103,7 @@ TASKS = (
         {**START, **END},
         "Make a video from a start image to an end image, with a CogVideoX-Fun InP model.",
         ("flf2v", "first last frame", "cogvideo", "cogvideox", "keyframes"),
-        Edition(
-            "The scene changes smoothly from the first picture to the last in one continuous shot. The motion is slow "
-            "and natural, the camera glides forward, and light and colours stay realistic and rich in detail."
-        ),
+        Edition(BETWEEN),
         nano(SQUARE),
         notes.START_END,
     ),
@@ -245,8 +246,7 @@ TASKS = (
         "and a LoRA that was trained for it.",
         ("fast", "4 steps", "distilled", "turbo", "lcm", "flf2v", "cogvideo", "cogvideox"),
         Edition(
-            "The scene changes smoothly from the first picture to the last in one continuous shot. The motion is slow "
-            "and natural, the camera glides forward, and light and colours stay realistic and rich in detail.",
+            BETWEEN,
             lora=FEW_STEPS_LORA,
             steps=4,
             cfg=1.0,

@@ -57,7 +57,7 @@ def compare_edges(video: torch.Tensor, given: torch.Tensor, thresholds: tuple[fl
 
 
 def best_f_score(video: torch.Tensor, given: torch.Tensor) -> float:
-    """The F-score at the thresholds that suit the video best, of `THRESHOLDS` times each of `SCALES`.
+    """The F-score, 0 to 1, at the thresholds that suit the video best, of `THRESHOLDS` times each of `SCALES`.
 
     So it tells where edges are, not how strong they are: a decoder adds faint edges and weakens others. This is the
     "optimal image scale" of Arbelaez et al. 2011, "Contour Detection and Hierarchical Image Segmentation".
