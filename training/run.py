@@ -7,6 +7,7 @@
   plan CONFIG...    what phases need: memory, operations, hours and disk, without a GPU and without the model
   train CONFIG      run one phase of a TOML file; an interrupted run continues
   export FOLDER     store a trained model folder in float16, or the newest checkpoint of a run
+  average FOLDER... store the mean of several models that were trained on from the same one
   manifest FOLDER   list and measure the clips of a large data set once
   evaluate          measure what a model can do on held-out scenes
   drift             measure how colours and sharpness drift in a long video, with the nano model
@@ -34,7 +35,7 @@ def parse_args() -> argparse.Namespace:
     commands = parser.add_subparsers(dest="command", required=True)
     for add in (
         # training
-        add_nano, add_init, add_plan, add_train, add_encode, add_export, add_manifest,
+        add_nano, add_init, add_plan, add_train, add_encode, add_export, add_average, add_manifest,
         # measuring
         add_evaluate, add_drift, add_positions,
     ):  # fmt: skip
@@ -101,6 +102,12 @@ def add_export(commands) -> None:
         help="of a LoRA's run: write a model folder that adds the LoRA to the model in this folder",
     )
     export.add_argument("--rank", type=int, default=0, help="of a LoRA's run: store it with at most this rank")
+
+
+def add_average(commands) -> None:
+    average = commands.add_parser("average", help="store the mean of several models, in float16")
+    average.add_argument("folders", type=Path, nargs="+", help="model folders; other parts are the first's")
+    average.add_argument("--output", type=Path, required=True, help="the folder to write")
 
 
 def add_manifest(commands) -> None:
@@ -253,6 +260,12 @@ def export(args) -> None:
         export_half(args.folder, args.output)
 
 
+def average(args) -> None:
+    from cogvideox_fun.training.tasks.parts import average_models
+
+    average_models(args.folders, args.output)
+
+
 def manifest(args) -> None:
     from cogvideox_fun.training.data.manifest import write_manifest
 
@@ -324,6 +337,7 @@ COMMANDS = {
     "plan": plan,
     "train": train,
     "export": export,
+    "average": average,
     "manifest": manifest,
     "evaluate": evaluate,
     "drift": drift,

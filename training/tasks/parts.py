@@ -267,14 +267,20 @@ def write_preview(folder: str | Path, videos: Sequence[torch.Tensor]) -> None:
     write_json(path, {**read_json(path), **fit_preview(latents, videos).to_config()})
 
 
-def export_half(folder: str | Path, output: str | Path) -> None:
-    """Copy the parts of a model folder, with their weights in float16. Other files are not copied."""
+def export_half(folder: str | Path, output: str | Path, transformer: Mapping[str, torch.Tensor] | None = None) -> None:
+    """Copy the parts of a model folder, with their weights in float16. Other files are not copied.
+
+    Args:
+        transformer: weights to write in place of the folder's.
+    """
     folder, output = Path(folder), Path(output)
     opened = open_whole(folder)
     if opened.base is not None:
         raise ValueError(f"{folder} has only a LoRA of {opened.base}: copy its files, which are in float16")
     for path in sorted(p for part in PARTS for p in (folder / part).glob("*") if p.is_file()):
         target = output / path.relative_to(folder)
+        if transformer is not None and path.parent.name == "transformer" and any(map(path.match, WEIGHTS)):
+            continue
         if path.suffix == ".safetensors":
             weights = open_weights(path)
             weights.check_plain()
@@ -282,3 +288,22 @@ def export_half(folder: str | Path, output: str | Path) -> None:
         else:
             target.parent.mkdir(parents=True, exist_ok=True)
             shutil.copyfile(path, target)
+    if transformer is not None:
+        save_weights(output / FILES["transformer"], transformer, torch.float16)
+
+
+def average_models(folders: Sequence[str | Path], output: str | Path) -> None:
+    """Write a model folder whose transformer has the mean weights of several ("model soups", Wortsman et al. 2022).
+
+    The models must have been trained on from the same weights. All other parts are the first folder's.
+
+    Raises:
+        CheckpointError: a folder's weights are quantised, or of another size than the first one's.
+    """
+    found = [open_weights(Path(folder) / "transformer") for folder in folders]
+    for weights in found:
+        weights.check_plain()
+        weights.check(found[0].tensors)
+    states = [weights.load() for weights in found]
+    mean = {name: torch.stack([state[name].float() for state in states]).mean(dim=0) for name in states[0]}
+    export_half(folders[0], output, mean)

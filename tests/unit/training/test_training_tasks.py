@@ -3,9 +3,11 @@
 import dataclasses
 import json
 import shutil
+from pathlib import Path
 
 import pytest
 import torch
+from cogvideox_fun.model_loading.errors import CheckpointError
 from cogvideox_fun.model_loading.files.checkpoint import open_checkpoint
 from cogvideox_fun.model_loading.files.safetensors_files import open_weights
 from cogvideox_fun.model_loading.files.tiny_decoder import load_tiny_decoder
@@ -19,7 +21,7 @@ from cogvideox_fun.training.tasks import parts as parts_module
 from cogvideox_fun.training.tasks.attention import product_attention
 from cogvideox_fun.training.tasks.hub import save_weights, write_json
 from cogvideox_fun.training.tasks.lora import add_lora, apply_lora, lora_file, lower_rank
-from cogvideox_fun.training.tasks.parts import Parts, export_half, measure_scale, write_result
+from cogvideox_fun.training.tasks.parts import Parts, average_models, export_half, measure_scale, write_result
 from cogvideox_fun.training.tasks.vae import known_cells
 from diffusers import DDPMScheduler
 from safetensors.torch import load_file, save_file
@@ -285,6 +287,41 @@ def test_a_written_folder_opens_with_what_was_trained(tiny_model, tmp_path, task
                 assert torch.allclose(new[key].float(), value, atol=tolerance, rtol=1e-3), (part, key)
     if task == "vae":
         assert open_checkpoint(tmp_path / "half").scale_factor == 0.9
+
+
+@pytest.mark.parametrize("sharded", [False, True])
+def test_the_average_of_models_has_the_mean_of_their_weights(tiny_model, tmp_path, sharded):
+    """And everything else from the first one."""
+    folders = [shutil.copytree(tiny_model, tmp_path / name) for name in ("first", "second", "third")]
+    file = Path("transformer", "diffusion_pytorch_model.safetensors")
+    states = [load_file(folder / file) for folder in folders]
+    for number, (folder, state) in enumerate(zip(folders, states, strict=True)):
+        for name in state:
+            state[name] = torch.randn(state[name].shape, generator=torch.Generator().manual_seed(number))
+        save_file(state, folder / file)
+        write_json(folder / "scheduler" / "scheduler_config.json", {"of": number})
+    if sharded:
+        shards = {f"a-{n + 1:05}-of-00002.safetensors": list(states[0])[n::2] for n in range(2)}
+        for shard, names in shards.items():
+            save_file({name: states[0][name] for name in names}, folders[0] / "transformer" / shard)
+        index = {"weight_map": {name: shard for shard, names in shards.items() for name in names}}
+        write_json(folders[0] / f"{file}.index.json", index)
+        (folders[0] / file).unlink()
+    average_models(folders, tmp_path / "out")
+    assert [path.name for path in (tmp_path / "out" / "transformer").glob("*.safetensors*")] == [file.name]
+    mean = load_file(tmp_path / "out" / file)
+    assert {value.dtype for value in mean.values()} == {torch.float16} and set(mean) == set(states[0])
+    for name, value in mean.items():
+        expected = (states[0][name] + states[1][name] + states[2][name]) / 3
+        assert torch.allclose(value.float(), expected, atol=2e-3), name
+    assert json.loads((tmp_path / "out" / "scheduler" / "scheduler_config.json").read_text()) == {"of": 0}
+
+
+def test_models_of_different_sizes_have_no_average(tiny_model, tmp_path):
+    other = write_tiny_model(tmp_path / "other", "2b-text")
+    with pytest.raises(CheckpointError, match="does not fit"):
+        average_models([tiny_model, other], tmp_path / "out")
+    assert not (tmp_path / "out").exists(), "nothing half-written"
 
 
 def test_a_folder_that_was_cut_off_has_no_weights_of_the_old_model(tiny_model, tmp_path, monkeypatch):
