@@ -17,7 +17,7 @@ from ..model_loading.comfyui.samplers import (
     with_dynamic_guidance,
 )
 from ..sampling.diffusers_samplers import DIFFUSERS_SAMPLERS
-from ..sampling.geometry import frames_to_latent_t
+from ..sampling.geometry import frames_to_latent_t, latent_t_to_frames
 from ..sampling.masks import as_frames, mask_to_latent
 from . import common
 from .latents import latent_shape
@@ -57,16 +57,16 @@ def noise_mask(latent: dict) -> Tensor | None:
     A mask with all frames of the video becomes [1, 1, T, h, w], as by Mask Resize 3D. ComfyUI would resize it evenly
     over time, but the first latent frame stands for one frame and the others for four: a first frame that is to be
     kept would be generated. One with the frames of all B videos of a batch, one after the other, as Repeat Latent
-    Batch makes it, becomes [B, 1, T, h, w].
+    Batch makes it, becomes [B, 1, T, h, w], and one with a picture for each video [B, 1, 1, h, w].
     """
     mask, (batch, _, latent_t, *size) = latent.get("noise_mask"), latent["samples"].shape
     if mask is None:
         return None
-    if mask.ndim > 4 or latent_t == 1:
+    if mask.ndim > 4 or (latent_t == 1 and (batch == 1 or len(mask) != batch)):
         return mask.float()
-    if batch > 1 and len(mask) % batch == 0:
+    if batch > 1 and len(mask) % batch == 0 and len(mask) != latent_t_to_frames(latent_t):
         videos = as_frames(mask.float()).chunk(batch)
-        if len(videos[0]) == latent_t:
+        if len(videos[0]) in (1, latent_t):
             return torch.stack(videos)[:, None]
         if frames_to_latent_t(len(videos[0])) == latent_t:
             return torch.stack([mask_to_latent(video, latent_t, *size, soft=True) for video in videos])[:, None]

@@ -164,7 +164,7 @@ def measure(video: Tensor, mask: Tensor | None, on_progress=None, before: int = 
         lab = to_lab(video[part]).cpu().double()
         share = torch.ones(lab.shape[:3], dtype=torch.float64)
         if mask is not None:
-            share -= mask[part].cpu().double().clamp(0, 1)
+            share -= mask[part][: len(lab)].cpu().double().clamp(0, 1)
         count += float(share.sum())
         total += (lab * share[..., None]).sum(dim=(0, 1, 2))
         square += (lab.square() * share[..., None]).sum(dim=(0, 1, 2))

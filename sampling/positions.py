@@ -42,7 +42,7 @@ class PositionOptions:
         """The most latent frames of a call: the trained number times the temporal scale; None for no limit."""
         if trained is None or self.riflex_k:
             return None
-        return math.floor(trained * self.temporal_scale)
+        return max(1, math.floor(trained * self.temporal_scale))
 
 
 TRAINED = PositionOptions()

@@ -133,7 +133,8 @@ def load_clip(path: str | Path, tokenizer: str | Path | None = None, disable_dyn
     with naming(path):
         config = comfy_t5_config(read_json(path / "config.json")) if path.is_dir() else dict(T5_XXL)
     check_t5(config, weights)
-    state, found = read_quantization(weights.load(), weights.metadata)
+    with naming(path):
+        state, found = read_quantization(weights.load(), weights.metadata)
     model_options = {OPTIONS[name]: value for name, value in found.items()}
     model_options["dtype"] = weights.tensors["encoder.final_layer_norm.weight"].dtype
     clip = new_clip(

@@ -93,7 +93,7 @@ def new_patcher(
     model = CogVideoXFun(config, device=device)
     model.device = offload_device
     dtypes = dict.fromkeys(checkpoint.weights.tensors, stored)
-    if stored.itemsize == 1 or getattr(config, SCALED_FP8, None) is not None:  # 0.3.64 stores all linear layers in it
+    if stored.itemsize == 1 or config.scaled_fp8 is not None:  # 0.3.64 stores all linear layers in it
         kept = kept_dtypes(checkpoint, compute)
         keep_dtypes(model.diffusion_model, kept)
         dtypes |= kept

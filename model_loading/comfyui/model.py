@@ -93,6 +93,7 @@ class CogVideoXFunConfig(comfy.supported_models_base.BASE):
     """ComfyUI's model configuration of a `Checkpoint`."""
 
     unet_extra_config: dict = {}
+    scaled_fp8 = None  # of a quantised file, on 0.3.64: the dtype of its weights
 
     def __init__(self, checkpoint: Checkpoint):
         super().__init__({"config": checkpoint.config})

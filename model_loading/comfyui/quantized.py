@@ -6,10 +6,9 @@ import comfy.utils
 import torch
 
 from ..errors import CheckpointError
-from ..files.safetensors_files import SCALED_FP8, is_quantization
+from ..files.safetensors_files import LAYERS, SCALED_FP8, is_quantization
 from .compat import convert_old_quants
 
-LAYERS = "_quantization_metadata"  # in a file's header, JSON: which layers are quantised, and how
 READ = ("float8_e4m3fn", "float8_e5m2")  # formats of a layer; others pack several weights into a byte
 
 

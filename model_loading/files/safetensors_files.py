@@ -21,6 +21,7 @@ NO_PICKLES = "pickles can run code and are not read"
 WHOLE = ("diffusion_pytorch_model.safetensors", "model.safetensors")  # a part of a hub folder in one file
 SEARCHED = 5_000_000  # bytes of a file's beginning in which a tensor's name is looked for
 
+LAYERS = "_quantization_metadata"  # in a file's header, JSON: which layers are quantised, and how
 SCALED_FP8 = "scaled_fp8"  # a tensor whose dtype is that of every quantised weight in the file
 # What a quantised layer has beside its weight and bias.
 QUANTIZATION = (
@@ -236,8 +237,19 @@ def open_weights(path: Path, reader: Reader = read_file) -> Weights:
     for file in files:
         found, file_metadata = read_header(file)
         tensors.update(found)
+        if LAYERS in metadata and LAYERS in file_metadata:
+            file_metadata[LAYERS] = _joined(metadata[LAYERS], file_metadata[LAYERS], file)
         metadata.update(file_metadata)
     return Weights(path, tensors, metadata, reader)
+
+
+def _joined(before: str, more: str, file: Path) -> str:
+    """The quantised layers of several shards, each of which may list its own alone."""
+    try:
+        first, second = json.loads(before), json.loads(more)
+        return json.dumps({**first, **second, "layers": {**first["layers"], **second["layers"]}})
+    except (ValueError, TypeError, KeyError):
+        raise CheckpointError(f"has {LAYERS} that can't be read: download it again", file) from None
 
 
 def _indexed(folder: Path, index: Path) -> list[Path]:

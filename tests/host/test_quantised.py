@@ -101,6 +101,34 @@ def test_scaled_fp8_listed_in_the_header(lab, host):
     else:
         (ours,) = graph.get(sample)
         assert closest(ours, expected) <= TOLERANCE
+        shards = split(lab, "scaled-fp8", "scaled-shards", state, layers)
+        (ours,) = graph.get(sampled(graph, graph.loader(shards), clip))
+        assert closest(ours, expected) <= TOLERANCE, "each shard's header lists its own layers"
+
+
+def split(lab, source: str, name: str, state: dict, layers: dict) -> str:
+    """A copy of a model folder with its transformer in two shards; returns its name."""
+    models = lab.base / "models" / "CogVideoX_Fun"
+    shutil.copytree(models / source, models / name, dirs_exist_ok=True)
+    folder = models / name / "transformer"
+    for path in folder.glob("*.safetensors"):
+        path.unlink()
+    state = {
+        key.removeprefix(SAVED_PREFIX): value for key, value in state.items() if key != SAVED_PREFIX + SAVED_CONFIG
+    }
+    layers = {key.removeprefix(SAVED_PREFIX): how for key, how in layers.items()}
+    order, weight_map = sorted(layers), {}
+    for number in range(2):
+        own = {layer: layers[layer] for layer in order[number::2]}
+        shard = f"diffusion_pytorch_model-{number + 1:05}-of-00002.safetensors"
+        left = own if number else {key.rpartition(".")[0] for key in state} - layers.keys() | own.keys()
+        chosen = {key: value for key, value in state.items() if key.rpartition(".")[0] in left}
+        save_file(chosen, folder / shard, {"_quantization_metadata": json.dumps({"layers": own})})
+        weight_map |= dict.fromkeys(chosen, shard)
+    assert set(weight_map) == set(state)
+    index = folder / "diffusion_pytorch_model.safetensors.index.json"
+    index.write_text(json.dumps({"weight_map": weight_map}), encoding="utf-8")
+    return name
 
 
 @pytest.mark.parametrize(

@@ -126,6 +126,33 @@ def test_a_noise_mask_keeps_the_first_frame_of_every_repeated_video(lab, amount,
     assert kept[:, 0].max() < 1e-5 and kept[:, 1:].min() > 0.1
 
 
+@pytest.mark.parametrize("latent_t", [1, 3])
+def test_every_latent_of_a_batch_has_the_mask_of_its_own_number(lab, latent_t):
+    """Of one picture each: the first keeps its left half, the second its right half."""
+    graph, model, *prompts, _ = lab.setting("tiny-2b")
+    latent = graph.fun("EmptyLatent", model=model, width=80, height=48, length=latent_t * 4 - 3, batch_size=2)
+    start = graph.sampler(model, *prompts, latent, seed=9)
+    mask = torch.zeros(2, 48, 80)
+    mask[0, :, 40:] = mask[1, :, :40] = 1
+    masked = graph.node("SetLatentNoiseMask", samples=start, mask=graph.tensor("Mask", mask))
+    before, after = graph.get(start, graph.sampler(model, *prompts, masked, steps=3))
+    change = (after - before).abs()
+    left, right = change[..., :5].amax((1, 2, 3, 4)), change[..., 5:].amax((1, 2, 3, 4))
+    assert max(left[0], right[1]) < 1e-5 and min(left[1], right[0]) > 0.1
+
+
+def test_three_videos_of_three_latent_frames_share_a_mask_of_their_nine_frames(lab):
+    graph, model, *prompts, _ = lab.setting("tiny-2b")
+    latent = graph.fun("EmptyLatent", model=model, width=80, height=48, length=9, batch_size=3)
+    start = graph.sampler(model, *prompts, latent, seed=9)
+    mask = torch.ones(9, 48, 80)
+    mask[0] = 0
+    masked = graph.node("SetLatentNoiseMask", samples=start, mask=graph.tensor("Mask", mask))
+    before, after = graph.get(start, graph.sampler(model, *prompts, masked, steps=3))
+    kept = (after - before).abs().amax((1, 3, 4))
+    assert kept[:, 0].max() < 1e-5 and kept[:, 1:].min() > 0.1
+
+
 def test_a_mask_on_a_conditioning_has_the_latents_frames_or_one(lab):
     """Of all frames of the video, it gives an error that says what to do."""
     graph, model, positive, negative, latent = lab.setting("tiny-2b")

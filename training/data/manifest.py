@@ -170,13 +170,15 @@ def _repair(manifest: Path) -> set[str]:
     whole = 0
     with manifest.open("rb+") as file:
         for line in file:
-            if not line.endswith(b"\n"):
-                log.warning("%s: its last row is not complete and is made again", manifest)
-                break
-            whole += len(line)
+            ended = line.endswith(b"\n")
             try:
                 known.add(json.loads(line)["path"])
-            except (ValueError, TypeError, KeyError):
-                continue  # `read_numbers` names it
+            except (ValueError, TypeError, KeyError):  # `read_numbers` names it
+                if not ended:
+                    log.warning("%s: its last row is not complete and is made again", manifest)
+                    break
+            whole += len(line)
         file.truncate(whole)
+        if whole and not ended and whole == file.tell():
+            file.write(b"\n")
     return known

@@ -66,7 +66,7 @@ def bucket_of(batch: Batch) -> str:
 def band_of(time: float) -> str:
     """The timesteps of the band in which ``time`` (0..1) lies, such as ``300-399``."""
     low = min(int(time * BANDS), BANDS - 1) * 1000 // BANDS
-    return f"{low:03d}-{low + 1000 // BANDS - 1}"
+    return f"{low:03d}-{low + 1000 // BANDS - 1:03d}"
 
 
 class Monitor:
@@ -124,6 +124,8 @@ class Monitor:
         device = self.accelerator.device
         values = torch.cat([loss.flatten().float().to(device) for loss in losses])
         times = batch["time"].flatten() if self.task not in OF_THE_VAE else torch.full((len(values),), torch.nan)
+        if self.task == "few_steps":  # counts from the noisy end
+            times = 1 - times
         bands = defaultdict(list)
         for value, at in self.accelerator.gather(torch.stack([values, times.to(values)], dim=1)).tolist():
             bands["" if self.task in OF_THE_VAE else band_of(at)].append(value)

@@ -8,6 +8,7 @@ optimizer's moments. The tensors are those of the trained parameters, by name, w
 import contextlib
 import dataclasses
 import json
+import re
 import shutil
 import warnings
 from collections.abc import Callable, Iterator
@@ -111,7 +112,7 @@ class Checkpoints:
         (unfinished / RUN).write_text(json.dumps(run, default=dict), encoding="utf-8")
 
     def _end(self, unfinished: Path, target: Path) -> None:
-        older = list(self.folder.glob("checkpoint_*"))
+        older = complete(self.folder)
         unfinished.rename(target)
         for path in older:
             shutil.rmtree(path)
@@ -160,7 +161,13 @@ def read(tensors: dict[str, torch.Tensor], folder: Path, alone: bool = True) -> 
 
 def newest(folder: Path) -> Path | None:
     """The newest complete checkpoint in a run's folder."""
-    return max(Path(folder).glob("checkpoint_*"), default=None)
+    return max(complete(Path(folder)), default=None)
+
+
+def complete(folder: Path) -> list[Path]:
+    """The complete checkpoints in a run's folder. A copy under another name is the user's own."""
+    found = folder.glob("checkpoint_*")
+    return [path for path in found if re.fullmatch(r"checkpoint_\d{7,}", path.name) and path.is_dir()]
 
 
 def read_run(path: Path) -> dict:

@@ -46,6 +46,7 @@ def about(phase: Phase) -> str:
     number of steps, what saves memory, and what only shows the run.
     """
     fields = dataclasses.asdict(phase)
+    del fields["family"]  # only checked
     del fields["data"]["workers"]
     fields["data"]["cache"] = bool(fields["data"]["cache"])
     memory = "micro_batch", "checkpoint_blocks", "cuda_graphs"
@@ -95,7 +96,7 @@ class Trainer:
         norm = self.engine.update()
         if not math.isfinite(norm):
             found = f"the gradient of step {self.step} is {norm} (its loss is {float(loss)})"
-            raise FloatingPointError(f"{found}: lower the learning rate")
+            raise FloatingPointError(f"{found}: lower the learning rate, and give another output folder")
         self.gradient_norm = norm
         self.step += 1
         return self.accelerator.reduce(loss, "mean")

@@ -47,6 +47,10 @@ def time_angles(rope: torch.Tensor, grid) -> torch.Tensor:
     return rope.view(*grid, 32)[:, 0, 0, :8].angle()
 
 
+def test_a_small_temporal_scale_leaves_a_frame():
+    assert PositionOptions(temporal_scale=0.1).max_latent_t(5) == 1
+
+
 def test_a_temporal_scale_stretches_the_trained_time():
     """Every second frame of the table is a trained one; rotary frame 2 is at the trained frame 1."""
     assert torch.allclose(table("fun", (6, 6, 8), temporal_scale=2.0)[::2], trained_table(), atol=1e-6)

@@ -120,6 +120,15 @@ def test_what_moves_is_not_measured():
     assert torch.allclose(anchored(other, first)[:, still], first[:, still], atol=2e-3)
 
 
+@pytest.mark.parametrize("shorter", [4, 8, ROUND - 3])
+def test_a_round_may_have_another_length(shorter):
+    first = scene()
+    drifted = (first + torch.tensor([0.04, -0.02, 0.03])).clamp(0, 1)
+    for one, other in ((drifted[:shorter], first), (drifted, first[:shorter])):
+        found, source = anchored(one, other), first[: len(one)]
+        assert found.shape == one.shape and (found - source).abs().mean() < 0.3 * (one - source).abs().mean()
+
+
 @pytest.mark.parametrize("what", ["camera", "scene", "light", "flicker"])
 def test_colours_stay_where_nothing_stands_still(what):
     first = scene(contrast=0.9)

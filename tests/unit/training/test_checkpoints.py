@@ -87,6 +87,17 @@ def test_a_full_disk_is_named_and_the_older_checkpoint_stays(tiny_model, tmp_pat
     assert trainer_of(tiny_model, tmp_path).step == 1
 
 
+def test_a_users_copy_of_a_checkpoint_is_neither_read_nor_removed(tiny_model, tmp_path):
+    trainer = trainer_of(tiny_model, tmp_path / "run")
+    run(trainer, 1)
+    shutil.copytree(newest(tmp_path / "run"), tmp_path / "run" / "checkpoint_0000001_good")
+    (tmp_path / "run" / "checkpoint_0000001.tar.gz").touch()
+    run(trainer, 2)
+    assert newest(tmp_path / "run").name == "checkpoint_0000002"
+    left = sorted(path.name for path in (tmp_path / "run").glob("checkpoint_*"))
+    assert left == ["checkpoint_0000001.tar.gz", "checkpoint_0000001_good", "checkpoint_0000002"]
+
+
 def test_without_an_average_the_weights_are_written(tiny_model, tmp_path):
     trainer = trainer_of(tiny_model, tmp_path / "run", optimizer=Optimizer(1e-3, ema_decay=0.0))
     run(trainer, 1)

@@ -94,6 +94,16 @@ def test_a_manifest_goes_on_after_a_half_written_row(tmp_path, caplog, monkeypat
     assert any("its last row is not complete" in line for line in warnings(caplog))
 
 
+def test_a_manifest_without_a_line_break_at_its_end_keeps_its_last_row(tmp_path, caplog):
+    """As other tools write it."""
+    folder, output = data_set(tmp_path / "clips"), tmp_path / "clips.jsonl"
+    row = json.dumps({"path": "/elsewhere/a.mp4", "caption": "a"})
+    output.write_text(row, encoding="utf-8")
+    added, _ = write_manifest([folder], output, workers=0)
+    lines = output.read_text(encoding="utf-8").splitlines()
+    assert lines[0] == row and len(lines) == added + 1 > 1 and not any("last row" in w for w in warnings(caplog))
+
+
 @pytest.mark.skipif(not hasattr(os, "fork"), reason="needs fork")
 def test_a_manifest_that_is_killed_goes_on(tmp_path):
     """Ended by SIGKILL after its first rows; the command makes the others, with processes that start anew."""

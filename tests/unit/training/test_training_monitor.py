@@ -11,13 +11,14 @@ import sys
 import time
 from collections import Counter
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import torch
 from accelerate import Accelerator, tracking
 from cogvideox_fun.training.loop import breaks
 from cogvideox_fun.training.loop.config import Batches, ConfigError, Data, Logging, Optimizer, Phase
-from cogvideox_fun.training.loop.monitor import check_trackers
+from cogvideox_fun.training.loop.monitor import Monitor, check_trackers
 from cogvideox_fun.training.loop.phase import processes, run_phase
 from cogvideox_fun.training.loop.progress import LOSS_COLUMNS, Table, read_losses, read_rows
 from cogvideox_fun.training.loop.source import open_clips, phase_batches
@@ -55,7 +56,7 @@ def test_losses_by_bucket_and_timestep_by_hand(tiny_model, tmp_path):
     for step, batch in zip(range(4), phase_batches(phase, open_clips(phase.data)), strict=False):
         rows = [row for row in parts if int(row["step"]) == step]
         low = [int(time * 10) * 100 for time in batch["time"].flatten().tolist()]
-        expected = Counter(f"{at:03d}-{at + 99}" for at in low)
+        expected = Counter(f"{at:03d}-{at + 99:03d}" for at in low)
         assert {row["timesteps"]: int(row["count"]) for row in rows} == expected and sum(expected.values()) == 8
         _, frames, height, width, _ = batch["video"].shape
         assert {row["bucket"] for row in rows} == {f"{width}x{height}x{frames}"}
@@ -75,6 +76,14 @@ def test_losses_by_bucket_and_timestep_by_hand(tiny_model, tmp_path):
         assert row["loss"] == pytest.approx(mean, rel=1e-4)
         assert row["tokens_per_second"] * row["step_seconds"] == pytest.approx(8 * 6, rel=1e-3)
         assert row["gradient_norm"] > 0 and row["memory_gb"] > 0.05 and 0 < row["data_share"] < 1
+
+
+def test_a_lora_for_few_steps_counts_time_from_the_noisy_end(tiny_model):
+    """Its time 0 is timestep 999."""
+    accelerator = SimpleNamespace(device=torch.device("cpu"), gather=lambda values: values)
+    monitor = SimpleNamespace(accelerator=accelerator, task="few_steps")
+    found = Monitor.parts(monitor, {"time": torch.tensor([0.01, 0.99])}, [torch.tensor([1.0, 2.0])])
+    assert found == {"000-099": (1, 2.0), "900-999": (1, 1.0)}
 
 
 def test_tables_of_a_resumed_run(tiny_model, tmp_path):
