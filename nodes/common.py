@@ -81,8 +81,15 @@ def tile_inputs() -> list:
     ]
 
 
-def seed_input(name: str, tooltip: str, changes: bool):
-    return integer(name, (0, 0, MAX_SEED), tooltip, control_after_generate=changes)
+def seed_input(name: str, tooltip: str, changes: bool, stays: bool = False):
+    """A seed.
+
+    Args:
+        changes: the front end may change it after each run.
+        stays: it begins with "fixed" where ComfyUI lets a node say so, else with "randomize".
+    """
+    modes = getattr(io, "ControlAfterGenerate", None) if stays else None
+    return integer(name, (0, 0, MAX_SEED), tooltip, control_after_generate=modes.fixed if modes else changes)
 
 
 def steps_input():

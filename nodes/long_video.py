@@ -79,7 +79,13 @@ class LongVideo(io.ComfyNode):
                     default=True,
                     tooltip="Each line of the prompt is for one round. Off: the whole prompt is used for every round.",
                 ),
-                common.seed_input("seed", "Seed of the first round. Each later round adds 1.", changes=True),
+                common.seed_input(
+                    "seed",
+                    "Seed of the first round. Each later round adds 1. To go on from rounds that are there, keep "
+                    "it: set control after generate to fixed.",
+                    changes=True,
+                    stays=True,
+                ),
                 *sampling_inputs(),
                 match_input(),
                 common.fit_input(),

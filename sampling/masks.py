@@ -9,7 +9,7 @@ from .geometry import SPATIAL_COMPRESSION, check_size, frames_to_latent_t, laten
 FITS = "crop", "stretch"  # the ways to resize an image of another shape
 THRESHOLD = 0.5  # of VideoX-Fun's mask processor: a pixel at or above it is generated
 NOT_RGB = {
-    1: "turn it into RGB first, for example with Convert Mask to Image",
+    1: "turn it into RGB first, for example with Convert Image to Mask and Convert Mask to Image",
     4: "drop its alpha channel first, for example with Split Image with Alpha",
 }
 

@@ -23,7 +23,7 @@ def read(path: Path) -> object:
         WorkflowError: it does not exist, or can't be read.
     """
     try:
-        return json.loads(path.read_text(encoding="utf-8"))
+        return json.loads(path.read_text(encoding="utf-8-sig"))
     except FileNotFoundError as error:
         raise WorkflowError(f"{path} does not exist: give the path of a saved workflow") from error
     except (OSError, ValueError) as error:
@@ -44,7 +44,13 @@ def convert_from(path: Path) -> tuple[dict, Report]:
 
 
 def count(folder: Path) -> None:
-    """Print the figure of every workflow below a folder, and what does not arrive."""
+    """Print the figure of every workflow below a folder, and what does not arrive.
+
+    Raises:
+        WorkflowError: it is no folder.
+    """
+    if not folder.is_dir():
+        raise WorkflowError(f"{folder} is no folder: --count takes a folder with workflows")
     for path in sorted(folder.rglob("*.json")):
         name = path.relative_to(folder)
         try:

@@ -60,7 +60,7 @@ def main() -> None:
     print(f"The nano model (models/nano), from a start and an end image: {wanted.prompt!r}")
     host = None if args.without_comfyui else comfy.find_host()
     if host is None:
-        print("No ComfyUI found: running without one.")
+        print("Running without ComfyUI." if args.without_comfyui else "No ComfyUI found: running without one.")
         video = demo_scene.run(wanted, args)
     else:
         print(f"Running the shipped workflow in the ComfyUI at {host.path} ({host.python}).")

@@ -33,8 +33,6 @@ WHERE = {
     "library_search": "//*[contains(@class, 'side-bar-panel')]//input[@type = 'text' or @role = 'combobox']",
     "library_leaf": "//*[contains(@class, 'tree-leaf')]//span[normalize-space() = '{0}']"  # 1.27
     " | //*[@draggable = 'true'][normalize-space() = '{0}']",  # 1.49
-    "search": "//*[contains(@class, 'comfy-vue-node-search-container')]//input | //*[@role = 'search']//input",
-    "search_result": "//*[@role = 'option'][contains(normalize-space(), '{}')]",
     "prompt": "//*[contains(@class, 'graphdialog')]//input",
     "menu_entry": "//*[contains(@class, 'litecontextmenu')]//*[contains(@class, 'litemenu-entry')][. = '{}']",
     "help_button": "//*[@data-testid = 'info-button']",
@@ -324,19 +322,6 @@ class FrontEnd:
         added = self.new_node(before)
         self.click("library")
         return added
-
-    def search_and_add(self, words: str, title: str) -> int:
-        """Double-click the canvas where it is empty, search, and place the node of that title there."""
-        before = set(self.nodes())
-        self.app("app.canvas.ds.scale = 1; app.canvas.ds.offset = [-9000, -9000]; app.canvas.draw(true, true)")
-        place = self.canvas_point(0.5, 0.5)
-        self.mouse(place, times=2)
-        self.click("search")
-        self.page.keyboard.type(words)
-        self.click("search_result", title)
-        if set(self.nodes()) == before or self.app("return Boolean(app.canvas.state?.ghostNodeId ?? false)"):
-            self.mouse(place)  # 1.49: the node follows the mouse until the next click
-        return self.new_node(before)
 
     def new_node(self, before: set[int]) -> int:
         (added,) = self.wait_until(lambda: set(self.nodes()) - before, 10, "no node was added to the graph")

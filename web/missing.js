@@ -5,6 +5,7 @@ import { app } from "../../scripts/app.js";
 const NODES = /^CogVideoXFun.*Loader$/;
 const SOURCES = ["LoadImage", "LoadVideo"];
 const UNLISTED = /[/\\]|\[\w+\]$/; // in a subfolder, as painted masks, or in output: ComfyUI lists neither
+const SUBGRAPH_INPUT = -10; // the node in a subgraph that gives what comes from outside
 const SHOWN_MS = 60000;
 const CLASS = "cogvideox-fun-missing";
 // 1.49 shows notices where its own note on errors and its panel are: ours goes below the note, and to
@@ -32,27 +33,36 @@ const TEXTS = {
 };
 let hide = () => {}; // takes the notice away that is shown
 
-// All nodes that are neither muted (mode 2) nor bypassed (4), each with the subgraph's node that it is in.
-function* allNodes(graph, parent) {
+// All nodes that are neither muted (mode 2) nor bypassed (4), each with the subgraphs' nodes that it is in, the nearest first.
+function* allNodes(graph, parents = []) {
     for (const node of graph.nodes) {
         if (node.mode === 2 || node.mode === 4) continue;
-        yield [node, parent];
-        if (node.subgraph) yield* allNodes(node.subgraph, node);
+        yield [node, parents];
+        if (node.subgraph) yield* allNodes(node.subgraph, [node, ...parents]);
     }
+}
+
+// What a node's widget is set to, which may be at a subgraph's node that it is in; null if another node gives it.
+function valueOf(node, parents, widget) {
+    const slot = node.inputs?.find((one) => one.widget?.name === widget.name);
+    if (slot?.link == null) return widget.value;
+    const [parent, ...further] = parents;
+    const link = parent?.subgraph.getLink(slot.link);
+    if (Number(link?.origin_id) !== SUBGRAPH_INPUT) return null; // 1.49 has it as a text
+    const name = parent.inputs[link.origin_slot]?.widget?.name;
+    const outer = parent.widgets?.find((one) => one.name === name);
+    return outer ? valueOf(parent, further, outer) : widget.value;
 }
 
 // The missing models: name -> its address and its folder. Of a folder of files, the address is that of the repository;
 // a LoRA may have none.
 function missingModels() {
     const missing = new Map();
-    for (const [node, parent] of allNodes(app.graph.rootGraph ?? app.graph, null)) {
+    for (const [node, parents] of allNodes(app.graph.rootGraph ?? app.graph)) {
         const widget = NODES.test(node.type) && node.widgets?.[0];
         if (!widget?.options?.values) continue;
-        const promoted = parent?.widgets?.find((one) => one.name === widget.name);
-        const { inputs } = promoted ? parent : node;
-        if (inputs?.some((slot) => slot.widget?.name === widget.name && slot.link != null)) continue; // another node's
-        const chosen = promoted?.value ?? widget.value;
-        if (widget.options.values.includes(chosen)) continue;
+        const chosen = valueOf(node, parents, widget);
+        if (chosen === null || widget.options.values.includes(chosen)) continue;
         for (const { name, url, directory } of node.properties?.models ?? []) {
             const repository = url.split("/resolve/")[0];
             if (name === chosen) missing.set(chosen, [url, `models/${directory}`]);
@@ -66,12 +76,17 @@ function missingModels() {
 
 // The missing pictures and clips of a workflow with nodes of ours, each as the title of its node and its file.
 function missingSources() {
-    const nodes = [...allNodes(app.graph.rootGraph ?? app.graph, null)].map(([node]) => node);
-    if (!nodes.some((node) => node.type.startsWith("CogVideoXFun"))) return [];
-    const chosen = nodes.filter((node) => SOURCES.includes(node.type)).map((node) => [node, node.widgets?.[0]]);
-    const isMissing = ({ value, options }) => !UNLISTED.test(value) && options?.values?.includes?.(value) === false;
-    const missing = chosen.filter(([, widget]) => widget && isMissing(widget));
-    return missing.map(([node, widget]) => [node.title, widget.value]);
+    const nodes = [...allNodes(app.graph.rootGraph ?? app.graph)];
+    if (!nodes.some(([node]) => node.type.startsWith("CogVideoXFun"))) return [];
+    const missing = [];
+    for (const [node, parents] of nodes.filter(([one]) => SOURCES.includes(one.type))) {
+        const widget = node.widgets?.[0];
+        if (!widget?.options?.values?.includes) continue;
+        const chosen = valueOf(node, parents, widget);
+        if (chosen === null || UNLISTED.test(chosen) || widget.options.values.includes(chosen)) continue;
+        missing.push([node.title, chosen]);
+    }
+    return missing;
 }
 
 // Show a notice; returns what takes it away.

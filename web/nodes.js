@@ -2,16 +2,21 @@
 
 import { app } from "../../scripts/app.js";
 
-// From the outside in, with the part of the id that names each: "8:19" is node 19 in the subgraph of node 8. Nodes that a
-// node added to the graph ("8:11.0.0") count as that node. Empty if the graph that is open has no such node.
+// The id of the node on the page that an id names: nodes that a node added to the graph ("8:11.0.0") count as that node.
+export function bare(id) {
+    return id.split(":").map((part) => parseInt(part)).join(":");
+}
+
+// From the outside in, with the part of the id that names each: "8:19" is node 19 in the subgraph of node 8. Empty if the
+// graph that is open has no such node.
 export function nodesOf(id) {
     const found = [];
     let graph = app.graph.rootGraph ?? app.graph;
     let prefix = "";
-    for (const part of id.split(":")) {
+    for (const part of bare(id).split(":")) {
         const node = graph?.getNodeById(parseInt(part));
         if (!node) return [];
-        prefix += (prefix && ":") + parseInt(part);
+        prefix += (prefix && ":") + part;
         found.push([prefix, node]);
         graph = node.subgraph;
     }

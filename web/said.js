@@ -1,17 +1,18 @@
 // Shows what a run reports under the node that it is about: lengths that were rounded, a prompt that was cut, a mask that
-// keeps everything, tiles after an out-of-memory. The text stays until the node runs again.
+// keeps everything, tiles after an out-of-memory. The text stays until the node runs again, also while another workflow
+// is open.
 
 import { api } from "../../scripts/api.js";
 import { app } from "../../scripts/app.js";
 import { ComfyWidgets } from "../../scripts/widgets.js";
-import { isOpen, nodesOf } from "./nodes.js";
+import { bare, isOpen, nodesOf } from "./nodes.js";
 
 const EVENT = "cogvideox-fun.said"; // nodes/said.py sends it
 // The front end saves no widget whose name begins like this; 1.35 lists it at a subgraph's node, and ignores it later.
 const WIDGET = "$$cogvideox-fun-said";
 const HEIGHT = 74; // three lines
 
-const said = new Map(); // id of a node that ran -> { prompt, lines }
+const said = new Map(); // id of a graph -> id of a node that ran -> { prompt, lines }
 const ignored = new Set(); // runs of graphs that were closed, for front ends that send no graph
 let running = null; // the id of the run
 
@@ -28,10 +29,20 @@ function addWidget(node) {
     return widget;
 }
 
+// What was said in a graph.
+function saidIn(graph) {
+    if (!said.has(graph)) said.set(graph, new Map());
+    return said.get(graph);
+}
+
+function openGraph() {
+    return (app.graph.rootGraph ?? app.graph).id;
+}
+
 // Write under each node that an id names what was said of it and of the nodes inside it, each text once.
 function refresh(id) {
     for (const [prefix, node] of nodesOf(id)) {
-        const inside = [...said].filter(([one]) => one === prefix || one.startsWith(`${prefix}:`));
+        const inside = [...saidIn(openGraph())].filter(([one]) => one === prefix || one.startsWith(`${prefix}:`));
         const text = [...new Set(inside.flatMap(([, entry]) => entry.lines))].join("\n");
         const present = node.widgets?.find((widget) => widget.name === WIDGET);
         if (present || text) (present ?? addWidget(node)).value = text;
@@ -46,19 +57,21 @@ app.registerExtension({
         api.addEventListener("executing", ({ detail }) => {
             const id = detail?.node ?? detail; // older front ends send the id alone; null at the end of a run
             if (id === null || ignored.has(running)) return;
-            if (said.has(id) && said.get(id).prompt !== running && said.delete(id)) refresh(id);
+            const here = saidIn(openGraph());
+            if (running && here.has(id) && here.get(id).prompt !== running && here.delete(id)) refresh(id);
         });
         api.addEventListener(EVENT, ({ detail: { node, prompt, graph, text } }) => {
-            const found = nodesOf(node);
-            if ((graph ? !isOpen(graph) : ignored.has(prompt)) || !found.length) return;
-            const id = found.at(-1)[0];
-            const before = said.get(id);
-            said.set(id, { prompt, lines: before?.prompt === prompt ? [...before.lines, text] : [text] });
-            refresh(id);
+            running = prompt; // also after the page was opened in the middle of a run
+            if (!graph && ignored.has(prompt)) return;
+            const here = saidIn(graph || openGraph());
+            const id = bare(node);
+            const before = here.get(id);
+            here.set(id, { prompt, lines: before?.prompt === prompt ? [...before.lines, text] : [text] });
+            if (isOpen(graph)) refresh(id);
         });
     },
     afterConfigureGraph() {
-        said.clear();
         if (running) ignored.add(running);
+        for (const id of saidIn(openGraph()).keys()) refresh(id);
     },
 });

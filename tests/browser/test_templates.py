@@ -3,6 +3,7 @@
 import json
 import re
 import shutil
+import uuid
 
 import pytest
 from cogvideox_fun.tools import comfyui_server as comfy
@@ -182,6 +183,11 @@ def test_what_a_run_reports_stays_under_its_node_until_it_runs_again(classic, fr
     inside = {node["type"]: node["widgets"].get(SAID, "") for node in front.nodes().values()}
     assert "9 frames" in inside["CogVideoXFunClipFrames"] and inside["CogVideoXFunVAEEncode"] == noise
     front.leave()
+    shown, workflow = front.nodes()[TASK]["widgets"][SAID], front.app("return app.graph.serialize()")
+    front.open_template(TEXT)
+    assert not any(node["widgets"].get(SAID) for node in front.nodes().values())
+    front.load(workflow)
+    assert front.nodes()[TASK]["widgets"].get(SAID) == shown, "it comes back with its workflow"
 
 
 def test_widgets_set_in_the_page_are_what_runs(classic, front, server):
@@ -333,6 +339,51 @@ def test_a_lora_whose_name_another_node_gives_is_not_missing(front):
     front.page.keyboard.press("r")
     front.wait_until(lambda: not is_named(), 10, "a linked name is named")
     front.close_dialogs()
+
+
+def test_a_second_lora_inside_a_task_is_missing_too(front):
+    workflow = read("CogVideoX-Fun LoRA (nano)")
+    (inside,) = workflow["definitions"]["subgraphs"]
+    (lora,) = (node for node in inside["nodes"] if node["type"] == "CogVideoXFunLoraLoader")
+    second = {**lora, "id": 90, "widgets_values": ["gone.safetensors", *lora["widgets_values"][1:]]}
+    second["inputs"] = [{**slot, "link": None} for slot in lora["inputs"]]
+    second["outputs"] = [{**slot, "links": []} for slot in lora["outputs"]]
+    inside["nodes"].append(second)
+    inside["state"]["lastNodeId"] = 90
+    front.load(workflow)
+    front.wait_until(lambda: [one for one in front.messages() if "Missing: gone" in one], 10, "it is not named")
+    front.close_dialogs()
+    front.console_errors()
+
+
+def test_the_picture_chosen_at_the_tasks_node_counts(front, base):
+    """Not what the node inside had before."""
+    workflow = read("CogVideoX-Fun Text to Video (nano)")
+    (inside,) = workflow["definitions"]["subgraphs"]
+    (task,) = (node for node in workflow["nodes"] if node["type"] == inside["id"])
+    link, slot = max(one["id"] for one in inside["links"]) + 1, len(inside["inputs"])
+    inside["nodes"].append(
+        {
+            **{"id": 90, "type": "LoadImage", "pos": [0, 900], "size": [300, 300], "flags": {}, "order": 0, "mode": 0},
+            "inputs": [{"name": "image", "type": "COMBO", "link": link, "widget": {"name": "image"}}],
+            "outputs": [{"name": name, "type": name, "links": []} for name in ("IMAGE", "MASK")],
+            "properties": {},
+            "widgets_values": ["gone.png", "image"],
+        }
+    )
+    inside["inputs"].append({"id": str(uuid.uuid4()), "name": "image", "type": "COMBO", "linkIds": [link]})
+    ends = {"origin_id": -10, "origin_slot": slot, "target_id": 90, "target_slot": 0}
+    inside["links"].append({"id": link, **ends, "type": "COMBO"})
+    inside["state"].update(lastNodeId=90, lastLinkId=link)
+    task["inputs"].append({"name": "image", "type": "COMBO", "link": None, "widget": {"name": "image"}})
+    front.load(workflow)
+    front.wait_until(lambda: [one for one in front.messages() if "Missing: gone.png" in one], 10, "it is not named")
+    front.set_widget(task["id"], "image", "example.png")
+    front.page.keyboard.press("r")
+    front.wait_until(lambda: not any("gone.png" in one for one in front.messages()), 10, "the old picture is named")
+    front.close_dialogs()
+    front.open_template(START_END)  # so that the page asks for the picture now, and not in the next test
+    front.console_errors()
 
 
 @pytest.mark.parametrize("mode", [2, 4], ids=["muted", "bypassed"])

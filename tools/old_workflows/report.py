@@ -3,7 +3,6 @@
 import dataclasses
 
 KEPT, CONVERTED, PARTLY, NONE = "kept", "converted", "partly", "none"
-FRONT_END_ONLY = {"Note", "MarkdownNote"}
 
 
 @dataclasses.dataclass

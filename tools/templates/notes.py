@@ -119,7 +119,7 @@ REGION = Advice(
     {
         "Clip": FRAMES,
         "Mask": "white (1) is generated, black (0) is kept. It applies to all frames. Paint beyond the object.",
-        "Grow": "pixels by which the soft edge reaches beyond the region.",
+        "Grow": "pixels around the region in which the video is replaced, too. The soft edge begins there.",
     },
 )
 OBJECT = (

@@ -39,7 +39,7 @@ def test_start_and_end_are_known_and_nothing_else(seed, starts, ends, quarter, h
         assert torch.equal(video[length - ends :], masks.resize_image(end, 32, 16))
 
 
-@pytest.mark.parametrize("channels, remedy", [(1, "Convert Mask to Image"), (4, "Split Image with Alpha")])
+@pytest.mark.parametrize("channels, remedy", [(1, "Image to Mask and Convert Mask"), (4, "Split Image with Alpha")])
 def test_images_that_are_not_rgb(channels, remedy):
     with pytest.raises(ValueError, match=f"end_image has {channels} channels.*{remedy}"):
         masks.build_start_end(32, 16, 5, None, torch.rand(1, 16, 32, channels))
