@@ -30,8 +30,8 @@ GB = 1e9
 # A kernel's kind by its name; the first that matches counts.
 KINDS = {
     "attention": re.compile("flash|fmha|attention|sdpa", re.IGNORECASE),
+    "convolutions": re.compile("conv|fprop|wgrad|dgrad|implicit", re.IGNORECASE),  # often implicit_gemm
     "matrix products": re.compile("gemm|nvjet|cutlass|xmma|wgmma|splitk|cublas", re.IGNORECASE),
-    "convolutions": re.compile("conv|wgrad|dgrad|implicit", re.IGNORECASE),
 }
 
 

@@ -80,7 +80,8 @@ class Evaluation:
 
     def masked(self, video: torch.Tensor, mask: torch.Tensor) -> torch.Tensor | None:
         """The conditioning of a video in which a mask is generated."""
-        return self.pipeline.condition(video.to(self.device), mask.to(self.device))
+        noise = self.pipeline.checkpoint.config.reference_noise
+        return self.pipeline.condition(video.to(self.device), mask.to(self.device), noise)
 
     def start_end(self, video: torch.Tensor, start: bool = True, end: bool = True) -> torch.Tensor | None:
         """The conditioning of a video's first and last frame."""
