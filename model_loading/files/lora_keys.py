@@ -14,6 +14,7 @@ import torch
 
 from ..errors import CheckpointError
 from . import lora_sizes
+from .detect import hub_name
 from .safetensors_files import Reader, open_weights, read_file
 
 PREFIXES = (
@@ -34,6 +35,7 @@ RENAMES = (  # pattern of a whole key -> replacement, before it is taken apart
     (r"\.processor\.(to_\w+?)_lora\.", r".\1.lora."),  # diffusers' attention processors
     (r"_alpha$", r".alpha"),
 )
+NATIVE = re.compile(r"((?:model\.)?diffusion_model\.|)(blocks\.\d+\..+)")  # a prefix, then ComfyUI's own names
 SUFFIXES = (  # pattern of what follows the layer -> ComfyUI's name
     (r"lora[._](?:A|down)(?:\.default)?(?:\.weight)?", "lora_down.weight"),
     (r"lora[._](?:B|up)(?:\.default)?(?:\.weight)?", "lora_up.weight"),
@@ -69,6 +71,8 @@ def split_key(key: str, names: Mapping[str, str]) -> tuple[str, str] | None:
     """A file's key as (layer, suffix in ComfyUI's name), or None if it is of no layer."""
     for pattern, replacement in RENAMES:
         key = re.sub(pattern, replacement, key)
+    if native := NATIVE.fullmatch(key):
+        key = native[1] + hub_name(native[2])
     ends = [match.start() for match in re.finditer(r"[._]", key)]
     for end in reversed(ends):  # the longest name first: to_out_0 before to_out
         layer = names.get(key[:end])

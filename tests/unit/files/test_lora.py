@@ -36,7 +36,18 @@ def processor(layer: str):
     return f"{place}.down.weight", f"{place}.up.weight", f"{layer}.alpha"
 
 
+def native(layer: str):
+    """ComfyUI's own names."""
+    short = {"attn1.to_q": "q", "attn1.to_out.0": "attn_out", "ff.net.2": "ff_out"}
+    _, number, name = layer.split(".", 2)
+    return tuple(
+        f"diffusion_model.blocks.{number}.{short[name]}.{end}"
+        for end in ("lora_down.weight", "lora_up.weight", "alpha")
+    )
+
+
 STYLES = {
+    "ComfyUI's own CogVideoX": native,
     "the Fun trainer": underscored("lora_unet__"),
     "kohya": underscored("lora_unet_"),
     "diffusers": dotted("transformer.", "lora_A.weight", "lora_B.weight"),
