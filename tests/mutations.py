@@ -18,6 +18,8 @@ NETWORKS, SAMPLING = "model_loading/networks", "sampling"
 OLD_WORKFLOWS, OLD_TESTS = "tools/old_workflows", "tests/unit/tools"
 log = logging.getLogger(__name__)
 
+EVALUATION = "tests/unit/training/test_training_evaluation.py"
+
 # file, what stands there once, what is put in its place, the tests that should fail
 MUTATIONS = [
     (f"{NETWORKS}/blocks.py", "[cos, -sin, sin, cos]", "[cos, sin, -sin, cos]", "tests/parity/test_transformer.py"),
@@ -238,6 +240,28 @@ MUTATIONS = [
     ("nodes/long_video.py", "seed=(seed + i) %", "seed=seed %", "tests/host/test_long_video.py"),
     ("nodes/long_video.py", "**(end if is_last else {})", "**end", "tests/host/test_long_video.py"),
     ("nodes/long_video.py", "lazy=True, ", "", "tests/host/test_long_video.py"),
+    (
+        "training/planning/plan.py",
+        "return self.phase.steps * self.phase.batches.batch_size * flops",
+        "return self.phase.steps * flops",
+        "tests/unit/training/test_training_plan.py",
+    ),
+    ("training/evaluation/measure.py", "((points, goal), (goal, points))", "((points, goal),)", EVALUATION),
+    ("training/evaluation/measure.py", "(change - true_change)[still]", "change[still]", EVALUATION),
+    ("training/evaluation/rows.py", "low, high = margin - 1e-9, 1 - margin + 1e-9", "low, high = 0, 1", EVALUATION),
+    ("training/evaluation/rows.py", "start=subject.end, end=subject.start)", "start=subject.start)", EVALUATION),
+    (
+        "training/loop/monitor.py",
+        "times = 1 - times",
+        "times = times + 0",
+        "tests/unit/training/test_training_monitor.py -k few_steps",
+    ),
+    (
+        "nodes/sampling.py",
+        "if len(videos[0]) in (1, latent_t):",
+        "if len(videos[0]) == latent_t:",
+        "tests/host/test_sampling.py -k batch_has",
+    ),
 ]
 
 

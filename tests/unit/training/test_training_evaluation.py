@@ -89,6 +89,15 @@ def test_shape_iou_and_edge_error_see_a_blurred_outline_and_a_shift():
         )
 
 
+def test_edge_error_is_from_each_outline_to_the_other():
+    """A second square is far from the true outline, of which nothing is missing: half of the distance."""
+    scene = dataclasses.replace(TRIANGLE, things=(dataclasses.replace(TRIANGLE.things[0], shape="square"),))
+    truth, _ = truth_and_seen(scene)
+    more = truth.video.clone()
+    more[:, :12, :12] = truth.video[0][truth.cover[0] > 0.99].mean(0)
+    assert 4 < Seen(more, truth).edge_error() < 9  # 12.6 in one direction, 0 in the other
+
+
 def test_one_bad_frame_is_the_worst():
     def one_frame(video):
         return torch.cat([video[:8], shifted(video[8:9], 12), video[9:]])
@@ -146,6 +155,27 @@ def test_the_other_shape_is_not_taken_for_the_subject():
     found = Seen(scenes.render(scene, *truth.video.shape[:3]), truth)
     assert found.iou.min() > 0.93 and perfect.iou.min() > 0.97
     assert found.psnr() < 20, "it is an error all the same"
+
+
+def test_flicker_is_what_the_truth_does_not_change():
+    scene = random_scene(99, 0, SHAPES, ("pan",), tuple(backgrounds.PHOTOS))
+    truth, found = truth_and_seen(scene)
+    assert truth.change.max() > 1 and found.flicker() == 0
+
+
+def test_a_start_leaves_directions_open_where_the_whole_shape_fits():
+    """From the middle, the usual distance leads to 0.88."""
+    place = (0.5, 0.5)
+    assert not rows.open_start(
+        dataclasses.replace(TRIANGLE, things=(Thing("blue", "circle", place, place, (0.2, 0.2)),))
+    )
+    assert rows.open_start(dataclasses.replace(TRIANGLE, things=(Thing("blue", "circle", place, place, (0.1, 0.1)),)))
+
+
+def test_the_opposite_of_a_scene_goes_back():
+    back = rows.opposite(TRIANGLE)
+    (thing,), (before,) = back.things, TRIANGLE.things
+    assert (thing.start, thing.end, back.way) == (before.end, before.start, "left") and thing.colour != before.colour
 
 
 def test_background_psnr_and_flicker_leave_out_the_shapes():

@@ -139,6 +139,13 @@ def test_the_plan_of_a_2b_step(plan_2b):
     assert f"needs {plan_2b.peak(saving, plan_2b.nominal) / 1e9:.1f} GB with checkpoint_blocks" in text
 
 
+def test_the_hours_of_a_phase_by_hand(plan_2b):
+    """989 TFLOPS of an H100, of which 0.3 are reached, on eight."""
+    phase = plan_2b.phase
+    seconds = phase.steps * phase.batches.batch_size * 1e15 / (8 * 0.3 * 989e12)
+    assert phase.batches.batch_size == 128 and plan_2b.hours(1e15) == pytest.approx(seconds / 3600, rel=0.01)
+
+
 @pytest.mark.parametrize("control", ["", "edges"])
 def test_the_memory_of_the_workers_is_that_of_their_samples(control):
     """Three batches: of two workers, and the one that is trained on. Single numbers are not counted."""
