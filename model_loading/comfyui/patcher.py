@@ -18,6 +18,8 @@ class MappedPatcher(comfy.model_patcher.ModelPatcher):
         if plain and comfy.model_management.MAX_PINNED_MEMORY > 0:
             comfy.utils.set_attr_param(self.model, key, weight.detach().clone())
         super().pin_weight_to_device(key)
+        if plain and key not in self.pinned:  # ComfyUI pins only so much: the rest stays in the file
+            comfy.utils.set_attr_param(self.model, key, weight.detach())
 
 
 def patcher_class(load_device: torch.device, disable_dynamic: bool) -> type:

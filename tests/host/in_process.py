@@ -136,7 +136,8 @@ def mapped_from_a_file(weight: torch.Tensor) -> bool:
 
 
 def pinned(patcher) -> list:
-    """Whether a weight lies in a file before ComfyUI pins it; for what is pinned, also whether its value is kept."""
+    """Whether a weight lies in a file before ComfyUI pins it, and after ComfyUI refused to; of what is pinned, whether
+    it lies in a file and whether its value is kept."""
     import comfy.model_management
     import comfy.utils
 
@@ -144,9 +145,13 @@ def pinned(patcher) -> list:
     before = comfy.utils.get_attr(patcher.model, key)
     found = [mapped_from_a_file(before)]
     if hasattr(comfy.model_management, "pin_memory"):
-        pins = {"MAX_PINNED_MEMORY": 1e12, "pin_memory": lambda weight: seen.append(weight) or True}
+        answers = iter([False, True])
+        pins = {"MAX_PINNED_MEMORY": 1e12, "pin_memory": lambda weight: seen.append(weight) or next(answers)}
         with replaced(comfy.model_management, **pins):
             patcher.pin_weight_to_device(key)
+            found.append(mapped_from_a_file(comfy.utils.get_attr(patcher.model, key)))
+            patcher.pin_weight_to_device(key)
+        del seen[0]  # the copy that was refused
     return found + [[mapped_from_a_file(weight), bool((weight == before).all())] for weight in seen]
 
 
