@@ -1,6 +1,7 @@
 // Names the models and the pictures and clips that a workflow needs and that are not there, as soon as it is shown.
 
 import { app } from "../../scripts/app.js";
+import { openGraph } from "./nodes.js";
 
 const NODES = /^CogVideoXFun.*Loader$/;
 const SOURCES = ["LoadImage", "LoadVideo"];
@@ -32,6 +33,7 @@ const TEXTS = {
     },
 };
 let hide = () => {}; // takes the notice away that is shown
+let shown = ""; // the graph that it is about, and its text
 
 // All nodes that are neither muted (mode 2) nor bypassed (4), each with the subgraphs' nodes that it is in, the nearest first.
 function* allNodes(graph, parents = []) {
@@ -58,7 +60,7 @@ function valueOf(node, parents, widget) {
 // a LoRA may have none.
 function missingModels() {
     const missing = new Map();
-    for (const [node, parents] of allNodes(app.graph.rootGraph ?? app.graph)) {
+    for (const [node, parents] of allNodes(openGraph())) {
         const widget = NODES.test(node.type) && node.widgets?.[0];
         if (!widget?.options?.values) continue;
         const chosen = valueOf(node, parents, widget);
@@ -76,7 +78,7 @@ function missingModels() {
 
 // The missing pictures and clips of a workflow with nodes of ours, each as the title of its node and its file.
 function missingSources() {
-    const nodes = [...allNodes(app.graph.rootGraph ?? app.graph)];
+    const nodes = [...allNodes(openGraph())];
     if (!nodes.some(([node]) => node.type.startsWith("CogVideoXFun"))) return [];
     const missing = [];
     for (const [node, parents] of nodes.filter(([one]) => SOURCES.includes(one.type))) {
@@ -102,18 +104,21 @@ function show(summary, detail) {
 }
 
 // Say what is missing, in place of what was said before.
-function check() {
-    hide();
-    hide = () => {};
+function check({ again }) {
     const missing = missingModels();
     const sources = missingSources();
-    if (!missing.size && !sources.length) return;
     const text = TEXTS[app.ui.settings.getSettingValue("Comfy.Locale")?.startsWith("zh") ? "zh" : "en"];
     const details = [...missing].map(([name, [address, folder]]) =>
         address ? text.detail(address, folder) : text.unpublished(name, folder),
     );
     if (missing.size) details.push(text.end);
     details.push(...sources.map((one) => text.choose(...one)));
+    const now = [openGraph().id, ...details].join("\n");
+    if (now === shown && !again) return; // an undo opens the graph again: the notice may have been closed
+    hide();
+    hide = () => {};
+    shown = now;
+    if (!details.length) return;
     const names = new Set([...missing.keys(), ...sources.map(([, file]) => file)]);
     hide = show(text.title([...names]), details.join("\n"));
 }
@@ -123,6 +128,6 @@ app.registerExtension({
     setup() {
         document.head.append(Object.assign(document.createElement("style"), { textContent: STYLE }));
     },
-    afterConfigureGraph: check,
-    refreshComboInNodes: check, // after R, when the widgets have their new lists
+    afterConfigureGraph: () => check({ again: false }),
+    refreshComboInNodes: () => check({ again: true }), // after R, when the widgets have their new lists
 });

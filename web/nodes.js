@@ -1,6 +1,11 @@
-// The nodes on the page that a run's id names.
+// The graph that is open, and the nodes in it that a run's id names.
 
 import { app } from "../../scripts/app.js";
+
+// The workflow that is open, also while the page shows a subgraph of it.
+export function openGraph() {
+    return app.graph.rootGraph ?? app.graph;
+}
 
 // The id of the node on the page that an id names: nodes that a node added to the graph ("8:11.0.0") count as that node.
 export function bare(id) {
@@ -11,7 +16,7 @@ export function bare(id) {
 // graph that is open has no such node.
 export function nodesOf(id) {
     const found = [];
-    let graph = app.graph.rootGraph ?? app.graph;
+    let graph = openGraph();
     let prefix = "";
     for (const part of bare(id).split(":")) {
         const node = graph?.getNodeById(parseInt(part));
@@ -25,5 +30,5 @@ export function nodesOf(id) {
 
 // Whether an event is about the graph that is open, by the graph's id; a run that no page queued has none.
 export function isOpen(graph) {
-    return !graph || graph === (app.graph.rootGraph ?? app.graph).id;
+    return !graph || graph === openGraph().id;
 }

@@ -5,7 +5,7 @@
 import { api } from "../../scripts/api.js";
 import { app } from "../../scripts/app.js";
 import { ComfyWidgets } from "../../scripts/widgets.js";
-import { bare, isOpen, nodesOf } from "./nodes.js";
+import { bare, isOpen, nodesOf, openGraph } from "./nodes.js";
 
 const EVENT = "cogvideox-fun.said"; // nodes/said.py sends it
 // The front end saves no widget whose name begins like this; 1.35 lists it at a subgraph's node, and ignores it later.
@@ -35,14 +35,10 @@ function saidIn(graph) {
     return said.get(graph);
 }
 
-function openGraph() {
-    return (app.graph.rootGraph ?? app.graph).id;
-}
-
 // Write under each node that an id names what was said of it and of the nodes inside it, each text once.
 function refresh(id) {
     for (const [prefix, node] of nodesOf(id)) {
-        const inside = [...saidIn(openGraph())].filter(([one]) => one === prefix || one.startsWith(`${prefix}:`));
+        const inside = [...saidIn(openGraph().id)].filter(([one]) => one === prefix || one.startsWith(`${prefix}:`));
         const text = [...new Set(inside.flatMap(([, entry]) => entry.lines))].join("\n");
         const present = node.widgets?.find((widget) => widget.name === WIDGET);
         if (present || text) (present ?? addWidget(node)).value = text;
@@ -57,13 +53,13 @@ app.registerExtension({
         api.addEventListener("executing", ({ detail }) => {
             const id = detail?.node ?? detail; // older front ends send the id alone; null at the end of a run
             if (id === null || ignored.has(running)) return;
-            const here = saidIn(openGraph());
+            const here = saidIn(openGraph().id);
             if (running && here.has(id) && here.get(id).prompt !== running && here.delete(id)) refresh(id);
         });
         api.addEventListener(EVENT, ({ detail: { node, prompt, graph, text } }) => {
             running = prompt; // also after the page was opened in the middle of a run
             if (!graph && ignored.has(prompt)) return;
-            const here = saidIn(graph || openGraph());
+            const here = saidIn(graph || openGraph().id);
             const id = bare(node);
             const before = here.get(id);
             here.set(id, { prompt, lines: before?.prompt === prompt ? [...before.lines, text] : [text] });
@@ -72,6 +68,6 @@ app.registerExtension({
     },
     afterConfigureGraph() {
         if (running) ignored.add(running);
-        for (const id of saidIn(openGraph()).keys()) refresh(id);
+        for (const id of saidIn(openGraph().id).keys()) refresh(id);
     },
 });

@@ -9,7 +9,7 @@ import pytest
 from cogvideox_fun.tools import comfyui_server as comfy
 from cogvideox_fun.tools import media
 from export_api import API, WORKFLOWS, queued
-from front_end import FrontEnd
+from front_end import STILL, FrontEnd
 from templates.document import TASK, name_of
 from templates.graphs import INP
 from templates.kinds import SAM3
@@ -36,6 +36,11 @@ return kinds.map(kind => {
     const node = LiteGraph.createNode(kind);
     return [node.title, context.measureText(node.title).width, node.size[0]];
 });
+"""
+UNDO = """
+const tracker = app.extensionManager.workflow.activeWorkflow.changeTracker;
+(tracker.captureCanvasState ?? tracker.checkState).call(tracker);
+await tracker.undo();
 """
 SAMPLER, BUILDER = "CogVideoXFunSampler", "CogVideoXFunStartEndImage"
 
@@ -183,11 +188,27 @@ def test_what_a_run_reports_stays_under_its_node_until_it_runs_again(classic, fr
     inside = {node["type"]: node["widgets"].get(SAID, "") for node in front.nodes().values()}
     assert "9 frames" in inside["CogVideoXFunClipFrames"] and inside["CogVideoXFunVAEEncode"] == noise
     front.leave()
-    shown, workflow = front.nodes()[TASK]["widgets"][SAID], front.app("return app.graph.serialize()")
+    shown, workflow = front.nodes()[TASK]["widgets"][SAID], front.app("return JSON.parse(JSON.stringify(app.graph))")
     front.open_template(TEXT)
     assert not any(node["widgets"].get(SAID) for node in front.nodes().values())
     front.load(workflow)
     assert front.nodes()[TASK]["widgets"].get(SAID) == shown, "it comes back with its workflow"
+
+
+def test_two_copies_of_a_template_do_not_share_what_their_runs_report(classic, front):
+    """A template has no id, so that the page gives each copy its own."""
+    for _copy in range(2):
+        front.open_template("CogVideoX-Fun Text to Video (nano)")
+    for name, value in (("steps", 1), ("length", 21)):
+        front.set_widget(TASK, name, value)
+    front.run()
+    assert front.wait_for_end(60)["end"] == "success"
+    shown = []
+    for back in (1, 2, 1):  # the last tab, the one before, the last
+        front.page.locator(".workflow-tab").nth(-back).click()
+        front.app(STILL)
+        shown.append("21 -> 17" in front.nodes()[TASK]["widgets"].get(SAID, ""))
+    assert shown == [True, False, True]
 
 
 def test_widgets_set_in_the_page_are_what_runs(classic, front, server):
@@ -291,6 +312,19 @@ def test_the_notice_goes_when_the_model_is_in_place_and_r_is_pressed(front, base
     front.console_errors()
 
 
+def test_an_undo_does_not_bring_back_a_notice_that_was_closed(front):
+    front.load(read(TEXT))
+    front.wait_until(lambda: "Missing: " in str(front.messages()), 10, "the model is not named")
+    front.close_dialogs()
+    front.app("app.graph.getNodeById(arguments[0]).title = 'Mine'", TASK)
+    front.app(UNDO)
+    assert front.nodes()[TASK]["title"] != "Mine"
+    front.page.wait_for_timeout(1000)
+    assert "Missing: " not in str(front.messages())
+    front.load(read(TEXT))
+    front.wait_until(lambda: "Missing: " in str(front.messages()), 10, "another copy has no notice")
+
+
 def test_a_missing_clip_is_named_as_soon_as_the_page_shows_it(front):
     """Of the two files of this template, only the one that is not in the input folder."""
     workflow = read("CogVideoX-Fun Region Inpaint")
@@ -356,7 +390,7 @@ def test_a_second_lora_inside_a_task_is_missing_too(front):
     front.console_errors()
 
 
-def test_the_picture_chosen_at_the_tasks_node_counts(front, base):
+def test_the_picture_chosen_at_the_tasks_node_counts(classic, front, base):
     """Not what the node inside had before."""
     workflow = read("CogVideoX-Fun Text to Video (nano)")
     (inside,) = workflow["definitions"]["subgraphs"]

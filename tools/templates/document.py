@@ -1,7 +1,7 @@
 """A template as a file of workflows/: note, sources, the task as one node, and the saved video."""
 
 from . import chinese, notes
-from .graph import Graph, made_id, node_data
+from .graph import Graph, node_data
 from .graphs import Edition
 from .kinds import KINDS
 from .tasks import CATEGORY, Task
@@ -84,7 +84,6 @@ def template(task: Task, nano: bool) -> dict:
     )
     inside = definition(task, graph)
     return {
-        "id": made_id("template", name),
         "revision": 0,
         "last_node_id": inside["state"]["lastNodeId"],
         "last_link_id": len(links),
