@@ -188,7 +188,10 @@ def test_what_a_run_reports_stays_under_its_node_until_it_runs_again(classic, fr
     inside = {node["type"]: node["widgets"].get(SAID, "") for node in front.nodes().values()}
     assert "9 frames" in inside["CogVideoXFunClipFrames"] and inside["CogVideoXFunVAEEncode"] == noise
     front.leave()
-    shown, workflow = front.nodes()[TASK]["widgets"][SAID], front.app("return JSON.parse(JSON.stringify(app.graph))")
+    shown, workflow = (
+        front.nodes()[TASK]["widgets"][SAID],
+        front.app("return JSON.parse(JSON.stringify(app.graph.serialize()))"),
+    )
     front.open_template(TEXT)
     assert not any(node["widgets"].get(SAID) for node in front.nodes().values())
     front.load(workflow)
@@ -206,6 +209,7 @@ def test_two_copies_of_a_template_do_not_share_what_their_runs_report(classic, f
     shown = []
     for back in (1, 2, 1):  # the last tab, the one before, the last
         front.page.locator(".workflow-tab").nth(-back).click()
+        front.page.mouse.move(800, 450)  # 1.58 shows a picture of a tab that the mouse is on
         front.app(STILL)
         shown.append("21 -> 17" in front.nodes()[TASK]["widgets"].get(SAID, ""))
     assert shown == [True, False, True]

@@ -232,7 +232,9 @@ def _check_numbers(check: Check) -> None:
         check(name, lambda value: 0 <= value <= 1, "0 to 1")
     for name in ("seed", "data.seed", "validation.seed"):
         check(name, lambda value: 0 <= value < HELD_OUT, f"0 to {HELD_OUT - 1}: the evaluation uses the others")
-    for name in ("micro_batch", "snr_gamma", "snr_shift", "loss_level", "validation.every"):
+    from_0 = ["micro_batch", "snr_gamma", "snr_shift", "loss_level", "kl_weight", "agreement_weight", "data.count"]
+    from_0 += ["optimizer.final_learning_rate", "optimizer.warmup_steps", "optimizer.weight_decay", "validation.every"]
+    for name in from_0:
         check(name, lambda value: value >= 0, "0 or more")
     positive = ["steps", "save_every", "batches.tokens", "batches.batch_size", "batches.noises_per_clip"]
     positive += ["validation.steps", "validation.clips", "optimizer.learning_rate", "optimizer.eps"]
@@ -241,6 +243,7 @@ def _check_numbers(check: Check) -> None:
     for name in positive:
         check(name, lambda value: value > 0, "more than 0")
     check("optimizer.betas", lambda b: len(b) == 2 and all(0 <= v < 1 for v in b), "two numbers from 0 to less than 1")
+    check("widths", lambda widths: min(widths) > 0, "four numbers of channels, each more than 0")
     check("validation.size", lambda size: len(size) in (0, 3), "width, height and frames")
 
 

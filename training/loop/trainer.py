@@ -42,13 +42,16 @@ def learning_rate(options: Optimizer, step: int, steps: int) -> float:
 def about(phase: Phase) -> str:
     """What a checkpoint must have in common with the run that continues it.
 
-    The clips' folders or manifest belong to it. The paths of models, outputs and caches may change, and so may the
-    number of steps, what saves memory, and what only shows the run.
+    The names of the clips' folders or manifest belong to it, but not where they are. The paths of models, outputs and
+    caches may change, and so may the number of steps, the learning rates, what saves memory, and what only shows the
+    run.
     """
     fields = dataclasses.asdict(phase)
     del fields["family"]  # only checked
-    del fields["data"]["workers"]
-    fields["data"]["cache"] = bool(fields["data"]["cache"])
+    data, optimizer = fields["data"], fields["optimizer"]
+    del data["workers"], optimizer["learning_rate"], optimizer["final_learning_rate"], optimizer["warmup_steps"]
+    data["cache"] = bool(data["cache"])
+    data["folders"], data["manifest"] = [Path(one).name for one in data["folders"]], Path(data["manifest"]).name
     memory = "micro_batch", "checkpoint_blocks", "cuda_graphs"
     for free in ("model", "output", "text_encoder", "lora", "save_every", "steps", "logging", "validation", *memory):
         del fields[free]
@@ -96,7 +99,9 @@ class Trainer:
         norm = self.engine.update()
         if not math.isfinite(norm):
             found = f"the gradient of step {self.step} is {norm} (its loss is {float(loss)})"
-            raise FloatingPointError(f"{found}: lower the learning rate, and give another output folder")
+            raise FloatingPointError(
+                f"{found}: lower the learning rate, and run the same command, or begin in another folder"
+            )
         self.gradient_norm = norm
         self.step += 1
         return self.accelerator.reduce(loss, "mean")

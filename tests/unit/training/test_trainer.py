@@ -1,5 +1,6 @@
 """The training loop: it learns, and a resumed run equals an unbroken one."""
 
+import dataclasses
 import subprocess
 import sys
 from pathlib import Path
@@ -12,7 +13,7 @@ from cogvideox_fun.training.loop.config import Batches, ConfigError, Data, Optim
 from cogvideox_fun.training.loop.progress import read_losses
 from cogvideox_fun.training.loop.source import open_clips, phase_batches
 from cogvideox_fun.training.loop.state import read_tensors
-from cogvideox_fun.training.loop.trainer import Trainer, learning_rate
+from cogvideox_fun.training.loop.trainer import Trainer, about, learning_rate
 from cogvideox_fun.training.tasks.parts import Parts
 from pack import ROOT
 from safetensors.torch import load_file
@@ -94,13 +95,25 @@ def test_a_run_takes_only_the_batches_that_it_trains_on(tiny_model, tmp_path, mo
         ("full", {}, 'it had \'"task": "lora",\', here \'"task": "full",\''),
         ("lora", {"lora_rank": 1}, '"lora_rank": 8,'),
         ("lora", {"data": Data(seed=6)}, 'it had \'"seed": 5'),
+        ("lora", {"optimizer": Optimizer(weight_decay=0.1)}, '"weight_decay": 0.01,'),
     ],
 )
 def test_a_checkpoint_of_another_run(tiny_model, tmp_path, task, changes, words):
     trainer_of(tiny_model, tmp_path, "lora").run(until=1)
     with pytest.raises(ValueError, match=f"is of another run.*{words}.*give another output folder"):
         trainer_of(tiny_model, tmp_path, task, **changes)
-    trainer_of(tiny_model, tmp_path, "lora", steps=9, save_every=1, micro_batch=1)  # these may change
+    free = {"steps": 9, "save_every": 1, "micro_batch": 1, "optimizer": Optimizer(1e-4, 1e-5, warmup_steps=1)}
+    assert trainer_of(tiny_model, tmp_path, "lora", **free).step == 1, "these may change"
+
+
+def test_the_clips_of_a_run_can_move_but_not_become_others():
+    phase = Phase("lora", "model", **{**PHASE, "data": Data(folders=("old/clips",))})
+    moved, others = (dataclasses.replace(phase, data=Data(folders=(one,))) for one in ("new/clips", "old/others"))
+    assert about(moved) == about(phase) != about(others)
+    listed, moved, others = (
+        dataclasses.replace(phase, data=Data(manifest=one)) for one in ("old/a.jsonl", "new/a.jsonl", "old/b.jsonl")
+    )
+    assert about(moved) == about(listed) != about(others)
 
 
 def test_a_checkpoint_of_another_model(tiny_model, tmp_path):
@@ -209,6 +222,9 @@ tolerance = 0.3
         ('"full"', '"lora"\ncuda_graphs = true', "cuda_graphs is True, expected false: only the tasks .'vae'"),
         ('"full"', '"few_steps"\nsnr_shift = 1', "snr_shift is 1.0, expected 0: few_steps is for the model's own"),
         ("steps = 2", "steps = 2\nsnr_shift = -1", "snr_shift is -1.0, expected 0 or more"),
+        ("[batches]", "[optimizer]\nfinal_learning_rate = -1\n[batches]", "final_learning_rate is -1.0, expected 0"),
+        ("steps = 2", "steps = 2\nkl_weight = -1", "kl_weight is -1.0, expected 0 or more"),
+        ("steps = 2", "steps = 2\nwidths = [64, 32, 0, 8]", "widths is .64, 32, 0, 8., expected four numbers"),
         ("[batches]", "[optimizer]\neps = 0\n[batches]", "optimizer.eps is 0.0, expected more than 0"),
         ("[batches]", "[batches", "can't be read as TOML"),
     ],
