@@ -30,6 +30,20 @@ from pack import ROOT, load_pack  # noqa: E402
 load_pack()  # not in main: a worker process that starts anew imports this file before anything else
 
 
+def positive(text: str) -> int:
+    """A whole number from 1."""
+    if not text.isdecimal() or int(text) < 1:
+        raise argparse.ArgumentTypeError(f"{text}, expected 1 or more")
+    return int(text)
+
+
+def pixels(text: str) -> int:
+    """A width and height that models take."""
+    if positive(text) % 16:
+        raise argparse.ArgumentTypeError(f"{text}, expected a multiple of 16")
+    return int(text)
+
+
 def parse_args() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     commands = parser.add_subparsers(dest="command", required=True)
@@ -73,8 +87,8 @@ def add_train(commands) -> None:
     train.add_argument("config", type=Path, help="a TOML file; its fields are those of training/loop/config.py")
     train.add_argument("--model", type=Path, help="start from this folder instead of the configuration's")
     train.add_argument("--output", type=Path, help="write to this folder instead of the configuration's")
-    train.add_argument("--steps", type=int, help="of the whole phase, instead of the configuration's")
-    train.add_argument("--until", type=int, help="stop after this step, to continue later")
+    train.add_argument("--steps", type=positive, help="of the whole phase, instead of the configuration's")
+    train.add_argument("--until", type=positive, help="stop after this step, to continue later")
     train.add_argument("--cpu", action="store_true", help="use the CPU even where there is a GPU")
 
 
@@ -84,12 +98,12 @@ def add_encode(commands) -> None:
     encode.add_argument("--output", type=Path, required=True, help="the folder to write: the cache in [data]")
     encode.add_argument("--model", type=Path, help="encode with this folder's VAE and T5, not the configuration's")
     encode.add_argument("--dtype", choices=["float32", "bfloat16"], default="float32", help="of what is stored")
-    encode.add_argument("--shard-size", type=int, default=256, help="the most clips in a file")
-    encode.add_argument("--together", type=int, default=1, help="clips of one size that are encoded at once")
+    encode.add_argument("--shard-size", type=positive, default=256, help="the most clips in a file")
+    encode.add_argument("--together", type=positive, default=1, help="clips of one size that are encoded at once")
     encode.add_argument("--cpu", action="store_true", help="use the CPU even where there is a GPU")
     amount = encode.add_mutually_exclusive_group(required=True)
-    amount.add_argument("--count", type=int, help="how many of the phase's draws")
-    amount.add_argument("--epochs", type=int, help="how many passes over all clips, each with masks of its own")
+    amount.add_argument("--count", type=positive, help="how many of the phase's draws")
+    amount.add_argument("--epochs", type=positive, help="how many passes over all clips, each with masks of its own")
 
 
 def add_export(commands) -> None:
@@ -114,7 +128,7 @@ def add_manifest(commands) -> None:
     listed = commands.add_parser("manifest", help="list and measure the clips in folders once, for [data] manifest")
     listed.add_argument("folders", type=Path, nargs="+", help="of videos with captions, in any depth")
     listed.add_argument("--output", type=Path, required=True, help="a .jsonl file; clips that it has stay as they are")
-    listed.add_argument("--workers", type=int, help="processes (default: one for each CPU core)")
+    listed.add_argument("--workers", type=positive, help="processes (default: one for each CPU core)")
     listed.add_argument("--control", default="", help='what control videos add to a clip\'s name, such as "_depth"')
 
 
@@ -128,9 +142,9 @@ def add_evaluate(commands) -> None:
     measure.add_argument("--control", type=Path, help="for the row control (default: the nano model's own)")
     measure.add_argument("--output", type=Path, default=ROOT / "evaluation_output", help="folder for the results")
     measure.add_argument("--rows", nargs="+", choices=list(ROWS), default=list(ROWS), help="which rows (default: all)")
-    measure.add_argument("--count", type=int, default=64, help="clips in a row")
-    measure.add_argument("--size", type=int, default=128, help="pixels, in rows that do not name their sizes")
-    measure.add_argument("--steps", type=int, default=20)
+    measure.add_argument("--count", type=positive, default=64, help="clips in a row")
+    measure.add_argument("--size", type=pixels, default=128, help="pixels, in rows that do not name their sizes")
+    measure.add_argument("--steps", type=positive, default=20)
     measure.add_argument("--cfg", type=float, default=2.0)
     measure.add_argument(
         "--spacing",
@@ -146,7 +160,7 @@ def add_drift(commands) -> None:
     drift.add_argument("--seconds", type=float, default=600.0, help="of each video (default: ten minutes)")
     drift.add_argument("--model", type=Path, default=ROOT / "models" / "nano", help="the folder of an InP model")
     drift.add_argument("--output", type=Path, default=ROOT / "evaluation_output", help="folder for the results")
-    drift.add_argument("--count", type=int, default=1, help="scenes")
+    drift.add_argument("--count", type=positive, default=1, help="scenes")
     drift.add_argument(
         "--methods",
         nargs="+",
@@ -154,8 +168,8 @@ def add_drift(commands) -> None:
         default=["chain", "overlap", "matched"],
         help="plain chain, with overlap, and with colours matched as Long Video does (default: all)",
     )
-    drift.add_argument("--overlap", type=int, default=9, help="frames, of all methods but the plain chain")
-    drift.add_argument("--steps", type=int, default=20)
+    drift.add_argument("--overlap", type=positive, default=9, help="frames, of all methods but the plain chain")
+    drift.add_argument("--steps", type=positive, default=20)
     drift.add_argument("--cfg", type=float, default=2.0)
     drift.add_argument("--cpu", action="store_true", help="use the CPU even where there is a GPU")
 
@@ -163,7 +177,7 @@ def add_drift(commands) -> None:
 def add_positions(commands) -> None:
     tables = commands.add_parser("positions", help="compare position tables, from training to held-out clips")
     tables.add_argument("output", type=Path, help="folder for the losses and the results")
-    tables.add_argument("--count", type=int, default=64, help="held-out clips of each of the four sizes")
+    tables.add_argument("--count", type=positive, default=64, help="held-out clips of each of the four sizes")
     tables.add_argument("--seeds", type=int, nargs="+", default=[42, 43, 44])
 
 
@@ -172,11 +186,11 @@ def add_plan(commands) -> None:
 
     plan = commands.add_parser("plan", help="what phases need, without a GPU and without the model")
     plan.add_argument("configs", type=Path, nargs="+", metavar="CONFIG", help="TOML files of phases")
-    plan.add_argument("--gpus", type=int, default=8)
+    plan.add_argument("--gpus", type=positive, default=8)
     plan.add_argument("--gpu", choices=list(GPUS), default="h100")
     plan.add_argument("--utilisation", type=float, default=0.3, help="of the GPU's dense bf16 rate (default: 0.3)")
     plan.add_argument(
-        "--clips", type=int, default=1_200_000, help="clips whose latents are cached (default: 1.2 million)"
+        "--clips", type=positive, default=1_200_000, help="clips whose latents are cached (default: 1.2 million)"
     )
     plan.add_argument("--output", type=Path, help="also write the plan to this file")
 

@@ -1,7 +1,9 @@
-"""The commands of training/run.py: what each of them imports when it is called is there."""
+"""The commands of training/run.py: what they import when they are called is there, and numbers are checked."""
 
 import ast
 import importlib
+import subprocess
+import sys
 
 import pytest
 from pack import ROOT
@@ -16,3 +18,18 @@ def test_what_a_command_imports_exists(node):
     for alias in node.names:
         if not hasattr(module, alias.name):
             importlib.import_module(f"{node.module}.{alias.name}")
+
+
+@pytest.mark.parametrize(
+    "command, words",
+    [
+        ("evaluate --count 0", "argument --count: 0, expected 1 or more"),
+        ("evaluate --size 100", "argument --size: 100, expected a multiple of 16"),
+        ("plan a.toml --gpus -1", "argument --gpus: -1, expected 1 or more"),
+    ],
+)
+def test_a_number_that_no_command_can_use(command, words):
+    done = subprocess.run(
+        [sys.executable, ROOT / "training" / "run.py", *command.split()], capture_output=True, text=True, check=False
+    )
+    assert done.returncode == 2 and done.stderr.rstrip().endswith(words)
