@@ -57,6 +57,8 @@ class ClipFrames(io.ComfyNode):
         common.check_numbers(start_seconds=start_seconds, frame_rate=frame_rate)
         common.one_of("fit", fit, FITS)
         check_size(width, height)
+        if frame_rate <= 0:
+            raise ValueError(f"frame_rate is {frame_rate:g}, expected more than 0: the models know 8")
         opened = open_clip(clip)
         wanted = fit_length(length, model)
         times = times_within(start_seconds, opened.end, frame_rate, wanted)

@@ -250,6 +250,13 @@ def test_a_last_frame_that_is_held_is_no_damage(lab, clips):
     assert found == [*(3 * i for i in range(8)), *[23] * 17]
 
 
+def test_a_linked_rate_of_0(lab, clips):
+    graph = lab.graph()
+    options = DEFAULTS | {"frame_rate": graph.node("ProbeNumber", text="0")}
+    with pytest.raises(Failed, match="frame_rate is 0, expected more than 0"):
+        graph.get(graph.fun("ClipFrames", clip=graph.node("LoadVideo", file="even.mp4"), **options))
+
+
 def test_a_clip_that_other_nodes_made(lab, clips):
     graph = lab.graph()
     images = torch.stack([torch.full((SIZE, SIZE, 3), (16 + STEP * i) / 255) for i in range(48)])
