@@ -229,6 +229,17 @@ def test_bfloat16_rounds_what_is_stored(tiny_model, cache, tmp_path):
     assert {sample[name].dtype for name in ("latent", "extra", "context")} == {torch.float32}
 
 
+def test_clips_are_encoded_as_precisely_as_the_phase_trains(tiny_model, cache, tmp_path):
+    phase = phase_of(tiny_model, mixed_precision="bf16")
+    Encoding(phase, tmp_path / "bf16", Amount(8), PartialState(cpu=True), shard_size=SHARD_SIZE).run()
+    for name in ("latents", "text"):
+        exact, rough = (load_file(folder / f"{name}_00000.safetensors") for folder in (cache, tmp_path / "bf16"))
+        change = max(
+            float((rough[one] - exact[one]).abs().max()) for one in exact if one.startswith(("latent", "text"))
+        )
+        assert 1e-4 < change < 0.3, name
+
+
 def test_clips_that_are_encoded_at_once_are_stored_like_single_ones(tiny_model, cache, tmp_path):
     """Everything but latents and features is equal to the bit; these differ by float32 rounding of the largest."""
     options = {"shard_size": SHARD_SIZE, "together": 3}

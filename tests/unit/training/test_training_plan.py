@@ -146,6 +146,14 @@ def test_the_hours_of_a_phase_by_hand(plan_2b):
     assert phase.batches.batch_size == 128 and plan_2b.hours(1e15) == pytest.approx(seconds / 3600, rel=0.01)
 
 
+def test_encoding_counts_t5(plan_2b):
+    """A multiplication and an addition for each weight and each of 226 tokens."""
+    without = copy.copy(plan_2b)
+    without.t5_parameters = 0
+    assert plan_2b.encoding_flops() - without.encoding_flops() == 2 * 4_762_310_656 * 226
+    assert without.encoding_flops() > plan_2b.encoding[1], "the VAE encodes the known part, too"
+
+
 @pytest.mark.parametrize("control", ["", "edges"])
 def test_the_memory_of_the_workers_is_that_of_their_samples(control):
     """Three batches: of two workers, and the one that is trained on. Single numbers are not counted."""

@@ -179,6 +179,18 @@ def test_cells_that_show_known_pixels_alone():
     assert not known[1, 0].any() and known[1, 1:].all()
 
 
+def test_the_vae_restores_a_masked_clip_or_the_whole_one(tiny_model):
+    """By chance; what is to be generated is black in the masked one."""
+    phase = phase_of(tiny_model, "vae", masked=0.5, batches=Batches(12, ((48, 32),), 5, 0.3, batch_size=2))
+    batch = batch_of(phase)
+    batch["chance"], batch["mask"][:, 1:] = torch.tensor([0.4, 0.6]), 1.0
+    whole = (batch["video"] * 2 - 1).movedim(-1, 1)
+    masked = torch.where(batch["mask"][:, None] >= 0.5, -1.0, whole)
+    assert not torch.equal(masked, whole)
+    for found, expected in zip(Parts(phase).task.versions(batch), ((masked, whole), (whole, masked)), strict=True):
+        assert torch.equal(found[::2], expected[0][::2]) and torch.equal(found[1::2], expected[1][1::2])
+
+
 @torch.no_grad()
 def test_the_disagreement_of_masked_and_whole_clips_by_hand(tiny_model):
     five_frames = Batches(12, ((48, 32),), 5, 0.3, batch_size=2)
@@ -361,6 +373,7 @@ def test_weights_can_be_read_by_whoever_may_read_other_files(tmp_path):
 def test_the_scale_brings_latents_to_unit_deviation(tiny_model):
     pipeline = Pipeline.from_folder(tiny_model)
     video = torch.rand(2, 5, 32, 48, 3)
-    scale = measure_scale(pipeline.vae, [video, video])
+    scale = measure_scale(pipeline.vae, [video[:1], video[1:] / 4])
+    video[1:] /= 4
     latent = pipeline.vae.encode((video * 2 - 1).movedim(-1, 1)) * scale
     assert float(latent.std()) == pytest.approx(1, rel=1e-3)

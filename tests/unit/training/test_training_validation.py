@@ -1,6 +1,7 @@
 """Validation clips: made by the pack's pipeline from the right weights, and without a trace in the training."""
 
 import dataclasses
+import json
 import random
 import weakref
 
@@ -17,6 +18,7 @@ from cogvideox_fun.training.loop.config import (
     Batches,
     ConfigError,
     Data,
+    FewSteps,
     Logging,
     Optimizer,
     Phase,
@@ -145,6 +147,25 @@ def test_clips_are_those_of_the_pipeline_with_the_trained_weights(tiny_model, tm
             assert torch.allclose(found, pipeline.decode(latent), atol=1e-4), (step, row)
     change = (tables[2][0][0] - tables[0][0][0]).abs().max()
     assert change > 0.01, "training changed the clips"
+
+
+@torch.no_grad()
+def test_a_lora_for_few_steps_is_shown_at_its_own_timesteps(tmp_path, tables):
+    model = write_tiny_model(tmp_path / "model", "2b")
+    path = model / "scheduler" / "scheduler_config.json"
+    path.write_text(json.dumps(json.loads(path.read_text()) | {"timestep_spacing": "linspace"}))
+    chosen = dataclasses.replace(OPTIONS["validation"], rows=("text",))
+    few_steps = FewSteps(steps=2, teacher_steps=4)
+    trainer = trainer_of(phase_of(model, "few_steps", validation=chosen, few_steps=few_steps), tmp_path / "run")
+    trainer.validate()
+    pipeline, (sample,) = Pipeline.from_folder(model), trainer.validator.samples
+    texts, noise = [pipeline.text_encoder(text) for text in (sample["captions"], "")], pipeline.noise(48, 32, 5, 0)
+    trailing, linspace = (
+        pipeline.decode(pipeline.sample(noise, *texts, None, steps=2, cfg=3.0, spacing=spacing))
+        for spacing in ("trailing", "auto")
+    )
+    ((found,),) = tables[0]
+    assert torch.allclose(found, trailing, atol=1e-4) and not torch.allclose(found, linspace, atol=1e-2)
 
 
 def test_clips_of_steps_that_are_done_again_are_made_again(tiny_model, tmp_path, tables):
