@@ -1,4 +1,4 @@
-# Every target but gpu makes a virtual environment first and installs what it needs: see CONTRIBUTING.md.
+# Every target but gpu and clean makes a virtual environment first and installs what it needs: see CONTRIBUTING.md.
 # Demo, tests and benchmarks use the ComfyUI at COMFYUI_PATH (default ~/comfy/ComfyUI), run by COMFYUI_PYTHON.
 
 PYTHON ?= python3
