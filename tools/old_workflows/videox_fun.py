@@ -191,7 +191,7 @@ def is_control(loader: Node) -> bool:
 def end(conversion: Conversion, node: Node, base: dict, **inputs) -> None:
     """The sampler in the place of the old one, and the decoder, whose output is the old sampler's."""
     run = {name: conversion.given(node, name) for name in ("seed", "cfg")}
-    run["steps"] = steps(conversion, node, inputs.get("denoise"))
+    run["steps"], inputs["denoise"] = steps(conversion, node, inputs.get("denoise"))
     scheduler = node.values.get("scheduler")
     if scheduler is not None and scheduler not in SAMPLERS:
         conversion.problem(node, f"the scheduler {scheduler!r} is unknown, expected one of {', '.join(SAMPLERS)}")
@@ -202,19 +202,22 @@ def end(conversion: Conversion, node: Node, base: dict, **inputs) -> None:
     conversion.graph.moved[node.out()] = decoded.out()
 
 
-def steps(conversion: Conversion, node: Node, denoise: object) -> object:
-    """All steps are run here; both other packs skip those before the denoise strength."""
+def steps(conversion: Conversion, node: Node, strength: object) -> tuple[object, object]:
+    """The steps and the denoise of the Sampler, which runs all steps; both other packs skip those before the strength.
+
+    The denoise is the share that is left after rounding down: of 10 steps at a strength of 0.75, 7 are run, at 0.7.
+    """
     given = conversion.given(node, "steps")
-    if denoise in (None, 1, 1.0):
-        return given
-    if isinstance(given, Source) or isinstance(denoise, Source) or given is None:
+    if strength in (None, 1, 1.0):
+        return given, strength
+    if isinstance(given, Source) or isinstance(strength, Source) or given is None:
         conversion.problem(
             node, "steps or denoise is linked: set steps to their product, since here all steps are run"
         )
-        return given
-    run = max(1, int(given * denoise))
-    conversion.remark(node, f"steps {given} at a strength of {denoise} are {run} steps at denoise {denoise}")
-    return run
+        return given, strength
+    run = max(1, int(given * strength))
+    conversion.remark(node, f"steps {given} at a strength of {strength} are {run} steps at denoise {run / given:.4g}")
+    return run, run / given
 
 
 def text(conversion: Conversion, node: Node, loader: Node | None) -> None:

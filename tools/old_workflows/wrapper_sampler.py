@@ -96,7 +96,7 @@ def sampler(conversion: Conversion, node: Node) -> None:
     encoded = conversion.live(node, "image_cond_latents")
     latent = start(conversion, node, model, conversion.live(node, "samples"), encoded)
     run = conditions(conversion, node, kind, model, prompts, latent, encoded)
-    denoise = conversion.given(node, "denoise_strength")
+    run["steps"], run["denoise"] = steps(conversion, node, conversion.given(node, "denoise_strength"))
     conversion.replace(
         node,
         SAMPLER,
@@ -104,8 +104,6 @@ def sampler(conversion: Conversion, node: Node) -> None:
         **run,
         seed=conversion.given(node, "seed"),
         cfg=conversion.given(node, "cfg"),
-        steps=steps(conversion, node, denoise),
-        denoise=denoise,
         sampler_name=sampler_name(conversion, node),
     )
 

@@ -98,14 +98,15 @@ def check_values(node: dict, new: UIGraph) -> None:
     saved, now = node.get("widgets_values"), new.nodes.get(node["id"])
     if node["type"] == "CogVideoSampler" and len(saved) == 7 and isinstance(saved[1], int):
         got = values(now)
-        assert (got["seed"], got["seed after"], got["cfg"], got["denoise"]) == (saved[3], saved[4], saved[2], saved[6])
-        assert got["steps"] == int(saved[1] * saved[6])
+        assert (got["seed"], got["seed after"], got["cfg"]) == (saved[3], saved[4], saved[2])
+        assert (got["steps"], got["denoise"]) == (int(saved[1] * saved[6]), int(saved[1] * saved[6]) / saved[1])
     if node["type"] in ("CogVideoXFunT2VSampler", "CogVideoXFunInpaintSampler", "CogVideoXFunV2VSampler"):
         seed = {"CogVideoXFunT2VSampler": 4}.get(node["type"], 2)
         got = values(now)
         assert (got["seed"], got["seed after"], got["cfg"]) == (saved[seed], saved[seed + 1], saved[seed + 3])
-        denoise = saved[6] if node["type"] == "CogVideoXFunV2VSampler" and "control" not in linked(node) else 1
-        assert (got["steps"], got["denoise"]) == (int(saved[seed + 2] * denoise), denoise)
+        strength = saved[6] if node["type"] == "CogVideoXFunV2VSampler" and "control" not in linked(node) else 1
+        steps = int(saved[seed + 2] * strength)
+        assert (got["steps"], got["denoise"]) == (steps, steps / saved[seed + 2])
         lengths = [values(one)["length"] for one in new.nodes.values() if "length" in KINDS_WITH.get(one["type"], ())]
         assert saved[0] in lengths
     if node["type"] in ("FunTextBox", "CogVideoTextEncode") and len(saved) < 4:

@@ -1,6 +1,7 @@
 """Workflows of VideoX-Fun and of the wrapper, node by node, also inside subgraphs."""
 
 import pytest
+from cogvideox_fun.sampling.schedule import NoiseSchedule
 from old_workflow_graphs import converted, graphs, in_subgraph, load, values
 from old_workflows import facts
 from old_workflows.convert import convert
@@ -112,6 +113,17 @@ class TestVideoXFun:
                 assert found.source(found.nodes[key], slot["name"]) == expected.source(node, slot["name"])
             if node["type"] not in ("CogVideoXFunModelLoader", "MarkdownNote"):
                 assert found.nodes[key].get("widgets_values") == node.get("widgets_values")
+
+    @pytest.mark.parametrize("steps, strength, run", [(10, 0.75, 7), (50, 0.58, 28), (20, 0.33, 6), (13, 0.08, 1)])
+    def test_a_strength_runs_the_end_of_the_same_schedule(self, steps, strength, run):
+        """VideoX-Fun's `int(steps * strength)` timesteps, also where that is rounded down."""
+        data = load("videox_fun_first_names")
+        (old,) = (node for node in data["nodes"] if node["id"] == 6)
+        old["widgets_values"][4], old["widgets_values"][6] = steps, strength
+        got = values(UIGraph(convert(data)[0]).nodes[6])
+        schedule = NoiseSchedule()
+        timesteps, total = schedule.run_timesteps(got["steps"], "trailing", got["denoise"])
+        assert (got["steps"], total) == (run, steps) and timesteps == schedule.timesteps(steps, "trailing")[-run:]
 
     def test_first_names_videos_and_control(self):
         graph, _ = converted("videox_fun_first_names")
