@@ -60,21 +60,8 @@ def write_configs(folder: Path, transformer: TransformerConfig, vae: VAEConfig, 
     """Write the configurations of the transformer, the VAE and the scheduler, with diffusers' class names."""
     write_transformer_config(folder, transformer)
     write_json(folder / "vae" / "config.json", {"_class_name": "AutoencoderKLCogVideoX", **dataclasses.asdict(vae)})
-    write_json(
-        folder / "scheduler" / "scheduler_config.json",
-        {
-            "_class_name": "CogVideoXDDIMScheduler",
-            "beta_end": schedule.beta_end,
-            "beta_schedule": "scaled_linear",
-            "beta_start": schedule.beta_start,
-            "num_train_timesteps": schedule.num_timesteps,
-            "prediction_type": "v_prediction",
-            "rescale_betas_zero_snr": True,
-            "set_alpha_to_one": True,
-            "snr_shift_scale": schedule.snr_shift,
-            "timestep_spacing": schedule.spacing,
-        },
-    )
+    values = {"_class_name": "CogVideoXDDIMScheduler", **schedule.to_config()}
+    write_json(folder / "scheduler" / "scheduler_config.json", values)
 
 
 def write_text_encoder(folder: Path, model) -> None:
