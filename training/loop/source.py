@@ -6,7 +6,9 @@ import os
 from collections.abc import Iterator
 from itertools import islice
 
+from ...model_loading.networks.config import TransformerConfig
 from ...sampling.buckets import ASPECT_RATIOS_512, bucket_size
+from ...sampling.geometry import latent_t_to_frames
 from ..data.buckets import Bucket, BucketBatches, token_buckets
 from ..data.cache import Cache, CachedDraws, CachedSamples
 from ..data.clips import Clips, FolderClips, SceneClips
@@ -54,34 +56,51 @@ def phase_sizes(options: Batches) -> dict[tuple[int, int], int]:
     return {**dict.fromkeys(options.sizes, 0), **bases}
 
 
-def phase_buckets(options: Batches, tokens: int, patch_t: int | None = None) -> list[Bucket]:
+def length_limits(model: TransformerConfig | None) -> tuple[int | None, int | None]:
+    """What lengths a model takes, as `legal_length` has it: latent frames in a patch, and the most frames."""
+    if model is None:
+        return None, None
+    return model.patch_size_t, None if model.max_latent_t is None else latent_t_to_frames(model.max_latent_t)
+
+
+def longest(options: Batches, model: TransformerConfig | None) -> int:
+    """The most frames of a clip: ``max_length``, or fewer where the model takes fewer."""
+    _, most = length_limits(model)
+    return options.max_length if most is None else min(options.max_length, most)
+
+
+def phase_buckets(options: Batches, tokens: int, model: TransformerConfig | None = None) -> list[Bucket]:
     """The buckets of a token length: of the listed sizes, and of VideoX-Fun's 40 shapes at each base resolution.
+
+    Args:
+        model: the trained model, or None for a VAE.
 
     Raises:
         ValueError: no size fits.
     """
     sizes = phase_sizes(options)
-    buckets = token_buckets(tokens, list(sizes), options.max_length, options.tolerance, patch_t)
+    patch_t, _ = length_limits(model)
+    buckets = token_buckets(tokens, list(sizes), longest(options, model), options.tolerance, patch_t)
     return [dataclasses.replace(bucket, base=sizes[bucket.width, bucket.height]) for bucket in buckets]
 
 
 def phase_draws(
-    phase: Phase, clips: Clips, rank: int = 0, world: int = 1, patch_t: int | None = None
+    phase: Phase, clips: Clips, rank: int = 0, world: int = 1, model: TransformerConfig | None = None
 ) -> BucketBatches:
     """This process's share of a phase's batches. Clips that are too short are named in the log.
 
     Args:
-        patch_t: latent frames per patch of the trained model (2 in V1.5), or None.
+        model: the trained model, which limits the lengths, or None for a VAE.
 
     Raises:
         ValueError: no size fits the token length, or no clip is long enough.
     """
     options = phase.batches
-    earlier = [bucket for tokens in options.earlier_tokens for bucket in phase_buckets(options, tokens, patch_t)]
-    buckets = phase_buckets(options, options.tokens, patch_t)
+    earlier = [bucket for tokens in options.earlier_tokens for bucket in phase_buckets(options, tokens, model)]
+    buckets = phase_buckets(options, options.tokens, model)
     sizes = len(phase_sizes(options))
     if len(buckets) < sizes and rank == 0:
-        found = sizes - len(buckets), sizes, options.max_length, 100 * options.tolerance, options.tokens
+        found = sizes - len(buckets), sizes, longest(options, model), 100 * options.tolerance, options.tokens
         log.info("%d of %d sizes are left out: no length of up to %d frames is within %.0f%% of %d tokens", *found)
     what = buckets, options.batch_size, phase.seed, clips.aspects, clips.lengths, clips.resolutions
     draws = BucketBatches(*what, rank, world, earlier, options.earlier_share)
@@ -94,12 +113,17 @@ def phase_draws(
 
 
 def phase_batches(
-    phase: Phase, clips: Clips | None, rank: int = 0, world: int = 1, start: int = 0, patch_t: int | None = None
+    phase: Phase,
+    clips: Clips | None,
+    rank: int = 0,
+    world: int = 1,
+    start: int = 0,
+    model: TransformerConfig | None = None,
 ) -> Iterator[Batch]:
     """The batches of a phase from step ``start`` on; see `phase_draws` for the other arguments."""
     if phase.data.cache:
         return cached_batches(phase, rank, world, start)
-    draws = islice(phase_draws(phase, clips, rank, world, patch_t), start, None)
+    draws = islice(phase_draws(phase, clips, rank, world, model), start, None)
     return load(phase_samples(phase, clips), draws, worker_count(phase.data))
 
 

@@ -95,9 +95,9 @@ class Plan:
             raise ValueError(f"batch_size is {batch}, expected a multiple of the {setup.gpus} GPUs")
         self.phase, self.setup, self.gpu = phase, setup, GPUS[setup.gpu]
         self.config, self.vae, self.t5_parameters = model_of(phase)
-        options, patch_t = phase.batches, self.config.patch_size_t
-        self.buckets = phase_buckets(options, options.tokens, patch_t)
-        self.earlier = [b for tokens in options.earlier_tokens for b in phase_buckets(options, tokens, patch_t)]
+        options = phase.batches
+        self.buckets = phase_buckets(options, options.tokens, self.config)
+        self.earlier = [b for tokens in options.earlier_tokens for b in phase_buckets(options, tokens, self.config)]
         self.share = options.batch_size // setup.gpus
         micro_batch = min(phase.micro_batch or self.share, self.share)
         self.saving = Saving(

@@ -15,6 +15,7 @@ from ...model_loading.files.detect import shape_fields
 from ...model_loading.files.merged import merge
 from ...model_loading.files.safetensors_files import open_weights, read_json
 from ...model_loading.networks.blocks import sdpa
+from ...model_loading.networks.config import TransformerConfig
 from ...model_loading.networks.tiny_decoder import TinyDecoder
 from ...model_loading.networks.transformer import CogVideoXTransformer
 from ...model_loading.networks.vae import CogVideoXVAE
@@ -111,9 +112,9 @@ class Parts:
         return encoder(self.phase.few_steps.negative)
 
     @property
-    def patch_t(self) -> int | None:
-        """Latent frames per patch of the trained model: 2 on V1.5."""
-        return None if self.phase.task in OF_THE_VAE else self.checkpoint.config.patch_size_t
+    def model(self) -> TransformerConfig | None:
+        """The trained model, or None for a VAE."""
+        return None if self.phase.task in OF_THE_VAE else self.checkpoint.config
 
     def prepare(self, batch: Batch) -> Batch | Encoded:
         """A batch on its device as the input of the task."""

@@ -67,11 +67,11 @@ def test_batches_of_a_cache_are_those_of_its_clips(tmp_path, variant):
         path = model / "transformer" / "config.json"
         path.write_text(json.dumps({**json.loads(path.read_text()), "add_noise_in_inpaint_model": True}))
     plain, cached = phase_of(model), phase_of(model, write_cache(model, tmp_path / "cache"))
-    parts, patch_t = Parts(plain), Parts(cached).patch_t
+    parts, model = Parts(plain), Parts(cached).model
     assert Parts(cached).encoders is None
     pairs = zip(
-        phase_batches(plain, open_clips(plain.data), patch_t=patch_t),
-        phase_batches(cached, open_clips(cached.data), patch_t=patch_t),
+        phase_batches(plain, open_clips(plain.data), model=model),
+        phase_batches(cached, open_clips(cached.data), model=model),
         strict=False,
     )
     for batch, found in islice(pairs, 3):  # the others wait for clips of their bucket

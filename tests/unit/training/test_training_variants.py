@@ -6,6 +6,7 @@ import json
 import pytest
 import torch
 from accelerate import Accelerator
+from cogvideox_fun.model_loading.networks.config import TransformerConfig
 from cogvideox_fun.model_loading.standalone import Pipeline
 from cogvideox_fun.training.loop.config import Batches, Data, Optimizer, Phase
 from cogvideox_fun.training.loop.source import open_clips, phase_batches
@@ -30,8 +31,8 @@ def phase_of(model, task="full", **changes) -> Phase:
     return Phase(task, str(model), **{**OPTIONS, **changes})
 
 
-def batch_of(phase: Phase, patch_t: int | None = None, control: bool = False):
-    batch = next(phase_batches(phase, open_clips(phase.data), patch_t=patch_t))
+def batch_of(phase: Phase, model: TransformerConfig | None = None, control: bool = False):
+    batch = next(phase_batches(phase, open_clips(phase.data), model=model))
     return {**batch, "control": 1 - batch["video"]} if control else batch
 
 
@@ -108,7 +109,7 @@ def test_every_kind_of_model_learns(tmp_path, variant, frames, task):
     phase = phase_of(model, task, batches=Batches(tokens, ((48, 32), (32, 48)), frames, 0.1, batch_size=2))
     torch.manual_seed(0)
     trainer = Trainer(phase, Parts(phase), Accelerator(cpu=True), tmp_path / "run")
-    batch = batch_of(phase, trainer.parts.patch_t, control=variant == "2b-control")
+    batch = batch_of(phase, trainer.parts.model, control=variant == "2b-control")
     assert batch["video"].shape[1] == frames
     losses = [float(trainer.train_step(batch)) for _ in range(phase.steps)]
     assert losses[-1] < 0.98 * losses[0]
