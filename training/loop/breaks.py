@@ -79,10 +79,12 @@ def explained(phase: Phase, main: bool) -> Iterator[None]:
         what, code = codes.get(type(interruption(error)), (type(error).__name__, 1))
         if code == 1 and not main:
             raise
+        of_the_user = isinstance(error, CheckpointError | ConfigError)
         if code == 1:
-            log.error("%s", error, exc_info=None if isinstance(error, CheckpointError | ConfigError) else error)
+            log.error("%s", error, exc_info=None if of_the_user else error)
         if main:
-            log.error("stopped (%s) %s; to go on: %s", what, where_it_stands(phase), started_by())
+            then = "mend that, and then run" if of_the_user else "to go on"
+            log.error("stopped (%s) %s; %s: %s", what, where_it_stands(phase), then, started_by())
         raise SystemExit(code) from None
     finally:
         if own_thread:

@@ -325,6 +325,8 @@ def read_phase(path: str | Path, **changes) -> Phase:
     path = Path(path)
     try:
         values = tomllib.loads(path.read_text(encoding="utf-8-sig"))
+    except FileNotFoundError:
+        raise ConfigError(f"{path} does not exist") from None
     except (OSError, ValueError) as error:
         raise ConfigError(f"{path} can't be read as TOML: {error}") from error
     phase = dataclasses.replace(_read(Phase, values, str(path)), **changes)

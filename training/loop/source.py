@@ -4,6 +4,7 @@ import dataclasses
 import logging
 import os
 from collections.abc import Iterator
+from contextlib import contextmanager
 from itertools import islice
 
 from ...model_loading.networks.config import TransformerConfig
@@ -14,7 +15,7 @@ from ..data.cache import Cache, CachedDraws, CachedSamples
 from ..data.clips import Clips, FolderClips, SceneClips
 from ..data.manifest import ManifestClips
 from ..data.samples import Batch, Samples, load
-from .config import Batches, Data, Phase
+from .config import Batches, ConfigError, Data, Phase
 
 log = logging.getLogger(__name__)
 
@@ -24,11 +25,21 @@ FILE_WORKERS, MOST_WORKERS = 2, 12
 SPARE_CORES = 2  # of a rank, left for training
 
 
+@contextmanager
+def as_config_error() -> Iterator[None]:
+    """What is wrong with a phase's clips or lengths is for its user to mend, who needs no traceback."""
+    try:
+        yield
+    except ValueError as error:
+        raise ConfigError(str(error)) from error
+
+
+@as_config_error()
 def open_clips(data: Data) -> Clips | None:
     """The clips of a manifest, of folders, or procedural ones; None where they come from a cache.
 
     Raises:
-        ValueError: no clip can be used.
+        ConfigError: no clip can be used.
     """
     if data.cache:
         return None
@@ -69,6 +80,7 @@ def longest(options: Batches, model: TransformerConfig | None) -> int:
     return options.max_length if most is None else min(options.max_length, most)
 
 
+@as_config_error()
 def phase_buckets(options: Batches, tokens: int, model: TransformerConfig | None = None) -> list[Bucket]:
     """The buckets of a token length: of the listed sizes, and of VideoX-Fun's 40 shapes at each base resolution.
 
@@ -76,7 +88,7 @@ def phase_buckets(options: Batches, tokens: int, model: TransformerConfig | None
         model: the trained model, or None for a VAE.
 
     Raises:
-        ValueError: no size fits.
+        ConfigError: no size fits.
     """
     sizes = phase_sizes(options)
     patch_t, _ = length_limits(model)
@@ -84,6 +96,7 @@ def phase_buckets(options: Batches, tokens: int, model: TransformerConfig | None
     return [dataclasses.replace(bucket, base=sizes[bucket.width, bucket.height]) for bucket in buckets]
 
 
+@as_config_error()
 def phase_draws(
     phase: Phase, clips: Clips, rank: int = 0, world: int = 1, model: TransformerConfig | None = None
 ) -> BucketBatches:
@@ -93,7 +106,7 @@ def phase_draws(
         model: the trained model, which limits the lengths, or None for a VAE.
 
     Raises:
-        ValueError: no size fits the token length, or no clip is long enough.
+        ConfigError: no size fits the token length, or no clip is long enough.
     """
     options = phase.batches
     earlier = [bucket for tokens in options.earlier_tokens for bucket in phase_buckets(options, tokens, model)]

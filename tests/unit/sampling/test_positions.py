@@ -75,6 +75,16 @@ def test_resizing_the_axes_is_resizing_the_table(grid, base):
     torch.testing.assert_close(found, expected, rtol=0, atol=2e-6)  # values of -1 to 1, another order of sums
 
 
+@pytest.mark.parametrize(
+    "grid, rows, columns", [((16, 10), (0, 8), (2, 7)), ((8, 20), (2, 6), (0, 10))], ids=["portrait", "wide"]
+)
+def test_rotary_positions_of_a_shape_other_than_the_trained_one(grid, rows, columns):
+    """They are spread over a part of the trained grid, here at every half token."""
+    whole = interpolated_rotary(1, 8, 10, 8, 10).view(8, 10, 32)
+    found = interpolated_rotary(1, *grid, 8, 10).view(*grid, 32)
+    assert torch.equal(found[::2, ::2], whole[slice(*rows), slice(*columns)])
+
+
 def test_rotary_positions_are_cut_or_counted_like_the_table():
     grid, base = (2, 4, 4), (8, 10)
     whole = interpolated_rotary(2, 8, 10, *base).view(2, 8, 10, 32)

@@ -209,10 +209,29 @@ def test_an_interruption_while_a_checkpoint_is_written(tiny_model, tmp_path, mon
     assert not list((tmp_path / "run").glob("checkpoint_*")) and not (tmp_path / "run" / "unfinished").exists()
 
 
-def test_a_run_that_breaks_before_its_first_checkpoint(tmp_path, caplog):
+@pytest.mark.parametrize(
+    "error, then, shown",
+    [(ValueError("a bug"), "to go on", True), (ConfigError("no clip"), "mend that, and then run", False)],
+)
+def test_a_run_that_breaks_before_its_first_checkpoint(tmp_path, caplog, error, then, shown):
+    """What its user can mend is said without a traceback."""
     with pytest.raises(SystemExit), breaks.explained(phase_of("", output=str(tmp_path)), main=True):
-        raise ValueError
-    assert "after step 0 of 4; there is no checkpoint yet; to go on: " in caplog.records[-1].getMessage()
+        raise error
+    assert f"after step 0 of 4; there is no checkpoint yet; {then}: " in caplog.records[-1].getMessage()
+    assert str(error) in caplog.text and ("Traceback" in caplog.text) == shown
+
+
+@pytest.mark.parametrize(
+    "changes, words",
+    [
+        ({"data": Data(folders=("nowhere",))}, "no video with a caption in"),
+        ({"batches": Batches(31, ((48, 32),), 5)}, "comes within 10% of 31 tokens"),
+        ({"batches": Batches(6, ((48, 32),), 6)}, "max_length is 6 frames"),
+    ],
+)
+def test_clips_and_lengths_that_its_user_has_to_mend(tiny_model, tmp_path, changes, words):
+    with pytest.raises(ConfigError, match=words):
+        run_phase(phase_of(tiny_model, output=str(tmp_path), **changes), cpu=True)
 
 
 CONFIG = """
