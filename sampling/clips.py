@@ -1,5 +1,6 @@
 """The frames and the sound of a clip by time: a model's frames per second are seldom those of the clip."""
 
+import logging
 import math
 from collections.abc import Callable, Iterable
 from typing import TypeVar
@@ -8,6 +9,8 @@ import torch
 from torch import Tensor
 
 from .masks import check_image
+
+log = logging.getLogger(__name__)
 
 SLACK = 1e-3  # seconds: some files round times to milliseconds, so a frame that begins within one is shown
 
@@ -85,6 +88,12 @@ def join(clip: Tensor, continuation: Tensor, overlap: int) -> Tensor:
         ValueError: they differ in size, or one is no RGB.
     """
     check_same_size(clip, continuation, "clip", "continuation")
+    if len(continuation) <= min(overlap, len(clip)):
+        log.warning(
+            "overlap %d adds nothing to the clip, since the continuation has %d frames: set it to the frames that "
+            "both have, the start_frames of the builder",
+            *(overlap, len(continuation)),
+        )
     overlap = min(overlap, len(clip), len(continuation))
     share = (torch.arange(1, overlap + 1) / (overlap + 1)).view(-1, 1, 1, 1).to(clip)
     blended = torch.lerp(clip[len(clip) - overlap :], continuation[:overlap].to(clip), share)

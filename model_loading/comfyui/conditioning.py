@@ -89,7 +89,8 @@ def concat_latents(
     if not fits or not (shorter or latent.shape[2] == noise.shape[2]):
         raise ValueError(
             f"the conditioning's latent has the shape {list(latent.shape)}, but the sampled latent "
-            f"{list(noise.shape)}: give CogVideoX-Fun's Empty Latent and VAE Encode the same size and length"
+            f"{list(noise.shape)}: give CogVideoX-Fun's Empty Latent and VAE Encode the same size and length, and "
+            "after a latent upscale make the conditioning again at the new size"
         )
     return kind.make(latent.to(device), mask, noise, scales)
 

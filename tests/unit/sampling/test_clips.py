@@ -76,7 +76,7 @@ def test_a_picture_on_its_side_is_turned():
     assert torch.equal(rotated(rotated(picture, -90), 90), picture)
 
 
-def test_a_clip_and_its_continuation_are_blended_where_both_show_the_same():
+def test_a_clip_and_its_continuation_are_blended_where_both_show_the_same(caplog):
     clip = torch.zeros(6, 2, 4, 3)
     following = torch.ones(5, 2, 4, 3)
     joined = join(clip, following, 3)
@@ -84,6 +84,9 @@ def test_a_clip_and_its_continuation_are_blended_where_both_show_the_same():
     assert joined[:, 0, 0, 0].tolist() == pytest.approx([0, 0, 0, 0.25, 0.5, 0.75, 1, 1])
     assert torch.equal(join(clip, following, 0), torch.cat([clip, following]))
     assert len(join(clip[:2], following, 4)) == 5, "a clip that is shorter is blended whole"
+    assert not caplog.messages
+    assert len(join(clip, following, len(following))) == len(clip)
+    assert "adds nothing to the clip, since the continuation has 5 frames" in caplog.text
     with pytest.raises(ValueError, match="clip is 4 x 2 and continuation 8 x 2, expected the same size: give"):
         join(clip, torch.ones(5, 2, 8, 3), 3)
     with pytest.raises(ValueError, match="continuation"):
