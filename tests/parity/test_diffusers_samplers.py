@@ -115,6 +115,27 @@ def test_the_signal_power_is_that_of_the_schedulers_own_noise(name):
         assert (kept - alpha**0.5 * latent - (1 - alpha) ** 0.5 * noise).abs().max() <= 1e-5
 
 
+@pytest.mark.parametrize("spacing", ["trailing", "linspace"])
+@pytest.mark.parametrize("name", CLASSES)
+def test_what_is_shown_after_each_step_is_the_denoised_latent(name, spacing):
+    """With a model that knows the clean latent, that is what previews get, at every step."""
+    schedule, clean = NoiseSchedule(), torch.randn(1, 16, 1, 4, 6, generator=torch.Generator().manual_seed(0))
+    alphas, shown = make_scheduler(name, schedule, spacing).alphas_cumprod.tolist(), []
+
+    def predict(x, timestep):
+        alpha = alpha_at(alphas, timestep)
+        noise = (x - alpha**0.5 * clean) / (1 - alpha) ** 0.5
+        return alpha**0.5 * noise - (1 - alpha) ** 0.5 * clean
+
+    noise = torch.randn(clean.shape, generator=torch.Generator().manual_seed(1))
+    generator = torch.Generator().manual_seed(2)
+    run_sampler(
+        *(name, schedule, predict, noise, torch.zeros_like(clean), generator, 5, spacing),
+        callback=lambda step, total, denoised, x: shown.append(denoised),
+    )
+    assert len(shown) >= 5 and all(torch.allclose(denoised, clean, atol=1e-3) for denoised in shown)
+
+
 @pytest.mark.parametrize("name", CLASSES)
 def test_diffusers_reads_the_nano_models_schedule_as_we_do(name):
     """Where its file lacks a value, diffusers has its own: DDIM clips what it predicts."""
