@@ -37,8 +37,8 @@ RENAMES = (  # pattern of a whole key -> replacement, before it is taken apart
 )
 NATIVE = re.compile(r"((?:model\.)?diffusion_model\.|)(blocks\.\d+\..+)")  # a prefix, then ComfyUI's own names
 SUFFIXES = (  # pattern of what follows the layer -> ComfyUI's name
-    (r"lora[._](?:A|down)(?:\.default)?(?:\.weight)?", "lora_down.weight"),
-    (r"lora[._](?:B|up)(?:\.default)?(?:\.weight)?", "lora_up.weight"),
+    (r"lora[._](?:A|down)(?:[._]default)?(?:[._]weight)?", "lora_down.weight"),
+    (r"lora[._](?:B|up)(?:[._]default)?(?:[._]weight)?", "lora_up.weight"),
     (r"lora_linear_layer\.(down|up)\.weight", r"lora_\1.weight"),
     (r"lora_magnitude_vector(?:\.default)?(?:\.weight)?", "dora_scale"),
     (r"(alpha|dora_scale|diff|diff_b|set_weight|w_norm|b_norm)", r"\1"),

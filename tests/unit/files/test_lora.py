@@ -46,6 +46,12 @@ def native(layer: str):
     )
 
 
+def without_dots(layer: str):
+    """What VideoX-Fun's `merge_lora` takes, too."""
+    stem = f"lora_unet__{layer.replace('.', '_')}"
+    return f"{stem}_lora_A_default_weight", f"{stem}_lora_B_default_weight", f"{stem}_alpha"
+
+
 STYLES = {
     "ComfyUI's own CogVideoX": native,
     "the Fun trainer": underscored("lora_unet__"),
@@ -59,6 +65,7 @@ STYLES = {
     "bare, down and up": dotted("", "lora_down.weight", "lora_up.weight"),
     "attention processors": processor,
     "LyCORIS": underscored("lycoris_"),
+    "VideoX-Fun, without dots": without_dots,
 }
 
 
