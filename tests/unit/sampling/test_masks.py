@@ -82,6 +82,14 @@ def test_a_mask_fits_a_video_or_is_refused(seed, frames, height, width, quarter,
         assert torch.equal(found, (masks.fit_mask(mask, length, to_height, to_width, soft=True) >= 0.5).float())
 
 
+@pytest.mark.parametrize("shape", [(6, 8), (1, 6, 8), (1, 1, 6, 8)])
+def test_a_mask_in_any_shape_of_comfyuis_nodes(shape):
+    mask = torch.rand(shape)
+    assert torch.equal(masks.as_frames(mask), mask.reshape(1, 6, 8))
+    with pytest.raises(ValueError, match=r"the mask has the shape \[1, 6, 8, 3\], expected \[frames"):
+        masks.as_frames(torch.zeros(1, 6, 8, 3))
+
+
 def test_a_mask_without_frames():
     with pytest.raises(ValueError, match="the mask has no frames"):
         masks.as_frames(torch.zeros(0, 8, 8))
