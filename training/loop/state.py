@@ -8,6 +8,7 @@ optimizer's moments. The tensors are those of the trained parameters, by name, w
 import contextlib
 import dataclasses
 import json
+import logging
 import re
 import shutil
 import warnings
@@ -18,22 +19,42 @@ import torch
 import torch.distributed.checkpoint as dcp
 from torch.distributed.checkpoint.api import CheckpointException
 
-from .config import Phase, phase_of_values
+from .config import ConfigError, Phase, phase_of_values
 from .engines import AVERAGE, WEIGHTS, Engine
 
+log = logging.getLogger(__name__)
+
 RUN, GENERATORS = "run.json", "generators"
+
+
+def about(phase: Phase) -> str:
+    """What a checkpoint must have in common with the run that continues it.
+
+    The names of the clips' folders or manifest belong to it, but not where they are. The paths of models, outputs and
+    caches may change, and so may the number of steps, the learning rates, what saves memory, and what only shows the
+    run.
+    """
+    fields = dataclasses.asdict(phase)
+    del fields["family"]  # only checked
+    data, optimizer = fields["data"], fields["optimizer"]
+    del data["workers"], optimizer["learning_rate"], optimizer["final_learning_rate"], optimizer["warmup_steps"]
+    data["cache"] = bool(data["cache"])
+    data["folders"], data["manifest"] = [Path(one).name for one in data["folders"]], Path(data["manifest"]).name
+    memory = "micro_batch", "checkpoint_blocks", "cuda_graphs"
+    for free in ("model", "output", "text_encoder", "lora", "save_every", "steps", "logging", "validation", *memory):
+        del fields[free]
+    return json.dumps(fields, indent=0, default=dict)
 
 
 class Checkpoints:
     """The checkpoints of a run, of which the newest is kept: ``folder/checkpoint_<step>``.
 
     Args:
-        about: describes the run, a value per line.
-        engine: has what is saved.
+        engine: has what is saved, and the phase.
     """
 
-    def __init__(self, accelerator, folder: Path, about: str, engine: Engine):
-        self.accelerator, self.folder, self.about, self.engine = accelerator, folder, about, engine
+    def __init__(self, accelerator, folder: Path, engine: Engine):
+        self.accelerator, self.folder, self.engine = accelerator, folder, engine
 
     def save(self, step: int) -> None:
         """Write a checkpoint; the older one stays until this one is complete.
@@ -63,19 +84,24 @@ class Checkpoints:
         """Continue from the newest checkpoint; returns how many steps were done, 0 if there is none.
 
         Raises:
-            ValueError: it is of another run, or the processes find different ones.
+            ConfigError: it is of another run, or the processes find different ones.
         """
         path = newest(self.folder)
         run = {"step": 0} if path is None else read_run(path)
         self._agree(run["step"])
         if path is None:
             return 0
-        if run["about"] != self.about:
-            pairs = zip(run["about"].splitlines(), self.about.splitlines(), strict=False)
+        before, now = read_phase_of(path), self.engine.phase
+        if about(before) != about(now):
+            pairs = zip(about(before).splitlines(), about(now).splitlines(), strict=False)
             change = next((f"it had {a!r}, here {b!r}" for a, b in pairs if a != b), "it has other fields")
-            raise ValueError(f"{path} is of another run ({change}): give another output folder, or remove it")
+            raise ConfigError(f"{path} is of another run ({change}): give another output folder, or remove it")
         if shapes(path / WEIGHTS) != self.engine.shapes:
-            raise ValueError(f"{path} is of another model: give another output folder, or remove it")
+            raise ConfigError(f"{path} is of another model: give another output folder, or remove it")
+        for name in "folders", "manifest":
+            old, new = getattr(before.data, name), getattr(now.data, name)
+            if old != new and self.accelerator.is_main_process:
+                log.warning("%s: its %s was %s and is now %s: they must have the same clips", path, name, old, new)
         for kind in self.engine.kinds():
             self.engine.load(kind, lambda tensors, kind=kind: self._read(tensors, path / kind))
         self.engine.loaded(run["step"])
@@ -83,10 +109,10 @@ class Checkpoints:
         return run["step"]
 
     def _agree(self, step: int) -> None:
-        """Raise a ValueError unless all processes found the same checkpoint."""
+        """Raise a ConfigError unless all processes found the same checkpoint."""
         steps = self.accelerator.gather(torch.tensor([step], device=self.accelerator.device)).tolist()
         if len(set(steps)) > 1:
-            raise ValueError(
+            raise ConfigError(
                 f"the processes found checkpoints of the steps {steps} in {self.folder}: put the output on a disk "
                 "that all machines share, or copy the checkpoint to each machine"
             )
@@ -108,7 +134,7 @@ class Checkpoints:
     def _begin(self, unfinished: Path, step: int) -> None:
         shutil.rmtree(unfinished, ignore_errors=True)
         unfinished.mkdir(parents=True)
-        run = {"step": step, "about": self.about, "phase": dataclasses.asdict(self.engine.phase)}
+        run = {"step": step, "phase": dataclasses.asdict(self.engine.phase)}
         (unfinished / RUN).write_text(json.dumps(run, default=dict), encoding="utf-8")
 
     def _end(self, unfinished: Path, target: Path) -> None:
@@ -171,7 +197,7 @@ def complete(folder: Path) -> list[Path]:
 
 
 def read_run(path: Path) -> dict:
-    """What a checkpoint says about its run: ``step``, ``about`` and the values of its ``phase``."""
+    """What a checkpoint says about its run: ``step`` and the values of its ``phase``."""
     return json.loads((path / RUN).read_text(encoding="utf-8"))
 
 

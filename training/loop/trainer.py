@@ -1,7 +1,5 @@
 """The training loop: one task, its batches and an optimizer, with accelerate."""
 
-import dataclasses
-import json
 import logging
 import math
 from itertools import islice
@@ -39,25 +37,6 @@ def learning_rate(options: Optimizer, step: int, steps: int) -> float:
     return final + (peak - final) * (1 + math.cos(math.pi * done)) / 2
 
 
-def about(phase: Phase) -> str:
-    """What a checkpoint must have in common with the run that continues it.
-
-    The names of the clips' folders or manifest belong to it, but not where they are. The paths of models, outputs and
-    caches may change, and so may the number of steps, the learning rates, what saves memory, and what only shows the
-    run.
-    """
-    fields = dataclasses.asdict(phase)
-    del fields["family"]  # only checked
-    data, optimizer = fields["data"], fields["optimizer"]
-    del data["workers"], optimizer["learning_rate"], optimizer["final_learning_rate"], optimizer["warmup_steps"]
-    data["cache"] = bool(data["cache"])
-    data["folders"], data["manifest"] = [Path(one).name for one in data["folders"]], Path(data["manifest"]).name
-    memory = "micro_batch", "checkpoint_blocks", "cuda_graphs"
-    for free in ("model", "output", "text_encoder", "lora", "save_every", "steps", "logging", "validation", *memory):
-        del fields[free]
-    return json.dumps(fields, indent=0, default=dict)
-
-
 def to_device(batch: Batch, device: torch.device) -> Batch:
     return {k: value.to(device, non_blocking=True) if torch.is_tensor(value) else value for k, value in batch.items()}
 
@@ -77,7 +56,7 @@ class Trainer:
             parts.encoders.to(accelerator.device)
         self.engine = make_engine(phase, parts.task, accelerator)
         self.parameters, self.optimizer = self.engine.parameters, self.engine.optimizer
-        self.checkpoints = Checkpoints(accelerator, self.folder, about(phase), self.engine)
+        self.checkpoints = Checkpoints(accelerator, self.folder, self.engine)
         self.validator = Validator(phase, parts, accelerator, self.folder) if phase.validation.every else None
         self.losses: list[torch.Tensor] = []  # of the last step, a tensor for each micro-batch
         self.gradient_norm = math.nan  # of the last step, before it was limited

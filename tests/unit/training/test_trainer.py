@@ -1,6 +1,6 @@
 """The training loop: it learns, and a resumed run equals an unbroken one."""
 
-import dataclasses
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -8,16 +8,18 @@ from pathlib import Path
 import pytest
 import torch
 from accelerate import Accelerator
+from cogvideox_fun.training.data.manifest import write_manifest
 from cogvideox_fun.training.loop import trainer as loop
 from cogvideox_fun.training.loop.config import Batches, ConfigError, Data, Optimizer, Phase, read_phase
 from cogvideox_fun.training.loop.progress import read_losses
 from cogvideox_fun.training.loop.source import open_clips, phase_batches
 from cogvideox_fun.training.loop.state import read_tensors
-from cogvideox_fun.training.loop.trainer import Trainer, about, learning_rate
+from cogvideox_fun.training.loop.trainer import Trainer, learning_rate
 from cogvideox_fun.training.tasks.parts import Parts
 from pack import ROOT
 from safetensors.torch import load_file
 from tiny_model import write_tiny_model
+from video_files import counted, write_video
 
 PHASE = {
     "output": "",
@@ -106,14 +108,25 @@ def test_a_checkpoint_of_another_run(tiny_model, tmp_path, task, changes, words)
     assert trainer_of(tiny_model, tmp_path, "lora", **free).step == 1, "these may change"
 
 
-def test_the_clips_of_a_run_can_move_but_not_become_others():
-    phase = Phase("lora", "model", **{**PHASE, "data": Data(folders=("old/clips",))})
-    moved, others = (dataclasses.replace(phase, data=Data(folders=(one,))) for one in ("new/clips", "old/others"))
-    assert about(moved) == about(phase) != about(others)
-    listed, moved, others = (
-        dataclasses.replace(phase, data=Data(manifest=one)) for one in ("old/a.jsonl", "new/a.jsonl", "old/b.jsonl")
-    )
-    assert about(moved) == about(listed) != about(others)
+@pytest.mark.parametrize("kind", ["folders", "manifest"])
+def test_the_clips_of_a_run_can_move(tiny_model, tmp_path, caplog, kind):
+    """Clips of another name are another run; with the same name, the log says where they were."""
+    (tmp_path / "old" / "clips").mkdir(parents=True)
+    write_video(tmp_path / "old" / "clips" / "a.mp4", counted(8), 8)
+    write_manifest([tmp_path / "old"], tmp_path / "old" / "clips.jsonl")
+
+    def data(parent: str) -> Data:
+        base = tmp_path / parent
+        return Data(folders=(str(base / "clips"),)) if kind == "folders" else Data(manifest=str(base / "clips.jsonl"))
+
+    trainer_of(tiny_model, tmp_path / "run", "lora", data=data("old")).run(until=1)
+    (tmp_path / "old").rename(tmp_path / "new")
+    assert trainer_of(tiny_model, tmp_path / "run", "lora", data=data("new")).step == 1
+    assert f"its {kind} was" in caplog.text and "they must have the same clips" in caplog.text
+    shutil.copytree(tmp_path / "new" / "clips", tmp_path / "others")
+    others = Data(folders=(str(tmp_path / "others"),))
+    with pytest.raises(ConfigError, match="is of another run"):
+        trainer_of(tiny_model, tmp_path / "run", "lora", data=others)
 
 
 def test_a_checkpoint_of_another_model(tiny_model, tmp_path):
