@@ -37,7 +37,7 @@ def time_steps(phase: Phase, accelerator: Accelerator, steps: int, times: Times)
     """Train for some steps, and add their times."""
     with tempfile.TemporaryDirectory() as folder:
         trainer = Trainer(phase, make_parts(phase, accelerator.device), accelerator, folder)
-        batches = phase_batches(phase, open_clips(phase.data), model=trainer.parts.model)
+        batches = phase_batches(phase, open_clips(phase.data), config=trainer.parts.config)
         for step in range(WARM_UP + steps):
             started, busy = time.perf_counter(), time.process_time()
             batch = next(batches)

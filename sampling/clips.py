@@ -90,8 +90,8 @@ def join(clip: Tensor, continuation: Tensor, overlap: int) -> Tensor:
     check_same_size(clip, continuation, "clip", "continuation")
     if len(continuation) <= min(overlap, len(clip)):
         log.warning(
-            "overlap %d adds nothing to the clip, since the continuation has %d frames: set it to the frames that "
-            "both have, the start_frames of the builder",
+            "overlap %d leaves nothing of the continuation, whose length is %d: make it longer, or set overlap to the "
+            "builder's start_frames",
             *(overlap, len(continuation)),
         )
     overlap = min(overlap, len(clip), len(continuation))

@@ -149,9 +149,9 @@ def build_start_end(
     if count > length:
         said = " and ".join(f"{name} has {len(image)} frame{'s'[: len(image) != 1]}" for name, image in given.items())
         least = latent_t_to_frames(frames_to_latent_t(count + 3))
+        fewer = " (start_frames takes the last ones of start_image)" if start is not None and len(start) > 1 else ""
         raise ValueError(
-            f"{said}, but the video has {length}: set length to {least} or more, or give fewer images (start_frames "
-            "takes the last ones of start_image)"
+            f"{said}, but the video has {length}: set length to {least} or more, or give fewer images{fewer}"
         )
     mask = torch.ones(length, height, width)
     if not given:

@@ -162,7 +162,7 @@ MUTATIONS = [
         "tests/parity/test_text.py tests/unit/files",
     ),
     (f"{OLD_WORKFLOWS}/facts.py", 'RUN = "seed:i+ steps:i cfg:f"', 'RUN = "steps:i seed:i+ cfg:f"', OLD_TESTS),
-    (f"{OLD_WORKFLOWS}/videox_fun.py", "run = max(1, int(given * strength))", "run = given", OLD_TESTS),
+    (f"{OLD_WORKFLOWS}/videox_fun.py", "run = int(given * strength)", "run = given", OLD_TESTS),
     (f"{OLD_WORKFLOWS}/wrapper.py", "chain.insert(0, node)", "chain.append(node)", OLD_TESTS),
     (f"{OLD_WORKFLOWS}/conversion.py", "] = new.out(after)", "] = new.out(before)", OLD_TESTS),
     (

@@ -33,7 +33,7 @@ load_pack()  # not in main: a worker process that starts anew imports this file 
 def positive(text: str) -> int:
     """A whole number from 1."""
     if not text.isdecimal() or int(text) < 1:
-        raise argparse.ArgumentTypeError(f"{text}, expected 1 or more")
+        raise argparse.ArgumentTypeError(f"{text}, expected a whole number from 1")
     return int(text)
 
 
@@ -42,6 +42,17 @@ def pixels(text: str) -> int:
     if positive(text) % 16:
         raise argparse.ArgumentTypeError(f"{text}, expected a multiple of 16")
     return int(text)
+
+
+def share(text: str) -> float:
+    """A number above 0 and up to 1."""
+    try:
+        value = float(text)
+    except ValueError:
+        value = 0.0
+    if not 0 < value <= 1:
+        raise argparse.ArgumentTypeError(f"{text}, expected more than 0 and at most 1")
+    return value
 
 
 def parse_args() -> argparse.Namespace:
@@ -188,7 +199,7 @@ def add_plan(commands) -> None:
     plan.add_argument("configs", type=Path, nargs="+", metavar="CONFIG", help="TOML files of phases")
     plan.add_argument("--gpus", type=positive, default=8)
     plan.add_argument("--gpu", choices=list(GPUS), default="h100")
-    plan.add_argument("--utilisation", type=float, default=0.3, help="of the GPU's dense bf16 rate (default: 0.3)")
+    plan.add_argument("--utilisation", type=share, default=0.3, help="of the GPU's dense bf16 rate (default: 0.3)")
     plan.add_argument(
         "--clips", type=positive, default=1_200_000, help="clips whose latents are cached (default: 1.2 million)"
     )

@@ -42,6 +42,7 @@ const tracker = app.extensionManager.workflow.activeWorkflow.changeTracker;
 (tracker.captureCanvasState ?? tracker.checkState).call(tracker);
 await tracker.undo();
 """
+GRAPH_ID = "return (app.graph.rootGraph ?? app.graph).id"
 SAMPLER, BUILDER = "CogVideoXFunSampler", "CogVideoXFunStartEndImage"
 
 
@@ -206,10 +207,12 @@ def test_two_copies_of_a_template_do_not_share_what_their_runs_report(classic, f
         front.set_widget(TASK, name, value)
     front.run()
     assert front.wait_for_end(60)["end"] == "success"
-    shown = []
-    for back in (1, 2, 1):  # the last tab, the one before, the last
+    shown = ["21 -> 17" in front.nodes()[TASK]["widgets"].get(SAID, "")]
+    for back in (2, 1):  # the tab before the last, the last
+        before = front.app(GRAPH_ID)
         front.page.locator(".workflow-tab").nth(-back).click()
         front.page.mouse.move(800, 450)  # 1.58 shows a picture of a tab that the mouse is on
+        front.wait_until(lambda before=before: front.app(GRAPH_ID) != before, 10, "the other copy is not shown")
         front.app(STILL)
         shown.append("21 -> 17" in front.nodes()[TASK]["widgets"].get(SAID, ""))
     assert shown == [True, False, True]

@@ -212,10 +212,15 @@ def steps(conversion: Conversion, node: Node, strength: object) -> tuple[object,
         return given, strength
     if isinstance(given, Source) or isinstance(strength, Source) or given is None:
         conversion.problem(
-            node, "steps or denoise is linked: set steps to their product, since here all steps are run"
+            node,
+            "steps or denoise is linked, and here all steps are run: set steps to steps x denoise, rounded down, and "
+            "denoise to the new steps / the old ones",
         )
         return given, strength
-    run = max(1, int(given * strength))
+    run = int(given * strength)
+    if run == 0:
+        conversion.remark(node, f"steps {given} at a strength of {strength} are no step: denoise 0 returns the input")
+        return given, 0.0
     conversion.remark(node, f"steps {given} at a strength of {strength} are {run} steps at denoise {run / given:.4g}")
     return run, run / given
 

@@ -243,6 +243,7 @@ def _check_numbers(check: Check) -> None:
     for name in positive:
         check(name, lambda value: value > 0, "more than 0")
     check("optimizer.betas", lambda b: len(b) == 2 and all(0 <= v < 1 for v in b), "two numbers from 0 to less than 1")
+    check("batches.max_length", lambda length: length > 0 and length % 4 == 1, "4n + 1 frames, such as 49")
     check("widths", lambda widths: min(widths) > 0, "four numbers of channels, each more than 0")
     check("validation.size", lambda size: len(size) in (0, 3), "width, height and frames")
 

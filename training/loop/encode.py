@@ -100,7 +100,7 @@ class Encoding:
 
     def _draws(self, amount: Amount) -> list[Draw]:
         one = replace(self.phase, batches=replace(self.phase.batches, batch_size=1))  # in the order of their numbers
-        draws = phase_draws(one, self.clips, model=self.checkpoint.config)
+        draws = phase_draws(one, self.clips, config=self.checkpoint.config)
         count = amount.count
         if amount.epochs:
             shapes = self.clips.aspects

@@ -27,7 +27,7 @@ SPARE_CORES = 2  # of a rank, left for training
 
 @contextmanager
 def as_config_error() -> Iterator[None]:
-    """What is wrong with a phase's clips or lengths is for its user to mend, who needs no traceback."""
+    """Errors in a phase's clips and lengths are the user's to fix: they are said without a traceback."""
     try:
         yield
     except ValueError as error:
@@ -67,53 +67,56 @@ def phase_sizes(options: Batches) -> dict[tuple[int, int], int]:
     return {**dict.fromkeys(options.sizes, 0), **bases}
 
 
-def length_limits(model: TransformerConfig | None) -> tuple[int | None, int | None]:
+def length_limits(config: TransformerConfig | None) -> tuple[int | None, int | None]:
     """What lengths a model takes, as `legal_length` has it: latent frames in a patch, and the most frames."""
-    if model is None:
+    if config is None:
         return None, None
-    return model.patch_size_t, None if model.max_latent_t is None else latent_t_to_frames(model.max_latent_t)
+    return config.patch_size_t, None if config.max_latent_t is None else latent_t_to_frames(config.max_latent_t)
 
 
-def longest(options: Batches, model: TransformerConfig | None) -> int:
+def longest(options: Batches, config: TransformerConfig | None) -> int:
     """The most frames of a clip: ``max_length``, or fewer where the model takes fewer."""
-    _, most = length_limits(model)
+    _, most = length_limits(config)
     return options.max_length if most is None else min(options.max_length, most)
 
 
 @as_config_error()
-def phase_buckets(options: Batches, tokens: int, model: TransformerConfig | None = None) -> list[Bucket]:
+def phase_buckets(options: Batches, tokens: int, config: TransformerConfig | None = None) -> list[Bucket]:
     """The buckets of a token length: of the listed sizes, and of VideoX-Fun's 40 shapes at each base resolution.
 
     Args:
-        model: the trained model, or None for a VAE.
+        config: of the trained model, or None for a VAE.
 
     Raises:
         ConfigError: no size fits.
     """
     sizes = phase_sizes(options)
-    patch_t, _ = length_limits(model)
-    buckets = token_buckets(tokens, list(sizes), longest(options, model), options.tolerance, patch_t)
+    patch_t, _ = length_limits(config)
+    buckets = token_buckets(tokens, list(sizes), longest(options, config), options.tolerance, patch_t)
     return [dataclasses.replace(bucket, base=sizes[bucket.width, bucket.height]) for bucket in buckets]
 
 
 @as_config_error()
 def phase_draws(
-    phase: Phase, clips: Clips, rank: int = 0, world: int = 1, model: TransformerConfig | None = None
+    phase: Phase, clips: Clips, rank: int = 0, world: int = 1, config: TransformerConfig | None = None
 ) -> BucketBatches:
     """This process's share of a phase's batches. Clips that are too short are named in the log.
 
     Args:
-        model: the trained model, which limits the lengths, or None for a VAE.
+        config: of the trained model, which limits the lengths, or None for a VAE.
 
     Raises:
         ConfigError: no size fits the token length, or no clip is long enough.
     """
     options = phase.batches
-    earlier = [bucket for tokens in options.earlier_tokens for bucket in phase_buckets(options, tokens, model)]
-    buckets = phase_buckets(options, options.tokens, model)
+    limit = longest(options, config)
+    if limit < options.max_length and rank == 0:
+        log.info("max_length is %d, but the model takes at most %d frames", options.max_length, limit)
+    earlier = [bucket for tokens in options.earlier_tokens for bucket in phase_buckets(options, tokens, config)]
+    buckets = phase_buckets(options, options.tokens, config)
     sizes = len(phase_sizes(options))
     if len(buckets) < sizes and rank == 0:
-        found = sizes - len(buckets), sizes, longest(options, model), 100 * options.tolerance, options.tokens
+        found = sizes - len(buckets), sizes, limit, 100 * options.tolerance, options.tokens
         log.info("%d of %d sizes are left out: no length of up to %d frames is within %.0f%% of %d tokens", *found)
     what = buckets, options.batch_size, phase.seed, clips.aspects, clips.lengths, clips.resolutions
     draws = BucketBatches(*what, rank, world, earlier, options.earlier_share)
@@ -131,12 +134,12 @@ def phase_batches(
     rank: int = 0,
     world: int = 1,
     start: int = 0,
-    model: TransformerConfig | None = None,
+    config: TransformerConfig | None = None,
 ) -> Iterator[Batch]:
     """The batches of a phase from step ``start`` on; see `phase_draws` for the other arguments."""
     if phase.data.cache:
         return cached_batches(phase, rank, world, start)
-    draws = islice(phase_draws(phase, clips, rank, world, model), start, None)
+    draws = islice(phase_draws(phase, clips, rank, world, config), start, None)
     return load(phase_samples(phase, clips), draws, worker_count(phase.data))
 
 

@@ -139,7 +139,7 @@ class Trainer:
         main = self.accelerator.is_main_process
         clips = open_clips(self.phase.data)
         shared = self.accelerator.process_index, self.accelerator.num_processes
-        batches = phase_batches(self.phase, clips, *shared, start=self.step, model=self.parts.model)
+        batches = phase_batches(self.phase, clips, *shared, start=self.step, config=self.parts.config)
         progress = tqdm(initial=self.step, total=self.phase.steps, unit="step", disable=not main)
         with Monitor(self.phase, self.accelerator, self.folder, self.step) as monitor, progress:
             if self.validator is not None:

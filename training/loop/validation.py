@@ -19,7 +19,7 @@ from ..data.scenes import HELD_OUT, NEGATIVE
 from ..tasks.parts import Parts
 from .config import OF_THE_VAE, ConfigError, Data, Phase
 from .grid import write_picture, write_video
-from .source import length_limits, open_clips, phase_buckets, phase_samples
+from .source import as_config_error, length_limits, open_clips, phase_buckets, phase_samples
 
 log = logging.getLogger(__name__)
 
@@ -40,13 +40,14 @@ def rows_of(phase: Phase, config: TransformerConfig) -> tuple[str, ...]:
     return phase.validation.rows or possible
 
 
-def bucket_for(phase: Phase, model: TransformerConfig | None) -> Bucket:
+@as_config_error()
+def bucket_for(phase: Phase, config: TransformerConfig | None) -> Bucket:
     """The size and length of the clips: ``validation.size``, or the phase's first bucket."""
     if not phase.validation.size:
-        return phase_buckets(phase.batches, phase.batches.tokens, model)[0]
+        return phase_buckets(phase.batches, phase.batches.tokens, config)[0]
     width, height, length = phase.validation.size
     check_size(width, height)
-    return Bucket(width, height, legal_length(length, *length_limits(model)))
+    return Bucket(width, height, legal_length(length, *length_limits(config)))
 
 
 def validation_data(phase: Phase) -> Data:
@@ -125,7 +126,7 @@ class Validator:
         if parts.encoders is None:
             open_whole(phase.model)
         self.rows = rows_of(phase, parts.checkpoint.config)
-        self.bucket = bucket_for(phase, parts.model)
+        self.bucket = bucket_for(phase, parts.config)
         self.samples: list[dict] | None = None  # the clips, made once
         self.features: dict[str, torch.Tensor] | None = None  # of their captions, where clips are trained from a cache
 

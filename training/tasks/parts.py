@@ -112,8 +112,8 @@ class Parts:
         return encoder(self.phase.few_steps.negative)
 
     @property
-    def model(self) -> TransformerConfig | None:
-        """The trained model, or None for a VAE."""
+    def config(self) -> TransformerConfig | None:
+        """Of the trained transformer, or None for a VAE."""
         return None if self.phase.task in OF_THE_VAE else self.checkpoint.config
 
     def prepare(self, batch: Batch) -> Batch | Encoded:

@@ -86,7 +86,7 @@ def test_a_clip_and_its_continuation_are_blended_where_both_show_the_same(caplog
     assert len(join(clip[:2], following, 4)) == 5, "a clip that is shorter is blended whole"
     assert not caplog.messages
     assert len(join(clip, following, len(following))) == len(clip)
-    assert "adds nothing to the clip, since the continuation has 5 frames" in caplog.text
+    assert "overlap 5 leaves nothing of the continuation, whose length is 5" in caplog.text
     with pytest.raises(ValueError, match="clip is 4 x 2 and continuation 8 x 2, expected the same size: give"):
         join(clip, torch.ones(5, 2, 8, 3), 3)
     with pytest.raises(ValueError, match="continuation"):

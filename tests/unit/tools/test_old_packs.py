@@ -125,6 +125,14 @@ class TestVideoXFun:
         timesteps, total = schedule.run_timesteps(got["steps"], "trailing", got["denoise"])
         assert (got["steps"], total) == (run, steps) and timesteps == schedule.timesteps(steps, "trailing")[-run:]
 
+    @pytest.mark.parametrize("steps, strength", [(10, 0.0), (1, 0.5), (0, 0.5)])
+    def test_a_strength_that_leaves_no_step_returns_the_clip(self, steps, strength):
+        data = load("videox_fun_first_names")
+        (old,) = (node for node in data["nodes"] if node["id"] == 6)
+        old["widgets_values"][4], old["widgets_values"][6] = steps, strength
+        got = values(UIGraph(convert(data)[0]).nodes[6])
+        assert (got["steps"], got["denoise"]) == (steps, 0.0)
+
     def test_first_names_videos_and_control(self):
         graph, _ = converted("videox_fun_first_names")
         text, video, control = graph.nodes[5], graph.nodes[6], graph.nodes[9]

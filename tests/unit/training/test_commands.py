@@ -23,9 +23,10 @@ def test_what_a_command_imports_exists(node):
 @pytest.mark.parametrize(
     "command, words",
     [
-        ("evaluate --count 0", "argument --count: 0, expected 1 or more"),
+        ("evaluate --count 0", "argument --count: 0, expected a whole number from 1"),
+        ("plan a.toml --utilisation 0", "argument --utilisation: 0, expected more than 0 and at most 1"),
         ("evaluate --size 100", "argument --size: 100, expected a multiple of 16"),
-        ("plan a.toml --gpus -1", "argument --gpus: -1, expected 1 or more"),
+        ("plan a.toml --gpus -1", "argument --gpus: -1, expected a whole number from 1"),
     ],
 )
 def test_a_number_that_no_command_can_use(command, words):

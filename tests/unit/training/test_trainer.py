@@ -102,7 +102,7 @@ def test_a_run_takes_only_the_batches_that_it_trains_on(tiny_model, tmp_path, mo
 )
 def test_a_checkpoint_of_another_run(tiny_model, tmp_path, task, changes, words):
     trainer_of(tiny_model, tmp_path, "lora").run(until=1)
-    with pytest.raises(ValueError, match=f"is of another run.*{words}.*give another output folder"):
+    with pytest.raises(ConfigError, match=f"is of another run.*{words}.*give another output folder"):
         trainer_of(tiny_model, tmp_path, task, **changes)
     free = {"steps": 9, "save_every": 1, "micro_batch": 1, "optimizer": Optimizer(1e-4, 1e-5, warmup_steps=1)}
     assert trainer_of(tiny_model, tmp_path, "lora", **free).step == 1, "these may change"

@@ -51,7 +51,7 @@ def test_lengths_of_a_model_with_patches_in_time():
     buckets = token_buckets(13312, [(512, 512), (544, 480), *REPORT[1:]], 49, patch_t=2)
     assert buckets == [Bucket(512, 512, 45), Bucket(544, 480, 45), Bucket(768, 768, 21)]
     phase = Phase("full", "", "", 1, Batches(80, ((64, 64),), 17, 0.25, batch_size=1))
-    assert next(phase_batches(phase, SceneClips(0), model=PUBLISHED["v1.5"]))["video"].shape[1] == 13
+    assert next(phase_batches(phase, SceneClips(0), config=PUBLISHED["v1.5"]))["video"].shape[1] == 13
 
 
 @pytest.mark.parametrize("path", CONFIGS, ids=lambda path: path.stem)
@@ -140,14 +140,11 @@ def test_sizes_that_are_left_out_are_counted_in_the_log(caplog):
     caplog.set_level("INFO")
     phase = Phase("lora", "", "", 1, Batches(13312, bases=(512,), batch_size=1))
     v15 = PUBLISHED["v1.5"]
-    assert len(phase_draws(phase, SceneClips(0), model=v15).buckets) == 15
+    assert len(phase_draws(phase, SceneClips(0), config=v15).buckets) == 15
     assert "25 of 40 sizes are left out: no length of up to 49 frames is within 10% of 13312 tokens" in caplog.text
     caplog.clear()
     longer = dataclasses.replace(phase.batches, tokens=22528, max_length=85)
-    assert (
-        len(phase_draws(dataclasses.replace(phase, batches=longer), SceneClips(0), model=PUBLISHED["v1.5"]).buckets)
-        == 40
-    )
+    assert len(phase_draws(dataclasses.replace(phase, batches=longer), SceneClips(0), config=v15).buckets) == 40
     assert "left out" not in caplog.text
 
 
@@ -155,7 +152,8 @@ def test_no_bucket_is_longer_than_the_model_takes(caplog):
     """85 frames are for V1.5: a 2B takes 49, also where max_length allows more."""
     caplog.set_level("INFO")
     phase = Phase("lora", "", "", 1, Batches(22528, ((512, 512), (768, 576)), 85, batch_size=1))
-    assert phase_draws(phase, SceneClips(0), model=PUBLISHED["2b"]).buckets == [Bucket(768, 576, 49)]
+    assert phase_draws(phase, SceneClips(0), config=PUBLISHED["2b"]).buckets == [Bucket(768, 576, 49)]
+    assert "max_length is 85, but the model takes at most 49 frames" in caplog.text
     assert "1 of 2 sizes are left out: no length of up to 49 frames" in caplog.text
     v15 = phase_buckets(phase.batches, 22528, PUBLISHED["v1.5"])
     assert v15 == [Bucket(512, 512, 85), Bucket(768, 576, 45)]

@@ -67,11 +67,11 @@ def test_batches_of_a_cache_are_those_of_its_clips(tmp_path, variant):
         path = model / "transformer" / "config.json"
         path.write_text(json.dumps({**json.loads(path.read_text()), "add_noise_in_inpaint_model": True}))
     plain, cached = phase_of(model), phase_of(model, write_cache(model, tmp_path / "cache"))
-    parts, model = Parts(plain), Parts(cached).model
+    parts, config = Parts(plain), Parts(cached).config
     assert Parts(cached).encoders is None
     pairs = zip(
-        phase_batches(plain, open_clips(plain.data), model=model),
-        phase_batches(cached, open_clips(cached.data), model=model),
+        phase_batches(plain, open_clips(plain.data), config=config),
+        phase_batches(cached, open_clips(cached.data), config=config),
         strict=False,
     )
     for batch, found in islice(pairs, 3):  # the others wait for clips of their bucket

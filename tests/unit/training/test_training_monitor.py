@@ -17,7 +17,7 @@ import pytest
 import torch
 from accelerate import Accelerator, tracking
 from cogvideox_fun.training.loop import breaks
-from cogvideox_fun.training.loop.config import Batches, ConfigError, Data, Logging, Optimizer, Phase
+from cogvideox_fun.training.loop.config import Batches, ConfigError, Data, Logging, Optimizer, Phase, Validation
 from cogvideox_fun.training.loop.monitor import Monitor, check_trackers
 from cogvideox_fun.training.loop.phase import processes, run_phase
 from cogvideox_fun.training.loop.progress import LOSS_COLUMNS, Table, read_losses, read_rows
@@ -211,7 +211,7 @@ def test_an_interruption_while_a_checkpoint_is_written(tiny_model, tmp_path, mon
 
 @pytest.mark.parametrize(
     "error, then, shown",
-    [(ValueError("a bug"), "to go on", True), (ConfigError("no clip"), "mend that, and then run", False)],
+    [(ValueError("a bug"), "to go on", True), (ConfigError("no clip"), "fix that, then run", False)],
 )
 def test_a_run_that_breaks_before_its_first_checkpoint(tmp_path, caplog, error, then, shown):
     """What its user can mend is said without a traceback."""
@@ -227,6 +227,7 @@ def test_a_run_that_breaks_before_its_first_checkpoint(tmp_path, caplog, error, 
         ({"data": Data(folders=("nowhere",))}, "no video with a caption in"),
         ({"batches": Batches(31, ((48, 32),), 5)}, "comes within 10% of 31 tokens"),
         ({"batches": Batches(6, ((48, 32),), 6)}, "max_length is 6 frames"),
+        ({"validation": Validation(every=1, size=(100, 96, 5))}, "width is 100 pixels"),
     ],
 )
 def test_clips_and_lengths_that_its_user_has_to_mend(tiny_model, tmp_path, changes, words):

@@ -31,8 +31,8 @@ def phase_of(model, task="full", **changes) -> Phase:
     return Phase(task, str(model), **{**OPTIONS, **changes})
 
 
-def batch_of(phase: Phase, model: TransformerConfig | None = None, control: bool = False):
-    batch = next(phase_batches(phase, open_clips(phase.data), model=model))
+def batch_of(phase: Phase, config: TransformerConfig | None = None, control: bool = False):
+    batch = next(phase_batches(phase, open_clips(phase.data), config=config))
     return {**batch, "control": 1 - batch["video"]} if control else batch
 
 
@@ -109,7 +109,7 @@ def test_every_kind_of_model_learns(tmp_path, variant, frames, task):
     phase = phase_of(model, task, batches=Batches(tokens, ((48, 32), (32, 48)), frames, 0.1, batch_size=2))
     torch.manual_seed(0)
     trainer = Trainer(phase, Parts(phase), Accelerator(cpu=True), tmp_path / "run")
-    batch = batch_of(phase, trainer.parts.model, control=variant == "2b-control")
+    batch = batch_of(phase, trainer.parts.config, control=variant == "2b-control")
     assert batch["video"].shape[1] == frames
     losses = [float(trainer.train_step(batch)) for _ in range(phase.steps)]
     assert losses[-1] < 0.98 * losses[0]
