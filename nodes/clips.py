@@ -58,7 +58,7 @@ class ClipFrames(io.ComfyNode):
         common.one_of("fit", fit, FITS)
         check_size(width, height)
         if frame_rate <= 0:
-            raise ValueError(f"frame_rate is {frame_rate:g}, expected more than 0, as the models' own 8")
+            raise ValueError(f"frame_rate is {frame_rate:g}, expected more than 0: set it to 8, as in training")
         opened = open_clip(clip)
         wanted = fit_length(length, model)
         times = times_within(start_seconds, opened.end, frame_rate, wanted)

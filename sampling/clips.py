@@ -92,7 +92,8 @@ def join(clip: Tensor, continuation: Tensor, overlap: int) -> Tensor:
         log.warning(
             "overlap %d leaves nothing of the continuation, whose length is %d: make it longer, or set overlap to the "
             "builder's start_frames",
-            *(overlap, len(continuation)),
+            overlap,
+            len(continuation),
         )
     overlap = min(overlap, len(clip), len(continuation))
     share = (torch.arange(1, overlap + 1) / (overlap + 1)).view(-1, 1, 1, 1).to(clip)

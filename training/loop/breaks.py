@@ -79,11 +79,11 @@ def explained(phase: Phase, main: bool) -> Iterator[None]:
         what, code = codes.get(type(interruption(error)), (type(error).__name__, 1))
         if code == 1 and not main:
             raise
-        users_error = isinstance(error, CheckpointError | ConfigError)
+        user_error = isinstance(error, CheckpointError | ConfigError)
         if code == 1:
-            log.error("%s", error, exc_info=None if users_error else error)
+            log.error("%s", error, exc_info=None if user_error else error)
         if main:
-            then = "fix that, then run" if users_error else "to go on"
+            then = "fix that, then run" if user_error else "to go on"
             log.error("stopped (%s) %s; %s: %s", what, where_it_stands(phase), then, started_by())
         raise SystemExit(code) from None
     finally:

@@ -98,10 +98,9 @@ class Checkpoints:
             raise ConfigError(f"{path} is of another run ({change}): give another output folder, or remove it")
         if shapes(path / WEIGHTS) != self.engine.shapes:
             raise ConfigError(f"{path} is of another model: give another output folder, or remove it")
-        for name in "folders", "manifest":
-            old, new = getattr(before.data, name), getattr(now.data, name)
-            if old != new and self.accelerator.is_main_process:
-                log.warning("%s: its %s was %s and is now %s: they must have the same clips", path, name, old, new)
+        old, new = ([one for one in (*data.folders, data.manifest) if one] for data in (before.data, now.data))
+        if old != new and self.accelerator.is_main_process:
+            log.warning("%s: its clips were in %s and are now in %s: they must be the same clips", path, old, new)
         for kind in self.engine.kinds():
             self.engine.load(kind, lambda tensors, kind=kind: self._read(tensors, path / kind))
         self.engine.loaded(run["step"])
