@@ -79,22 +79,21 @@ class Budget:
     def __init__(self, share: float = SHARE, clock: Callable[[], float] = time.monotonic):
         self.share, self.clock = share, clock
         self.started = clock()
-        self.spent = self.last = 0.0
+        self.spent = 0.0
         self.count = 0
 
     @property
     def elapsed(self) -> float:
         return self.clock() - self.started
 
-    def allows(self) -> bool:
-        """Whether a preview that costs as much as the last one stays within the share; the first one always does."""
-        return self.spent + self.last <= self.share * self.elapsed
+    def allows(self, seconds: float) -> bool:
+        """Whether a preview that costs ``seconds`` stays within the share."""
+        return self.spent + seconds <= self.share * self.elapsed
 
     @contextlib.contextmanager
     def spending(self) -> Iterator[None]:
         """Measure a preview."""
         before = self.clock()
         yield
-        self.last = self.clock() - before
-        self.spent += self.last
+        self.spent += self.clock() - before
         self.count += 1

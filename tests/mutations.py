@@ -67,7 +67,7 @@ MUTATIONS = [
         "pixels[:, :, :-DROPPED]",
         "tests/unit/networks/test_tiny_decoder.py",
     ),
-    (f"{SAMPLING}/preview.py", "self.spent + self.last <=", "self.spent <=", "tests/unit/sampling/test_preview.py"),
+    (f"{SAMPLING}/preview.py", "self.spent + seconds <=", "self.spent <=", "tests/unit/sampling/test_preview.py"),
     (f"{SAMPLING}/preview.py", "4 if frames == latent_t else 1", "1", "tests/unit/sampling/test_preview.py"),
     (f"{NETWORKS}/tiling.py", "at_start else ramp", "at_start else ramp.flip(0)", "tests/unit/networks"),
     (

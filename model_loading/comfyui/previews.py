@@ -20,6 +20,7 @@ from ...sampling.preview import Budget, PreviewFactors, durations, rgb_frames, t
 from ..errors import CheckpointError
 from ..files.tiny_decoder import load_tiny_decoder
 from ..networks.tiny_decoder import TinyDecoder
+from ..networks.vae import decode_chunks
 from .compat import is_out_of_memory
 from .files import read_file
 from .page import page
@@ -31,6 +32,7 @@ WRAPPER = "cogvideox_fun_previews"
 PUBLISHED_DECODER = "taecvx"  # in the name of its file: those of Wan 2.1 and HunyuanVideo have the same shapes
 QUALITY = 70  # of WebP
 COARSE_PART = 4  # the first quarter of the steps has coarse previews: what they predict is blurred
+FIRST_SHARP = 50  # coarse previews, which the first sharp one is taken to cost: a decoder is loaded for it
 
 
 def add_previews(patcher) -> None:
@@ -46,7 +48,9 @@ def show_previews(executor, guider, sigmas, extra_args, callback, *rest, **optio
     preview = MovingPreview(guider.model_patcher.model, lambda picture: tell(EVENT, {"image": picture}))
 
     def on_step(step: int, denoised: torch.Tensor, x: torch.Tensor, total: int) -> None:
-        preview(denoised, sharp=step >= total // COARSE_PART)  # before ComfyUI's own, which the page then leaves out
+        preview(
+            denoised, late=step >= max(total // COARSE_PART, 1)
+        )  # before ComfyUI's own, which the page then leaves out
         if callback is not None:
             callback(step, denoised, x, total)
 
@@ -89,6 +93,9 @@ def load_decoder(model, device: torch.device) -> TinyDecoder | None:
 class MovingPreview:
     """Shows the first clip of a batch while it is sampled, as often as the `Budget` allows.
 
+    A preview is coarse until the budget allows a sharp one, by a small decoder. After it, only sharp ones are shown.
+    What the next one of either kind costs is taken from the one before.
+
     Args:
         model: the `CogVideoXFun` that samples.
         send: takes a WebP in base64.
@@ -99,39 +106,75 @@ class MovingPreview:
         self.budget = Budget()
         self.decoder: TinyDecoder | None = None
         self.looked = False  # for a decoder
+        self.was_sharp = False
+        self.coarse_seconds = 0.0  # what the next one is taken to cost
+        self.sharp_seconds: float | None = None
 
-    def __call__(self, denoised: torch.Tensor, sharp: bool) -> None:
-        """Show what a step predicts, B 16 T h w, scaled; ``sharp``: by a small decoder, if there is one."""
-        if not self.budget.allows():
+    def __call__(self, denoised: torch.Tensor, late: bool) -> None:
+        """Show what a step predicts, B 16 T h w, scaled; ``late``: it is clear enough for a sharp picture."""
+        sharp_seconds = FIRST_SHARP * self.coarse_seconds if self.sharp_seconds is None else self.sharp_seconds
+        sharp = late and self.has_decoder and (self.was_sharp or self.budget.allows(sharp_seconds))
+        if not self.budget.allows(sharp_seconds if sharp else self.coarse_seconds):
             return
         denoised.flatten()[0].item()  # waits for the GPU: the rest of the step is not the preview's cost
         with self.budget.spending():
-            frames = self.frames(denoised[:1], sharp)
+            started = self.budget.clock()
+            frames = self.sharp(denoised[:1]) if sharp else None
+            self.was_sharp = frames is not None
+            if frames is None:
+                started = self.budget.clock()
+                frames = self.coarse(denoised[:1])
             self.send(base64.b64encode(to_webp(frames, durations(len(frames), denoised.shape[2]))).decode())
+            seconds = self.budget.clock() - started
+        if self.was_sharp:
+            self.sharp_seconds = seconds
+        else:
+            self.coarse_seconds = seconds
 
-    def frames(self, latents: torch.Tensor, sharp: bool) -> torch.Tensor:
-        """Latents 1 16 T h w as pictures F H W 3, uint8."""
-        if sharp and not self.looked:
-            self.decoder, self.looked = load_decoder(self.model, latents.device), True
-        if sharp and self.decoder is not None:
-            try:
-                return torch.cat(list(self.decoded(latents)))
-            except Exception as error:
-                if not is_out_of_memory(error):
-                    raise
-            # outside the except block: the exception holds the failed run's tensors
-            log.warning("out of memory for a sharp preview: the next ones are coarse")
-            self.decoder = None
-            comfy.model_management.soft_empty_cache()
+    @property
+    def has_decoder(self) -> bool:
+        return not self.looked or self.decoder is not None
+
+    def coarse(self, latents: torch.Tensor) -> torch.Tensor:
+        """Latents 1 16 T h w as pictures T H W 3, uint8, by the RGB factors."""
         latent_format = self.model.latent_format
         factors = PreviewFactors(latent_format.latent_rgb_factors, latent_format.latent_rgb_factors_bias)
         return to_pictures(rgb_frames(latents[0], factors), args.preview_size)
 
-    def decoded(self, latents: torch.Tensor) -> Iterator[torch.Tensor]:
+    def sharp(self, latents: torch.Tensor) -> torch.Tensor | None:
+        """Latents 1 16 T h w as pictures F H W 3, uint8; None without a decoder, or if they cost or need too much."""
+        try:
+            if not self.looked:
+                self.decoder, self.looked = load_decoder(self.model, latents.device), True
+                if self.decoder is not None:
+                    next(self.decoded(latents))  # a network's first call takes longer than those after it
+            return self.within_budget(latents) if self.decoder is not None else None
+        except Exception as error:
+            if not is_out_of_memory(error):
+                raise
+        # outside the except block: the exception holds the failed run's tensors
+        log.warning("out of memory for a sharp preview: the next ones are coarse")
+        self.decoder = None
+        comfy.model_management.soft_empty_cache()
+        return None
+
+    def within_budget(self, latents: torch.Tensor) -> torch.Tensor | None:
+        """All frames; None as soon as the first ones tell that all of them would cost too much."""
+        started, chunks = self.budget.clock(), []
+        for done, pictures in self.decoded(latents):
+            chunks.append(pictures)
+            self.sharp_seconds = (self.budget.clock() - started) * latents.shape[2] / done
+            if not self.was_sharp and not self.budget.allows(self.sharp_seconds):
+                return None
+        return torch.cat(chunks)
+
+    def decoded(self, latents: torch.Tensor) -> Iterator[tuple[int, torch.Tensor]]:
+        """The pictures of each chunk of latents, and how many latent frames are decoded with it."""
         unscaled = self.model.latent_format.process_out(latents)
         dtype = next(self.decoder.parameters()).dtype
-        for pixels in self.decoder.decode_stream(unscaled, lambda chunk: chunk.to(dtype)):
-            yield to_pictures(pixels[0].movedim(0, 1), args.preview_size)  # CFHW -> FCHW
+        stream = self.decoder.decode_stream(unscaled, lambda chunk: chunk.to(dtype))
+        for chunk, pixels in zip(decode_chunks(latents.shape[2]), stream, strict=True):
+            yield chunk.stop, to_pictures(pixels[0].movedim(0, 1), args.preview_size)  # CFHW -> FCHW
 
 
 def to_webp(frames: torch.Tensor, milliseconds: list[int]) -> bytes:

@@ -245,10 +245,46 @@ def short_of_memory(model) -> list:
         preview.budget.share = 1e9
         preview.decoder, preview.looked = Decoder(1, 1), True
         for _ in range(2):
-            preview(latents, sharp=True)
+            preview(latents, late=True)
         with replaced(previews, find_decoder=lambda model: Path("a.safetensors"), load_tiny_decoder=full):
-            previews.MovingPreview(model, shown.append)(latents, sharp=True)
+            previews.MovingPreview(model, shown.append)(latents, late=True)
     return [len(shown), warnings]
+
+
+def affordable(model, seconds: float, first: int = 25) -> dict:
+    """What 100 steps of a second show, with coarse previews of 1 ms and sharp ones of ``seconds`` per latent frame.
+
+    Args:
+        first: the step from which they may be sharp.
+    """
+    from cogvideox_fun.model_loading.comfyui import previews
+
+    now, kinds, decoded = [0.0], [], []
+
+    class Decoder(torch.nn.Linear):
+        def decode_stream(self, latents, to):
+            for chunk in previews.decode_chunks(latents.shape[2]):
+                now[0] += seconds * (chunk.stop - chunk.start)
+                decoded.append(len(kinds))
+                yield torch.zeros(1, 3, 4 * (chunk.stop - chunk.start) - 3 * (not chunk.start), 8, 8)
+
+    def coarse(latents, factors):
+        now[0] += 0.001
+        return torch.zeros(latents.shape[1], 3, 1, 1)
+
+    preview = previews.MovingPreview(model, lambda picture: None)
+    preview.budget = previews.Budget(clock=lambda: now[0])
+    with replaced(
+        previews,
+        rgb_frames=coarse,
+        load_decoder=lambda *_: Decoder(1, 1),
+        to_webp=lambda frames, _: kinds.append(len(frames)) or b"",
+    ):
+        for step in range(100):
+            now[0] += 1
+            preview(torch.randn(1, 16, 5, 6, 10), late=step >= first)
+    budget = preview.budget
+    return {"kinds": kinds, "decoded": len(decoded), "share": budget.spent / budget.elapsed, "count": budget.count}
 
 
 def declared(folder: str) -> list[float]:
@@ -279,6 +315,7 @@ def main(comfyui: str, folder: str) -> None:
         "declared": declared(folder),
         "positions": positions_kept(patcher),
         "short of memory": short_of_memory(patcher.model),
+        "affordable": [affordable(patcher.model, *case) for case in [(0.001, 1), (0.1,), (0.5,), (3.0,)]],
         "vae": vae_dtypes(Path(folder) / "vae"),
         "2B": default_dtypes(Path(folder)),
     }

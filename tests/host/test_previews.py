@@ -75,11 +75,17 @@ def frames(clip: Image.Image) -> torch.Tensor:
     return torch.stack(found).view(clip.n_frames, clip.height, clip.width, 3).movedim(-1, 1) / 255
 
 
-def sampled(lab: Lab, model: str, sampler: str, steps: int = 12):
-    """A graph that samples, the loader's node, the sampler's node, and the file for the latent."""
+def sampled(lab: Lab, model: str, sampler: str, steps: int = 12, share: float | None = None):
+    """A graph that samples, the loader's node, the sampler's node, and the file for the latent.
+
+    Args:
+        share: of the time of sampling that previews may take; None: the pack's.
+    """
     graph = lab.graph()
-    model = graph.loader(model)
-    prompts, latent = graph.prompts(model[1], PROMPT), graph.fun("EmptyLatent", **SIZE)
+    loader = model = graph.loader(model)
+    if share is not None:
+        model = graph.node("ProbePreviewShare", share=share, model=loader)
+    prompts, latent = graph.prompts(loader[1], PROMPT), graph.fun("EmptyLatent", **SIZE)
     if sampler == "ours":
         node = graph.sampler(model, *prompts, latent, steps=steps, cfg=2.0)
     elif sampler == "KSampler":
@@ -98,7 +104,7 @@ def sampled(lab: Lab, model: str, sampler: str, steps: int = 12):
             latent_image=latent,
         )
     graph.node("ProbeSave", value=node, path=(path := lab.path()))
-    return graph, model, node, path
+    return graph, loader, node, path
 
 
 @pytest.mark.parametrize("sampler", ["ours", "KSampler", "SamplerCustomAdvanced"])
@@ -132,25 +138,25 @@ def correlation(a: torch.Tensor, b: torch.Tensor) -> float:
 
 
 def test_a_decoder_shows_every_frame(watched):
-    """20 steps of the nano model, whose folder has a decoder of its own: coarse at first, then sharp."""
-    shown = clips(run(watched, sampled(watched, "nano", "ours", steps=20)[0].workflow))
+    """20 steps of the nano model, whose folder has a decoder of its own: coarse in a quarter of them, then sharp."""
+    shown = clips(run(watched, sampled(watched, "nano", "ours", steps=20, share=1e9)[0].workflow))
     kinds = [(clip.n_frames, clip.size) for clip in shown]
-    coarse = kinds.index((9, (128, 128)))
-    assert 1 <= coarse <= 5 and kinds[:coarse] == [(3, (16, 16))] * coarse and len(set(kinds[coarse:])) == 1
+    assert kinds == [(3, (16, 16))] * 5 + [(9, (128, 128))] * 15
     assert len(frames(shown[-1])) == 9 and shown[-1].info["duration"] == 1000 // FRAMES_PER_SECOND
 
 
 @pytest.mark.parametrize("model, scale", [("tiny-2b", 1.15258426), ("tiny-5b", 0.7), ("nano", 1.424764)])
 def test_each_model_takes_its_decoder_at_its_scale(watched, model, scale):
-    """One step: what it predicts is the result, so the preview is the decoder's picture of the unscaled latent.
+    """Two steps: what the last predicts is the result, so the preview is the decoder's picture of the unscaled latent.
 
     Published models take taecvx. The nano model has another latent space, and takes the decoder in its folder.
     """
     own = comfy.ROOT / "models" / "nano" / "tiny_decoder" / "model.safetensors"
     published = watched.base / "models" / "vae_approx" / "taecvx.safetensors"
     right, other = (own, published) if model == "nano" else (published, own)
-    graph, *_, path = sampled(watched, model, "ours", steps=1)
-    (clip,) = clips(run(watched, graph.workflow))
+    graph, *_, path = sampled(watched, model, "ours", steps=2, share=1e9)
+    coarse, clip = clips(run(watched, graph.workflow))
+    assert (coarse.n_frames, clip.n_frames) == (3, 9)
     latent = load(path)
 
     def error(decoder, latent: torch.Tensor) -> float:
@@ -167,10 +173,10 @@ def test_a_broken_decoder_is_named_and_the_previews_are_coarse(watched):
     kept, size = path.read_bytes(), watched.log_size
     path.write_bytes(kept[:1000])
     try:
-        clip, *_ = clips(run(watched, sampled(watched, "tiny-5b", "ours", steps=2)[0].workflow))
+        shown = clips(run(watched, sampled(watched, "tiny-5b", "ours", steps=2, share=1e9)[0].workflow))
     finally:
         path.write_bytes(kept)
-    assert clip.n_frames == 3 and clip.size == (16, 16)
+    assert [(clip.n_frames, clip.size) for clip in shown] == [(3, (16, 16))] * 2
     log = watched.log_since(size)
     assert "the previews are coarse: " in log and f"{path} is truncated or broken" in log
 

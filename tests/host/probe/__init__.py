@@ -6,6 +6,7 @@ Each function is a node; ``check_latent`` would be ProbeCheckLatent.
 import contextlib
 import copy
 import ctypes
+import functools
 import gc
 import json
 import operator
@@ -196,6 +197,24 @@ def preview(model, latent):
 
 def override_attention(model, attention):
     model.model_options["transformer_options"]["optimized_attention_override"] = attention
+
+
+@node(returns="*", share="*", model="*")
+def preview_share(share, model):
+    """A MODEL whose previews may take another share of the time of sampling."""
+    (previews,) = (module for name, module in sys.modules.items() if name.endswith("comfyui.previews"))
+    budget = functools.partial(previews.Budget, share=share)
+
+    def wrapper(executor, *args, **kwargs):
+        kept, previews.Budget = previews.Budget, budget
+        try:
+            return executor(*args, **kwargs)
+        finally:
+            previews.Budget = kept
+
+    model = model.clone()
+    model.add_wrapper(comfy.patcher_extension.WrappersMP.OUTER_SAMPLE, wrapper)
+    return model
 
 
 @node("MODEL", model="MODEL", factor="FLOAT")

@@ -20,7 +20,7 @@ def sampled(steps: int, step_seconds: float, costs: list[float]) -> tuple[list[i
     budget, shown = Budget(clock=clock), []
     for step in range(steps):
         clock.now += step_seconds
-        if budget.allows():
+        if budget.allows(costs[min(len(shown), len(costs)) - 1] if shown else 0):
             with budget.spending():
                 clock.now += costs[min(len(shown), len(costs) - 1)]
             shown.append(step)
@@ -49,9 +49,9 @@ def test_a_preview_that_would_not_fit_is_left_out():
     with budget.spending():
         clock.now += 0.04
     clock.now = 101.0
-    assert not budget.allows()
+    assert not budget.allows(0.04)
     clock.now = 101.7
-    assert budget.allows()
+    assert budget.allows(0.04)
 
 
 def test_rgb_factors():
