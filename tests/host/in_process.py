@@ -252,7 +252,7 @@ def short_of_memory(model) -> list:
 
 
 def affordable(model, seconds: float, first: int = 25) -> dict:
-    """What 100 steps of a second show, with coarse previews of 1 ms and sharp ones of ``seconds`` per latent frame.
+    """What 100 steps of a second show, with coarse previews of 5 ms and sharp ones of ``seconds`` per latent frame.
 
     Args:
         first: the step from which they may be sharp.
@@ -269,7 +269,7 @@ def affordable(model, seconds: float, first: int = 25) -> dict:
                 yield torch.zeros(1, 3, 4 * (chunk.stop - chunk.start) - 3 * (not chunk.start), 8, 8)
 
     def coarse(latents, factors):
-        now[0] += 0.001
+        now[0] += 0.005
         return torch.zeros(latents.shape[1], 3, 1, 1)
 
     preview = previews.MovingPreview(model, lambda picture: None)

@@ -123,8 +123,8 @@ def test_a_preview_that_needs_too_much_memory_is_coarse(found):
 def test_a_preview_is_sharp_as_soon_as_that_is_affordable(found):
     """Five latent frames, of which a sharp preview makes seventeen pictures; the decoder's first call is a trial."""
     cheap, dear, slow, too_slow = ([one["kinds"], one["decoded"]] for one in found["affordable"])
-    assert cheap == [[5] * 2 + [17] * 98, 1 + 98 * 3], "tried when a twentieth has room for fifty coarse ones"
+    assert cheap == [[5] * 5 + [17] * 95, 1 + 95 * 3], "tried when a twentieth has room for fifty coarse ones"
     assert dear == [[5] * 25 + [17] * 10, 1 + 10 * 3], "a sharp picture is not followed by a coarse one"
-    assert slow == [[5] * 70 + [17], 1 + 1 + 3], "after 71 seconds, of which 0.5 + 0.5 + 5 x 0.5 are a twentieth"
+    assert slow == [[5] * 76 + [17], 1 + 1 + 3], "76 x 0.005 + 0.5 + 0.5 + 5 x 0.5 seconds are a twentieth of 78"
     assert too_slow == [[5] * 26, 1 + 1], "never affordable, and not tried again"
     assert all(one["share"] <= 0.05 and one["count"] == len(one["kinds"]) for one in found["affordable"][:3])
