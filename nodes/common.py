@@ -58,7 +58,9 @@ def size_inputs() -> list:
 
 
 def fit_input():
-    return choice("fit", FITS, "How to resize other shapes: crop the longer side, or stretch as VideoX-Fun does.")
+    return choice(
+        "fit", FITS, "For other aspect ratios: crop cuts off what is too much, stretch distorts, as VideoX-Fun does."
+    )
 
 
 def length_input():

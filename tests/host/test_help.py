@@ -13,7 +13,7 @@ HEADINGS = {"en": ("Inputs", "Outputs"), "zh": ("输入", "输出")}
 SOCKETS = {"en": ("required", "optional"), "zh": ("必需", "可选")}
 SWITCH = {"en": ("off", "on"), "zh": ("关", "开")}
 FILES = {"en": "the first one found", "zh": "找到的第一个"}
-BRANDS = {"CLIP", "VAE", "CFG", "Sigmas"}  # are not translated
+BRANDS = {"CLIP", "VAE", "CFG", "Sigmas", "Latent"}  # are not translated
 CHINESE = re.compile(r"[\u4e00-\u9fff]")
 NUMBER = re.compile(r"-?\d+(?:\.\d+)?")
 

@@ -170,7 +170,8 @@ EXTEND = Advice(
     {
         "Clip": "`length` frames from `start_seconds` are taken, at 8 a second. The video goes on after the last of "
         "them, with `length` less `overlap` new frames. To go on at the end of a longer clip, set `start_seconds` to "
-        "its length in seconds minus 6.1 (`length` / 8). What comes before is not in the result.",
+        "its length in seconds minus 6.1 (`length` / 8). What comes before is not in the result. What is added "
+        "has no sound.",
         "Overlap": "the model sees this many of the last frames, so that the motion goes on. They are blended.",
     },
 )
@@ -227,7 +228,7 @@ NANO_WORDS = (
 MEMORY = (
     "**GPU**, at 720 x 480: 6 GB for a 2B, 16 GB for a 5B, or 8 GB in fp8: open the node by the icon in its corner "
     "(Nodes 2.0: Enter subgraph), and set `weight_dtype` in group 1. With less, ComfyUI keeps a part of the model in "
-    "main memory, which is slower."
+    "RAM, which is slower."
 )
 
 
