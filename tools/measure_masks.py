@@ -4,6 +4,7 @@ Needs scikit-image, which has the photographs, and a flow to compare with. Print
 time of a flow.
 """
 
+import argparse
 import itertools
 import time
 
@@ -63,6 +64,7 @@ def ilk(first: Tensor, second: Tensor) -> Tensor:
 
 
 def main() -> None:
+    argparse.ArgumentParser(description=__doc__).parse_args()
     print("| square, camera | mask | IoU, mean | IoU in the last frame, mean | worst |")
     print("|---|---|---|---|---|")
     for step, camera in MOTIONS:

@@ -14,7 +14,7 @@ HEAD = """# Measured on a GPU
 
 The models have their real size and random weights. Videos have 480 x 720 pixels and 49 frames unless a row says
 otherwise. GB are 1e9 bytes. `make gpu` measured the files in `benchmarks/gpu/results`, and
-`python -m benchmarks.gpu.table` writes this page from them.
+`python -m benchmarks.gpu.table benchmarks/gpu/results > docs/gpu.md` writes this page from them.
 """
 
 

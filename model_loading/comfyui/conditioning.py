@@ -107,8 +107,8 @@ def latent_mask(mask: torch.Tensor, noise: torch.Tensor) -> torch.Tensor | None:
             f"x {latent_w}: bring the mask to the latent's size with Mask Resize 3D"
         )
     log.warning(
-        "the conditioning's latent was made by ComfyUI's InpaintModelConditioning, which greys out what the model "
-        "expects black: use CogVideoX-Fun's VAE Encode and Inpaint Conditioning instead"
+        "the conditioning's latent was made by ComfyUI's InpaintModelConditioning, which paints grey what must be "
+        "black: use CogVideoX-Fun's VAE Encode and Inpaint Conditioning instead"
     )
     if (mask >= THRESHOLD).all():
         return None

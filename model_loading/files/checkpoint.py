@@ -192,7 +192,7 @@ def _open_merged(folder: Path, base: Path, reader: Reader) -> Checkpoint:
         if name not in FREE_OF_BASE and found != expected[name]:
             raise CheckpointError(
                 f"has a LoRA of a model with {name} = {expected[name]!r}, but {base} has {found!r}: put the model "
-                "there that it was trained on",
+                "that it was trained on there",
                 folder,
             )
     weights = merge(opened.weights, folder / "transformer")

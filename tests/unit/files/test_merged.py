@@ -111,7 +111,10 @@ def test_both_are_listed_also_where_the_base_is_a_link(folders, tmp_path):
         ({"lora_base": "/models/nano"}, "has lora_base = /models/nano, expected a folder relative to it"),
         ({"lora_base": 3}, "has lora_base = 3, expected a folder relative to it"),
         ({"lora_base": "a\0b"}, "control can't be loaded"),
-        ({"num_layers": 3}, "LoRA of a model with num_layers = 3, but .*nano has 2: put the model there"),
+        (
+            {"num_layers": 3},
+            "LoRA of a model with num_layers = 3, but .*nano has 2: put the model that it was trained on there",
+        ),
         ({"sample_width": 8}, "LoRA of a model with sample_width = 8, but .*nano has 90"),
         ({"in_channels": 33}, "says in_channels = 33, but the weights' shapes say 32"),
     ],
