@@ -8,7 +8,7 @@ from comfy_api.latest import io
 from ..model_loading.comfyui.clips import open_clip, read_mask, video_file
 from ..model_loading.comfyui.model import progress_callback
 from ..sampling.clips import join, shown_at, times_within
-from ..sampling.geometry import check_size
+from ..sampling.geometry import FRAMES_PER_SECOND, check_size
 from ..sampling.masks import FITS, resize_image
 from . import common
 from .latents import fit_length
@@ -17,7 +17,6 @@ from .said import say
 
 EXAMPLES = OWN_MODELS / "nano" / "examples"
 NO_EXAMPLE = "(no example found)"
-MODEL_RATE = 8.0  # frames a second that the models were trained at
 
 
 class ClipFrames(io.ComfyNode):
@@ -38,7 +37,9 @@ class ClipFrames(io.ComfyNode):
                     "start_seconds", (0.0, 0.0, 86_400.0, 0.05), "Where in the clip the first frame is, in seconds."
                 ),
                 common.number(
-                    "frame_rate", (MODEL_RATE, 1.0, 120.0, 0.01), "Frames a second. The models were trained at 8."
+                    "frame_rate",
+                    (float(FRAMES_PER_SECOND), 1.0, 120.0, 0.01),
+                    "Frames a second. The models were trained at 8.",
                 ),
                 common.fit_input(),
                 common.length_model_input(),
@@ -52,7 +53,15 @@ class ClipFrames(io.ComfyNode):
 
     @classmethod
     def execute(
-        cls, clip, width=720, height=480, length=49, start_seconds=0.0, frame_rate=MODEL_RATE, fit="crop", model=None
+        cls,
+        clip,
+        width=720,
+        height=480,
+        length=49,
+        start_seconds=0.0,
+        frame_rate=float(FRAMES_PER_SECOND),
+        fit="crop",
+        model=None,
     ) -> io.NodeOutput:
         common.check_numbers(start_seconds=start_seconds, frame_rate=frame_rate)
         common.one_of("fit", fit, FITS)

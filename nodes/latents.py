@@ -142,7 +142,8 @@ class VAEEncode(io.ComfyNode):
                 log.warning("the mask keeps everything: nothing will be generated (1, white, is what is generated)")
             if mask.all():
                 return io.NodeOutput({"samples": empty_latent(1, length, height, width)})
-        pixels = (reference_pixels(video, mask, noise_augmentation, noise_seed) + 1) / 2  # ComfyUI's VAE takes 0..1
+        pixels = reference_pixels(video, mask, noise_augmentation, noise_seed)
+        pixels = pixels.add_(1).div_(2)  # ComfyUI's VAE takes 0..1
         tile, overlap = common.fit_tiles(tile_size, overlap)
         if sample_posterior:
             samples = vae.encode_draw(pixels, noise_seed, tile, overlap)

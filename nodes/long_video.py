@@ -12,6 +12,7 @@ from .rounds import LENGTHS, ROUND_LENGTHS, match_input, overlap_input
 from .said import say
 from .sampling import DDIM, cfg_input, dynamic_cfg_input, sampler_input, sampler_names
 
+NOISE_SEED = 2**31  # from a round's seed to that of the noise on its start image: other numbers than the sampler's
 MOST_ROUNDS = 200  # ComfyUI's key of a result lists all nodes before it: time and memory grow with the square
 
 
@@ -26,7 +27,7 @@ def sampling_options(steps: int, cfg: float, sampler_name: str, spacing: str, dy
 
 
 def link_input(kind, name: str, tooltip: str, **options):
-    """An input that is given the link and not the value: what the node expands into is linked to it."""
+    """An input whose link the node gets, not the value: it passes the link to the nodes that it adds."""
     return kind.Input(name, tooltip=tooltip, lazy=True, extra_dict={"rawLink": True}, **options)
 
 
@@ -278,8 +279,9 @@ class LongVideoRound(io.ComfyNode):
         size = {"width": width, "height": height, "length": length, "fit": fit}
         built = graph.node("CogVideoXFunStartEndImage", "build", **size, **images, model=model)
         video, mask = built.out(0), built.out(1)
+        noise_seed = (seed + NOISE_SEED) % (common.MAX_SEED + 1)
         encoded = graph.node(
-            "CogVideoXFunVAEEncode", "encode", vae=vae, video=video, mask=mask, model=model, noise_seed=seed
+            "CogVideoXFunVAEEncode", "encode", vae=vae, video=video, mask=mask, model=model, noise_seed=noise_seed
         )
         resized = graph.node("CogVideoXFunMaskResize3D", "resize", mask=mask, latent=encoded.out(0))
         prompts = {"positive": positive, "negative": negative}

@@ -75,7 +75,7 @@ class Listing:
         return name, found[name]
 
     def fingerprint(self, name: str | None) -> str:
-        """For ``fingerprint_inputs``: changes when the file is replaced; with a linked name, when any is."""
+        """For ``fingerprint_inputs``: changes when the file is replaced, or any file if the name is linked."""
         found = self.find()
         return fingerprint(*(found.values() if name is None else [found.get(name)]))
 
@@ -166,7 +166,8 @@ LORAS = Listing("LoRA", "loras", find_loras, in_repositories=False)
 
 # What the loaders made of files, for as long as anything holds it, so that another weight_dtype does not load T5 and
 # the VAE again. On ComfyUI 0.3.64 and 0.8.0 the nodes that the model loader adds to the graph are enough for that. But
-# 0.33.0 drops their results after a run that took the model loader's result from its cache; then only that holds them.
+# 0.33.0 drops their results after a run that took the model loader's result from its cache; this finds what is
+# still in use.
 LOADED: weakref.WeakValueDictionary = weakref.WeakValueDictionary()
 
 

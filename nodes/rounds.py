@@ -122,7 +122,7 @@ def check_images(start, end, overlap: int, length: int, known: int) -> None:
 
     Args:
         length: frames of a round.
-        known: of these, at the start of the last round; 0 = those of ``start``.
+        known: how many frames at the start of the last round are given; 0 = as many as ``start`` has.
     """
     if start is None:
         raise ValueError("start_image is empty, expected an image or frames of a clip: connect for example Load Image")

@@ -120,7 +120,8 @@ class Sampler(io.ComfyNode):
         common.one_of("sampler_name", sampler_name, sampler_names())
         common.one_of("spacing", spacing, common.SPACING_OPTIONS)
         latent_shape(latent)
-        samples, batch_index = latent["samples"], latent.get("batch_index")
+        samples = latent["samples"].float()  # 0.3.64 and 0.8.0 draw the noise in its type, and fp16 overflows
+        batch_index = latent.get("batch_index")
         sigmas = run_sigmas(model, steps, spacing, denoise)
         if len(sigmas) == 0:  # denoise 0 returns the input, as in KSampler
             return io.NodeOutput(latent)

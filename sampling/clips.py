@@ -81,8 +81,8 @@ def join(clip: Tensor, continuation: Tensor, overlap: int) -> Tensor:
     """A clip and what follows it, blended where both show the same: F H W C, of the two lengths less the overlap.
 
     Args:
-        overlap: frames that end the clip and begin its continuation; of shorter ones as many as they have. The first
-            of them is nearly the clip's, the last nearly the continuation's.
+        overlap: frames that end the clip and begin its continuation, at most as many as the shorter of them has. The
+            first of them is nearly the clip's, the last nearly the continuation's.
 
     Raises:
         ValueError: they differ in size, or one is no RGB.
@@ -91,7 +91,7 @@ def join(clip: Tensor, continuation: Tensor, overlap: int) -> Tensor:
     if len(continuation) <= min(overlap, len(clip)):
         log.warning(
             "overlap %d leaves nothing of the continuation, whose length is %d: make it longer, or set overlap to the "
-            "builder's start_frames",
+            "start_frames of Start/End Image Mask Builder",
             overlap,
             len(continuation),
         )
@@ -109,7 +109,7 @@ def check_same_size(one: Tensor, other: Tensor, name: str, other_name: str) -> N
         (height, width), (other_height, other_width) = one.shape[1:3], other.shape[1:3]
         raise ValueError(
             f"{name} is {width} x {height} and {other_name} {other_width} x {other_height}, expected the same size: "
-            "give Clip to Frames and the builder the same width and height"
+            "give the nodes that they come from the same width and height"
         )
 
 

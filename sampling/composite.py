@@ -19,7 +19,7 @@ CONTRAST_LIMITS = (0.5, 2.0)
 FLAT = 2.0  # standard deviation of L, a or b: below it there is noise, which doesn't show the contrast of the whole
 STILL = 0.03  # standard deviation of a pixel over time, of 0..1: compression and grain stay below, motion does not
 LEAST_STILL = 0.1  # share of the picture: less may be chance, and does not show the colours of the whole
-SAME = 0.1  # how far a still pixel may be from the first round's: drift stays below, another thing there does not
+SAME = 0.1  # how far a still pixel may be from the first round's: drift stays below, another object does not
 
 
 def composite(

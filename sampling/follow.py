@@ -5,7 +5,7 @@ from collections.abc import Callable
 from torch import Tensor
 
 from .masks import THRESHOLD
-from .optical_flow import positions, read
+from .optical_flow import pixel_grid, read
 
 MISSED = 4.0  # square pixels that a path there and back may miss by, for each frame: errors add up
 LOST = 0.1  # share of the first frame's area: with less left, the object is lost
@@ -38,7 +38,7 @@ def follow_mask(
         if on_progress is not None:
             on_progress(frame - 1, length - 1)
         backward, forward = flow(frame, frame - 1), flow(frame - 1, frame)
-        here, back, forth = positions(backward), back.to(backward), forth.to(backward)
+        here, back, forth = pixel_grid(backward), back.to(backward), forth.to(backward)
         back = backward + read(back, here + backward)
         forth = forth + read(forward, here + forth)
         missed = back + read(forth, here + back)

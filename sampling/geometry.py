@@ -10,6 +10,7 @@ log = logging.getLogger(__name__)
 
 TEMPORAL_COMPRESSION = 4
 SPATIAL_COMPRESSION = 8
+FRAMES_PER_SECOND = 8  # that the models were trained at
 PATCH = 2
 SIZE_MULTIPLE = SPATIAL_COMPRESSION * PATCH  # a token covers 16 x 16 pixels
 
@@ -76,6 +77,12 @@ def check_size(width: int, height: int) -> None:
             raise ValueError(f"{name} is {value} pixels, expected a multiple of 16: use {lower} or {lower + 16}")
 
 
+def whole_patches(latent_t: int, patch_t: int) -> list[int]:
+    """The lengths next to a number of latent frames that fill patches of ``patch_t``, in frames: 13, 2 -> [45, 53]."""
+    below = latent_t - latent_t % patch_t
+    return [latent_t_to_frames(t) for t in (below, below + patch_t) if t > 0]
+
+
 def check_latent_t(latent_t: int, patch_t: int | None, max_latent_t: int | None) -> None:
     """Raise a ValueError that names legal lengths unless a model takes ``latent_t`` latent frames.
 
@@ -93,10 +100,10 @@ def check_latent_t(latent_t: int, patch_t: int | None, max_latent_t: int | None)
             "Position Interpolation with riflex_k (5B) or a temporal_scale"
         )
     if patch_t is not None and latent_t > 1 and latent_t % patch_t:
-        below = latent_t - latent_t % patch_t
+        lower, higher = whole_patches(latent_t, patch_t)
         raise ValueError(
             f"the latent has {latent_t} frames (a length of {frames}), but V1.5 takes an even number of latent "
-            f"frames: set length to {latent_t_to_frames(below)} or {latent_t_to_frames(below + patch_t)}"
+            f"frames: set length to {lower} or {higher}"
         )
 
 

@@ -16,7 +16,7 @@ def mask_video(video: Tensor, mask: Tensor) -> Tensor:
         video: F H W C, -1..1.
         mask: F H W, 1 = generate; a pixel at or above 0.5 becomes black (-1).
     """
-    return torch.where((mask >= THRESHOLD)[..., None], torch.full_like(video, BLACK), video)
+    return video.masked_fill((mask >= THRESHOLD)[..., None], BLACK)
 
 
 def add_reference_noise(video: Tensor, ratio: float, seed: int) -> Tensor:
@@ -32,7 +32,7 @@ def add_reference_noise(video: Tensor, ratio: float, seed: int) -> Tensor:
     """
     generator = torch.Generator("cpu").manual_seed(seed)
     noise = torch.randn(video.shape, generator=generator, dtype=torch.float32).to(video)
-    return video + torch.where(video == BLACK, torch.zeros_like(video), noise * ratio)
+    return noise.mul_(ratio).masked_fill_(video == BLACK, 0).add_(video)
 
 
 def reference_pixels(video: Tensor, mask: Tensor | None = None, noise_ratio: float = 0.0, seed: int = 0) -> Tensor:
@@ -44,7 +44,7 @@ def reference_pixels(video: Tensor, mask: Tensor | None = None, noise_ratio: flo
         noise_ratio, seed: see `add_reference_noise`.
 
     Returns:
-        F H W C, -1..1; noise can go beyond.
+        A new tensor, F H W C, -1..1; noise can go beyond.
     """
     pixels = video * 2 - 1
     if mask is not None:

@@ -60,7 +60,7 @@ def fit_mask(mask: Tensor, length: int, height: int, width: int, soft: bool = Fa
     mask = as_frames(mask)
     frames = mask.shape[0]
     if frames == 1:
-        mask = mask.expand(length, -1, -1)
+        pass  # repeated at the end, which needs no memory
     elif length <= frames < length + 4 and frames_to_latent_t(frames) == frames_to_latent_t(length):
         mask = mask[:length]
     else:
@@ -70,7 +70,8 @@ def fit_mask(mask: Tensor, length: int, height: int, width: int, soft: bool = Fa
         )
     if mask.shape[1:] != (height, width):
         mask = F.interpolate(mask[:, None], size=(height, width))[:, 0]
-    return mask if soft else (mask >= THRESHOLD).float()
+    mask = mask if soft else (mask >= THRESHOLD).float()
+    return mask.expand(length, -1, -1)
 
 
 def mask_to_latent(mask: Tensor, latent_t: int, latent_h: int, latent_w: int, soft: bool = False) -> Tensor:

@@ -40,7 +40,7 @@ def lucas_kanade(first: Tensor, second: Tensor) -> Tensor:
 
 def flow_step(first: Tensor, second: Tensor, flow: Tensor) -> Tensor:
     """A better 2 H W flow between 1 1 H W pictures: the least squares of each pixel's window."""
-    warped = read(second[0], positions(flow) + flow)[None]
+    warped = read(second[0], pixel_grid(flow) + flow)[None]
     padded = F.pad(warped, (1, 1, 1, 1), mode="replicate")
     dx = (padded[..., 1:-1, 2:] - padded[..., 1:-1, :-2]) / 2
     dy = (padded[..., 2:, 1:-1] - padded[..., :-2, 1:-1]) / 2
@@ -74,7 +74,7 @@ def raft_flow(raft: torch.nn.Module, first: Tensor, second: Tensor) -> Tensor:
     return raft(padded[:1], padded[1:])[-1][0, :, :height, :width]
 
 
-def positions(field: Tensor) -> Tensor:
+def pixel_grid(field: Tensor) -> Tensor:
     """x and y of every pixel of a C H W field: 2 H W."""
     rows, columns = (torch.arange(side, device=field.device, dtype=field.dtype) for side in field.shape[1:])
     return torch.stack(torch.meshgrid(columns, rows, indexing="xy"))

@@ -8,6 +8,8 @@ from typing import NamedTuple
 import torch
 import torch.nn.functional as F
 
+from .geometry import FRAMES_PER_SECOND
+
 FACTORS, BIAS = "latent_rgb_factors", "latent_rgb_factors_bias"  # what a VAE's configuration may hold
 
 
@@ -37,7 +39,6 @@ PUBLISHED = PreviewFactors(
     [0.0, 0.0, 0.0],
 )  # fmt: skip
 
-FRAMES_PER_SECOND = 8
 SHARE = 0.05  # of the time of sampling that previews may take
 
 

@@ -109,8 +109,8 @@ MUTATIONS = [
     ),
     (
         f"{SAMPLING}/inpaint.py",
-        "torch.where(video == BLACK,",
-        "torch.where(video != BLACK,",
+        "masked_fill_(video == BLACK, 0)",
+        "masked_fill_(video != BLACK, 0)",
         "tests/parity tests/unit/sampling",
     ),
     (
@@ -127,8 +127,8 @@ MUTATIONS = [
     ),
     (
         f"{SAMPLING}/masks.py",
-        "return mask if soft else (mask >= THRESHOLD).float()",
-        "return mask if soft else (mask > THRESHOLD).float()",
+        "mask = mask if soft else (mask >= THRESHOLD).float()",
+        "mask = mask if soft else (mask > THRESHOLD).float()",
         "tests/unit/sampling",
     ),
     (

@@ -39,7 +39,7 @@ def known_fields(fields: dict) -> dict:
 def can_add_nodes() -> bool:
     """Whether a node that runs now can add others to the graph and have their results kept.
 
-    With ``--cache-none`` nothing is kept, and 0.3.64 can't run added nodes.
+    With ``--cache-none`` no results are kept, and on 0.3.64 a run with added nodes fails.
     """
     return get_executing_context() is not None and not args.cache_none
 

@@ -6,7 +6,7 @@ import comfy.context_windows as comfy_windows
 import comfy.patcher_extension
 import torch
 
-from ...sampling.geometry import TEMPORAL_COMPRESSION, frames_to_latent_t, latent_t_to_frames
+from ...sampling.geometry import TEMPORAL_COMPRESSION, frames_to_latent_t, latent_t_to_frames, whole_patches
 from ..networks.tiling import upload
 from .compat import no_causal_anchor
 from .model import STEP, length_limits
@@ -134,15 +134,19 @@ def with_windows(patcher, length: int, overlap: int, schedule: str, fuse_method:
     if longest is not None and length > longest:
         raise ValueError(f"context_length is {length} frames, but the model takes at most {longest}: use {longest}")
     if patch_t is not None and latent_t % patch_t:
-        legal = [latent_t_to_frames(t) for t in (latent_t - 1, latent_t + 1) if t > 0]
         raise ValueError(
             f"context_length is {length} frames, which are {latent_t} latent frames, but V1.5 takes an even number: "
-            f"use {' or '.join(map(str, legal))}"
+            f"use {' or '.join(map(str, whole_patches(latent_t, patch_t)))}"
         )
     latent_overlap = overlap // TEMPORAL_COMPRESSION
     if not 0 <= latent_overlap < latent_t:
         raise ValueError(
             f"context_overlap is {overlap} frames, expected less than the window of {length}: use a quarter of it"
+        )
+    if fuse_method == "overlap-linear" and not latent_overlap:
+        raise ValueError(
+            f"context_overlap is {overlap} frames, expected {TEMPORAL_COMPRESSION} or more with overlap-linear: raise "
+            "it, or choose another fuse_method"
         )
     patched = patcher.clone()
     patched.model_options["context_handler"] = Windows(schedule, fuse_method, latent_t, latent_overlap)

@@ -124,7 +124,7 @@ class CogVideoXFunConfig(comfy.supported_models_base.BASE):
 
 
 class CogVideoXFun(comfy.model_base.BaseModel):
-    """ComfyUI's model: v-prediction on the zero-terminal-SNR schedule, with InP or Control latents."""
+    """ComfyUI's model: v-prediction on the zero-terminal-SNR schedule, with the latents that its kind takes."""
 
     def __init__(self, model_config: CogVideoXFunConfig, device=None):
         super().__init__(

@@ -106,11 +106,21 @@ class MovingPreview:
         self.budget = Budget()
         self.decoder: TinyDecoder | None = None
         self.looked = False  # for a decoder
-        self.was_sharp = False
+        self.was_sharp = self.failed = False
         self.coarse_seconds = 0.0  # what the next one is taken to cost
         self.sharp_seconds: float | None = None
 
     def __call__(self, denoised: torch.Tensor, late: bool) -> None:
+        """Show what a step predicts, see `show`. Whatever goes wrong with it, the run goes on."""
+        if self.failed:
+            return
+        try:
+            self.show(denoised, late)
+        except Exception:
+            self.failed = True
+            log.warning("a preview failed: there are none in the rest of this run", exc_info=True)
+
+    def show(self, denoised: torch.Tensor, late: bool) -> None:
         """Show what a step predicts, B 16 T h w, scaled; ``late``: it is clear enough for a sharp picture."""
         sharp_seconds = FIRST_SHARP * self.coarse_seconds if self.sharp_seconds is None else self.sharp_seconds
         sharp = late and self.has_decoder and (self.was_sharp or self.budget.allows(sharp_seconds))

@@ -251,6 +251,23 @@ def short_of_memory(model) -> list:
     return [len(shown), warnings]
 
 
+def failing(model) -> list:
+    """What the log says of three previews where Pillow can write no WebP, and how many were tried."""
+    from cogvideox_fun.model_loading.comfyui import previews
+
+    tried, warnings = [], []
+
+    def to_webp(frames, _milliseconds):
+        tried.append(len(frames))
+        raise KeyError("WEBP")
+
+    preview = previews.MovingPreview(model, lambda picture: None)
+    with replaced(previews, to_webp=to_webp), replaced(previews.log, warning=lambda text, **_: warnings.append(text)):
+        for _ in range(3):
+            preview(torch.randn(1, 16, 3, 6, 10), late=False)
+    return [len(tried), warnings]
+
+
 def affordable(model, seconds: float, first: int = 25) -> dict:
     """What 100 steps of a second show, with coarse previews of 5 ms and sharp ones of ``seconds`` per latent frame.
 
@@ -315,6 +332,7 @@ def main(comfyui: str, folder: str) -> None:
         "declared": declared(folder),
         "positions": positions_kept(patcher),
         "short of memory": short_of_memory(patcher.model),
+        "failing": failing(patcher.model),
         "affordable": [affordable(patcher.model, *case) for case in [(0.001, 1), (0.1,), (0.5,), (3.0,)]],
         "vae": vae_dtypes(Path(folder) / "vae"),
         "2B": default_dtypes(Path(folder)),

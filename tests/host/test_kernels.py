@@ -120,6 +120,10 @@ def test_a_preview_that_needs_too_much_memory_is_coarse(found):
     assert loading == "the previews are coarse: no memory"
 
 
+def test_a_run_goes_on_when_a_preview_fails(found):
+    assert found["failing"] == [1, ["a preview failed: there are none in the rest of this run"]]
+
+
 def test_a_preview_is_sharp_as_soon_as_that_is_affordable(found):
     """Five latent frames, of which a sharp preview makes seventeen pictures; the decoder's first call is a trial."""
     cheap, dear, slow, too_slow = ([one["kinds"], one["decoded"]] for one in found["affordable"])

@@ -1,5 +1,7 @@
 """Long Video in ComfyUI: what it makes, what runs again after a change or an interruption, and what it refuses."""
 
+import json
+import shutil
 import time
 from pathlib import Path
 
@@ -70,9 +72,9 @@ class Case:
         return made, calls // STEPS
 
 
-def by_hand(case: Case, end: torch.Tensor | None = None) -> torch.Tensor:
+def by_hand(case: Case, end: torch.Tensor | None = None, model: str = "tiny-2b") -> torch.Tensor:
     """The same three rounds as a graph of single nodes."""
-    graph, model, clip, vae, start = case.parts()
+    graph, model, clip, vae, start = case.parts(model)
     negative = graph.node("CLIPTextEncode", clip=clip, text="blurry")
     joined = None
     for i, line in enumerate(LINES):
@@ -81,9 +83,8 @@ def by_hand(case: Case, end: torch.Tensor | None = None) -> torch.Tensor:
         if end is not None and i == 2:
             images["end_image"] = graph.tensor("Image", end)
         built = graph.fun("StartEndImage", **SIZE, length=ROUND, fit="crop", **images)
-        latent = graph.fun(
-            "VAEEncode", vae=vae, video=built, mask=built[1], **{**ENCODE, "noise_augmentation": -1.0}, model=model
-        )
+        options = {**ENCODE, "noise_augmentation": -1.0, "noise_seed": SEED + i + 2**31}
+        latent = graph.fun("VAEEncode", vae=vae, video=built, mask=built[1], model=model, **options)
         small = graph.fun("MaskResize3D", mask=built[1], latent=latent, soft=False)
         given = {"positive": positive, "negative": negative, "masked_latent": latent, "mask": small}
         known = graph.fun("InpaintConditioning", **given)
@@ -94,11 +95,18 @@ def by_hand(case: Case, end: torch.Tensor | None = None) -> torch.Tensor:
 
 
 def test_it_is_the_chain_of_nodes(lab):
-    """Each line of the prompt for its round, and the seeds of later rounds one higher each."""
+    """Each line of the prompt for its round, and the seeds of later rounds one higher each.
+
+    The model is one whose start image gets noise, which is not drawn from the sampler's seed.
+    """
+    models = lab.base / "models" / "CogVideoX_Fun"
+    config = shutil.copytree(models / "tiny-2b", models / "tiny-noise") / "transformer" / "config.json"
+    config.write_text(json.dumps({**json.loads(config.read_text()), "add_noise_in_inpaint_model": True}))
     case = Case(lab, 1)
-    made, rounds = case.run()
+    made, rounds = case.run(model="tiny-noise")
     assert made.shape == (LENGTH, 48, 80, 3) and rounds == 3
-    assert torch.equal(made, by_hand(case))
+    assert torch.equal(made, by_hand(case, model="tiny-noise"))
+    assert not torch.equal(made, case.run()[0]), "the noise counts"
 
 
 def test_only_the_rounds_after_a_change_run_again(lab):

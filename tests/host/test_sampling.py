@@ -228,3 +228,12 @@ def test_the_same_seed_gives_the_same_video_twice_and_in_another_process(host, l
     (tmp_path / "custom_nodes" / "probe").symlink_to(lab.base / "custom_nodes" / "probe")
     with comfy.serve(host, tmp_path) as server:
         assert torch.equal(video(Lab(server, tmp_path), 5, "a cat"), first)
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
+def test_a_latent_in_half_precision_is_sampled_like_one_in_full(lab, dtype):
+    """Another pack may give one. Older ComfyUIs draw the noise in its type, and at sigma 16384 that is beyond fp16."""
+    graph, model, *prompts, _ = lab.setting("tiny-5b")
+    latents = [graph.tensor("Latent", torch.zeros(1, 16, 3, 6, 10, dtype=kind)) for kind in (dtype, torch.float32)]
+    half, full = graph.get(*(graph.sampler(model, *prompts, latent, steps=2) for latent in latents))
+    assert half.dtype == torch.float32 and torch.equal(half, full)

@@ -116,6 +116,7 @@ CLIP = {"length": 9, "batch_size": 1}
         ("5b", {"context_length": 53}, CLIP, "53 frames, but the model takes at most 49"),
         ("v1.5", {"context_length": 49}, CLIP, "13 latent frames, but V1.5 takes an even number: use 45 or 53"),
         ("5b", {"context_overlap": 52}, CLIP, "context_overlap is 52 frames, expected less than the window of 49"),
+        ("5b", {"context_overlap": 0, "fuse_method": "overlap-linear"}, CLIP, "is 0 frames, expected 4 or more with"),
         ("5b", {}, CLIP, "window is 49 frames, but the clip only 9: remove Context Windows"),
         ("5b", {}, {"length": 97, "batch_size": 2}, "batch_size is 2, but context windows sample one clip at a time"),
     ],

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 import torch
 from cogvideox_fun.sampling.follow import follow_mask, lost_at
-from cogvideox_fun.sampling.optical_flow import RAFT_LEAST, lucas_kanade, positions, raft_flow
+from cogvideox_fun.sampling.optical_flow import RAFT_LEAST, lucas_kanade, pixel_grid, raft_flow
 from cogvideox_fun.tools import media
 from make_example import EXAMPLES, NAME
 from measure_masks import follow, ilk, moving_square, overlap
@@ -15,7 +15,7 @@ SIZE, SIDE, LENGTH = 96, 28, 17  # of `moving_square`
 
 def known(motion):
     """The flow of frames whose pixels are at ``motion(place, frame)``, which are 2 H W, from frame to frame."""
-    here = positions(torch.zeros(2, SIZE, SIZE))
+    here = pixel_grid(torch.zeros(2, SIZE, SIZE))
 
     def flow(a: int, b: int) -> torch.Tensor:
         return motion(motion(here, -a), b) - here
@@ -34,7 +34,7 @@ def panned(step: float, size: tuple[int, int] = (SIZE, SIZE), length: int = LENG
 def test_a_soft_mask_is_moved_and_not_blurred(step):
     """By whole pixels exactly; by parts of a pixel as if the first frame were read there once."""
     step = torch.tensor(step)[:, None, None]
-    here = positions(torch.zeros(2, SIZE, SIZE))
+    here = pixel_grid(torch.zeros(2, SIZE, SIZE))
 
     def hill(centre: torch.Tensor) -> torch.Tensor:
         return (1 - (here - centre).square().sum(0).sqrt() / 20).clamp(0, 1)
@@ -49,7 +49,7 @@ def test_a_soft_mask_is_moved_and_not_blurred(step):
 def test_a_mask_grows_with_its_object():
     """5 % a frame about the middle, there and back: a disc of 12 pixels has 12 * 1.05^8 after eight frames."""
     middle = (SIZE - 1) / 2
-    radius = (positions(torch.zeros(2, SIZE, SIZE)) - middle).square().sum(0).sqrt()
+    radius = (pixel_grid(torch.zeros(2, SIZE, SIZE)) - middle).square().sum(0).sqrt()
 
     def disc(size: float) -> torch.Tensor:
         return (radius < size).float()
@@ -145,8 +145,8 @@ def test_raft_gets_what_it_was_trained_on(height, width):
             assert all(side % 8 == 0 and side >= RAFT_LEAST for side in a.shape[2:])
             assert torch.allclose(a[0, :, :height, :width].movedim(0, -1), first * 2 - 1)
             assert torch.equal(b[0, :, -1, -1], second[-1, -1] * 2 - 1), "the edge is continued"
-            place = positions(a[0])[None]
+            place = pixel_grid(a[0])[None]
             return [torch.zeros_like(place), place]
 
     found = raft_flow(Raft(), first, second)
-    assert torch.equal(found, positions(torch.zeros(2, height, width)))
+    assert torch.equal(found, pixel_grid(torch.zeros(2, height, width)))

@@ -149,3 +149,19 @@ def test_inpaint_latents_hold_known_times_the_scale():
     latent = torch.rand(1, 16, 2, 2, 2)
     out = inpaint.inpaint_latents(mask, latent, 0.7)
     assert (out[:, 0, 0] == 0.7).all() and not out[:, 0, 1].any() and torch.equal(out[:, 1:], latent)
+
+
+def test_one_mask_for_a_long_video_needs_the_memory_of_one_frame():
+    mask = torch.rand(1, 30, 50, generator=torch.Generator().manual_seed(0))
+    fitted = masks.fit_mask(mask, 1001, 60, 100)
+    assert fitted.shape == (1001, 60, 100) and fitted.untyped_storage().nbytes() == 60 * 100 * 4
+    assert torch.equal(fitted[7], masks.fit_mask(mask, 1, 60, 100)[0])
+
+
+@pytest.mark.parametrize("mask, noise", [(None, 0.0), (torch.ones(5, 8, 8), 0.0), (None, 0.1)])
+def test_the_video_itself_is_not_changed(mask, noise):
+    """VAE Encode goes on in place with what it gets."""
+    video = torch.rand(5, 8, 8, 3, generator=torch.Generator().manual_seed(0))
+    before = video.clone()
+    inpaint.reference_pixels(video, mask, noise).zero_()
+    assert torch.equal(video, before)
