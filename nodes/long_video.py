@@ -12,7 +12,9 @@ from .rounds import LENGTHS, ROUND_LENGTHS, match_input, overlap_input
 from .said import say
 from .sampling import DDIM, cfg_input, dynamic_cfg_input, sampler_input, sampler_names
 
-NOISE_SEED = 2**31  # from a round's seed to that of the noise on its start image: other numbers than the sampler's
+# From a round's seed to that of the noise on its start image: other numbers than the sampler's. PyTorch's generator on
+# the CPU reads 32 bits of a seed.
+NOISE_SEED = 2**31
 MOST_ROUNDS = 200  # ComfyUI's key of a result lists all nodes before it: time and memory grow with the square
 
 

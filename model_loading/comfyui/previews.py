@@ -6,7 +6,7 @@ A wrapper on the MODEL looks at every step of every sampler. Clones of the MODEL
 import base64
 import io
 import logging
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 
 import comfy.model_management
@@ -16,11 +16,11 @@ import folder_paths
 import torch
 from comfy.cli_args import LatentPreviewMethod, args
 
+from ...sampling.geometry import latent_t_to_frames
 from ...sampling.preview import Budget, PreviewFactors, durations, rgb_frames, to_pictures
 from ..errors import CheckpointError
 from ..files.tiny_decoder import load_tiny_decoder
 from ..networks.tiny_decoder import TinyDecoder
-from ..networks.vae import decode_chunks
 from .compat import is_out_of_memory
 from .files import read_file
 from .page import page
@@ -32,7 +32,8 @@ WRAPPER = "cogvideox_fun_previews"
 PUBLISHED_DECODER = "taecvx"  # in the name of its file: those of Wan 2.1 and HunyuanVideo have the same shapes
 QUALITY = 70  # of WebP
 COARSE_PART = 4  # the first quarter of the steps has coarse previews: what they predict is blurred
-FIRST_SHARP = 50  # coarse previews, which the first sharp one is taken to cost: a decoder is loaded for it
+FIRST_SHARP = 50  # coarse previews, which trying the decoder is taken to cost
+EVERY = 10  # steps, in which at least one sharp preview has to fit into the budget
 
 
 def add_previews(patcher) -> None:
@@ -48,9 +49,8 @@ def show_previews(executor, guider, sigmas, extra_args, callback, *rest, **optio
     preview = MovingPreview(guider.model_patcher.model, lambda picture: tell(EVENT, {"image": picture}))
 
     def on_step(step: int, denoised: torch.Tensor, x: torch.Tensor, total: int) -> None:
-        preview(
-            denoised, late=step >= max(total // COARSE_PART, 1)
-        )  # before ComfyUI's own, which the page then leaves out
+        # before ComfyUI's own, which the page then leaves out
+        preview(denoised, late=step >= max(total // COARSE_PART, 1))
         if callback is not None:
             callback(step, denoised, x, total)
 
@@ -93,8 +93,8 @@ def load_decoder(model, device: torch.device) -> TinyDecoder | None:
 class MovingPreview:
     """Shows the first clip of a batch while it is sampled, as often as the `Budget` allows.
 
-    A preview is coarse until the budget allows a sharp one, by a small decoder. After it, only sharp ones are shown.
-    What the next one of either kind costs is taken from the one before.
+    Pictures are coarse at first. Then a small decoder is tried, and they are sharp if one of them fits into the budget
+    at least every `EVERY` steps: else the same picture would stand for too long.
 
     Args:
         model: the `CogVideoXFun` that samples.
@@ -104,46 +104,64 @@ class MovingPreview:
     def __init__(self, model, send: Callable[[str], None]):
         self.model, self.send = model, send
         self.budget = Budget()
+        self.steps = 0
         self.decoder: TinyDecoder | None = None
-        self.looked = False  # for a decoder
-        self.was_sharp = self.failed = False
-        self.coarse_seconds = 0.0  # what the next one is taken to cost
-        self.sharp_seconds: float | None = None
+        self.tried = self.was_sharp = self.failed = False
+        self.coarse_seconds = self.sharp_seconds = 0.0  # what the next one is taken to cost
+        self.trial_seconds = 0.0  # of the decoder, for which coarse previews don't wait
 
     def __call__(self, denoised: torch.Tensor, late: bool) -> None:
-        """Show what a step predicts, see `show`. Whatever goes wrong with it, the run goes on."""
-        if self.failed:
+        """Show what a step predicts, B 16 T h w, scaled. Whatever goes wrong with it, the run goes on.
+
+        Args:
+            late: whether a sharp picture is worth it: what the first steps predict is blurred.
+        """
+        self.steps += 1
+        sharp = self.decoder is not None and self.budget.allows(self.sharp_seconds)
+        coarse = not self.was_sharp and self.budget.allows(self.coarse_seconds - self.trial_seconds)
+        if self.failed or not (sharp or coarse):
             return
+        denoised.flatten()[0].item()  # waits for the GPU: the rest of the step is not the preview's cost
         try:
-            self.show(denoised, late)
+            with self.budget.spending():
+                if late and not self.tried and self.budget.allows(FIRST_SHARP * self.coarse_seconds):
+                    self.try_decoder(denoised[:1])
+                self.show(denoised[:1], sharp)
         except Exception:
             self.failed = True
             log.warning("a preview failed: there are none in the rest of this run", exc_info=True)
 
-    def show(self, denoised: torch.Tensor, late: bool) -> None:
-        """Show what a step predicts, B 16 T h w, scaled; ``late``: it is clear enough for a sharp picture."""
-        sharp_seconds = FIRST_SHARP * self.coarse_seconds if self.sharp_seconds is None else self.sharp_seconds
-        sharp = late and self.has_decoder and (self.was_sharp or self.budget.allows(sharp_seconds))
-        if not self.budget.allows(sharp_seconds if sharp else self.coarse_seconds):
-            return
-        denoised.flatten()[0].item()  # waits for the GPU: the rest of the step is not the preview's cost
-        with self.budget.spending():
-            started = self.budget.clock()
-            frames = self.sharp(denoised[:1]) if sharp else None
-            self.was_sharp = frames is not None
-            if frames is None:
-                started = self.budget.clock()
-                frames = self.coarse(denoised[:1])
-            self.send(base64.b64encode(to_webp(frames, durations(len(frames), denoised.shape[2]))).decode())
-            seconds = self.budget.clock() - started
+    def show(self, latents: torch.Tensor, sharp: bool) -> None:
+        """Send a preview of latents 1 16 T h w, and note what it cost."""
+        started = self.budget.clock()
+        frames = self.sharp(latents) if sharp else None
+        self.was_sharp = frames is not None
+        if frames is None:
+            frames = self.coarse(latents)
+        self.send(base64.b64encode(to_webp(frames, durations(len(frames), latents.shape[2]))).decode())
+        seconds = self.budget.clock() - started
         if self.was_sharp:
             self.sharp_seconds = seconds
         else:
             self.coarse_seconds = seconds
 
-    @property
-    def has_decoder(self) -> bool:
-        return not self.looked or self.decoder is not None
+    def try_decoder(self, latents: torch.Tensor) -> None:
+        """Load the small decoder, and keep it if sharp previews of latents 1 16 T h w are cheap enough."""
+        started, step = self.budget.clock(), self.budget.elapsed / self.steps
+        self.tried = True
+        self.decoder = load_decoder(self.model, latents.device)
+        for _ in range(2):  # the first call of a network takes longer than later ones
+            before = self.budget.clock()
+            frames = None if self.decoder is None else self.sharp(latents[:, :, :1])
+            if frames is not None:
+                decoded = self.budget.clock()
+                to_webp(frames, durations(1, 1))
+                encoded = self.budget.clock() - decoded
+                latent_t = latents.shape[2]
+                self.sharp_seconds = (decoded - before) * latent_t + encoded * latent_t_to_frames(latent_t)
+        if self.sharp_seconds > EVERY * self.budget.share * step:
+            self.decoder = None
+        self.trial_seconds = self.budget.clock() - started
 
     def coarse(self, latents: torch.Tensor) -> torch.Tensor:
         """Latents 1 16 T h w as pictures T H W 3, uint8, by the RGB factors."""
@@ -152,13 +170,12 @@ class MovingPreview:
         return to_pictures(rgb_frames(latents[0], factors), args.preview_size)
 
     def sharp(self, latents: torch.Tensor) -> torch.Tensor | None:
-        """Latents 1 16 T h w as pictures F H W 3, uint8; None without a decoder, or if they cost or need too much."""
+        """Latents 1 16 T h w as pictures F H W 3, uint8, by the decoder; None if memory is too short."""
+        unscaled = self.model.latent_format.process_out(latents)
+        dtype = next(self.decoder.parameters()).dtype
         try:
-            if not self.looked:
-                self.decoder, self.looked = load_decoder(self.model, latents.device), True
-                if self.decoder is not None:
-                    next(self.decoded(latents))  # a network's first call takes longer than those after it
-            return self.within_budget(latents) if self.decoder is not None else None
+            chunks = self.decoder.decode_stream(unscaled, lambda chunk: chunk.to(dtype))
+            return torch.cat([to_pictures(pixels[0].movedim(0, 1), args.preview_size) for pixels in chunks])
         except Exception as error:
             if not is_out_of_memory(error):
                 raise
@@ -167,24 +184,6 @@ class MovingPreview:
         self.decoder = None
         comfy.model_management.soft_empty_cache()
         return None
-
-    def within_budget(self, latents: torch.Tensor) -> torch.Tensor | None:
-        """All frames; None as soon as the first ones tell that all of them would cost too much."""
-        started, chunks = self.budget.clock(), []
-        for done, pictures in self.decoded(latents):
-            chunks.append(pictures)
-            self.sharp_seconds = (self.budget.clock() - started) * latents.shape[2] / done
-            if not self.was_sharp and not self.budget.allows(self.sharp_seconds):
-                return None
-        return torch.cat(chunks)
-
-    def decoded(self, latents: torch.Tensor) -> Iterator[tuple[int, torch.Tensor]]:
-        """The pictures of each chunk of latents, and how many latent frames are decoded with it."""
-        unscaled = self.model.latent_format.process_out(latents)
-        dtype = next(self.decoder.parameters()).dtype
-        stream = self.decoder.decode_stream(unscaled, lambda chunk: chunk.to(dtype))
-        for chunk, pixels in zip(decode_chunks(latents.shape[2]), stream, strict=True):
-            yield chunk.stop, to_pictures(pixels[0].movedim(0, 1), args.preview_size)  # CFHW -> FCHW
 
 
 def to_webp(frames: torch.Tensor, milliseconds: list[int]) -> bytes:

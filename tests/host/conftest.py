@@ -139,6 +139,7 @@ def lab(host, base):
     paths = "--extra-model-paths-config", str(base / "extra_model_paths.yaml")
     with comfy.serve(host, base, *paths, "--preview-method", "latent2rgb") as server:
         yield Lab(server, base)
+        assert "a preview failed" not in server.log.read_text(errors="replace")
 
 
 @pytest.fixture(scope="session")

@@ -243,7 +243,7 @@ def short_of_memory(model) -> list:
     with replaced(previews.log, warning=lambda text, *values: warnings.append(text % values)):
         preview = previews.MovingPreview(model, shown.append)
         preview.budget.share = 1e9
-        preview.decoder, preview.looked = Decoder(1, 1), True
+        preview.decoder, preview.tried = Decoder(1, 1), True
         for _ in range(2):
             preview(latents, late=True)
         with replaced(previews, find_decoder=lambda model: Path("a.safetensors"), load_tiny_decoder=full):
@@ -269,39 +269,49 @@ def failing(model) -> list:
 
 
 def affordable(model, seconds: float, first: int = 25) -> dict:
-    """What 100 steps of a second show, with coarse previews of 5 ms and sharp ones of ``seconds`` per latent frame.
+    """What 100 steps of a second show. A coarse preview takes 10 ms and loading a decoder half a second.
 
     Args:
-        first: the step from which they may be sharp.
+        seconds: of the decoder for a latent frame; 1 ms for each of its pictures comes to it.
+        first: the step from which sharp previews are worth it.
     """
     from cogvideox_fun.model_loading.comfyui import previews
+    from cogvideox_fun.model_loading.networks.vae import decode_chunks
 
-    now, kinds, decoded = [0.0], [], []
+    now, written, shown, decoded = [0.0], [], [], []
+
+    def takes(duration: float) -> None:
+        now[0] += duration
 
     class Decoder(torch.nn.Linear):
         def decode_stream(self, latents, to):
-            for chunk in previews.decode_chunks(latents.shape[2]):
-                now[0] += seconds * (chunk.stop - chunk.start)
-                decoded.append(len(kinds))
-                yield torch.zeros(1, 3, 4 * (chunk.stop - chunk.start) - 3 * (not chunk.start), 8, 8)
+            for chunk in decode_chunks(latents.shape[2]):
+                takes(seconds * (chunk.stop - chunk.start))
+                decoded.append(chunk.stop - chunk.start)
+                yield torch.zeros(1, 3, 4 * decoded[-1] - 3 * (not chunk.start), 8, 8)
 
-    def coarse(latents, factors):
-        now[0] += 0.005
+    def load_decoder(*_):
+        takes(0.5)
+        return Decoder(1, 1)
+
+    def coarse(latents, _factors):
+        takes(0.005)
         return torch.zeros(latents.shape[1], 3, 1, 1)
 
-    preview = previews.MovingPreview(model, lambda picture: None)
+    def to_webp(frames, milliseconds):
+        takes(0.001 * len(frames))
+        assert len(frames) == len(milliseconds)
+        written.append(len(frames))
+        return b""
+
+    preview = previews.MovingPreview(model, lambda picture: shown.append(written[-1]))
     preview.budget = previews.Budget(clock=lambda: now[0])
-    with replaced(
-        previews,
-        rgb_frames=coarse,
-        load_decoder=lambda *_: Decoder(1, 1),
-        to_webp=lambda frames, _: kinds.append(len(frames)) or b"",
-    ):
+    with replaced(previews, rgb_frames=coarse, load_decoder=load_decoder, to_webp=to_webp):
         for step in range(100):
-            now[0] += 1
+            takes(1)
             preview(torch.randn(1, 16, 5, 6, 10), late=step >= first)
     budget = preview.budget
-    return {"kinds": kinds, "decoded": len(decoded), "share": budget.spent / budget.elapsed, "count": budget.count}
+    return {"shown": shown, "decoded": sum(decoded), "spent": budget.spent, "share": budget.spent / budget.elapsed}
 
 
 def declared(folder: str) -> list[float]:
@@ -333,7 +343,7 @@ def main(comfyui: str, folder: str) -> None:
         "positions": positions_kept(patcher),
         "short of memory": short_of_memory(patcher.model),
         "failing": failing(patcher.model),
-        "affordable": [affordable(patcher.model, *case) for case in [(0.001, 1), (0.1,), (0.5,), (3.0,)]],
+        "affordable": [affordable(patcher.model, *case) for case in [(0.001, 1), (0.08,), (0.1,), (3.0,)]],
         "vae": vae_dtypes(Path(folder) / "vae"),
         "2B": default_dtypes(Path(folder)),
     }

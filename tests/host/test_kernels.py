@@ -124,11 +124,15 @@ def test_a_run_goes_on_when_a_preview_fails(found):
     assert found["failing"] == [1, ["a preview failed: there are none in the rest of this run"]]
 
 
-def test_a_preview_is_sharp_as_soon_as_that_is_affordable(found):
-    """Five latent frames, of which a sharp preview makes seventeen pictures; the decoder's first call is a trial."""
-    cheap, dear, slow, too_slow = ([one["kinds"], one["decoded"]] for one in found["affordable"])
-    assert cheap == [[5] * 5 + [17] * 95, 1 + 95 * 3], "tried when a twentieth has room for fifty coarse ones"
-    assert dear == [[5] * 25 + [17] * 10, 1 + 10 * 3], "a sharp picture is not followed by a coarse one"
-    assert slow == [[5] * 76 + [17], 1 + 1 + 3], "76 x 0.005 + 0.5 + 0.5 + 5 x 0.5 seconds are a twentieth of 78"
-    assert too_slow == [[5] * 26, 1 + 1], "never affordable, and not tried again"
-    assert all(one["share"] <= 0.05 and one["count"] == len(one["kinds"]) for one in found["affordable"][:3])
+def test_previews_are_sharp_where_that_is_affordable(found):
+    """Five latent frames, of which a sharp preview makes 17 pictures. A decoder is tried twice with the first one."""
+    cheap, dear, slow, very_slow = found["affordable"]
+    assert cheap["shown"] == [5] * 13 + [17] * 87, "0.12 + 50 x 0.01 seconds are a twentieth of 13"
+    assert cheap["decoded"] == 2 + 87 * 5
+    assert dear["shown"] == [5] * 26 + [17] * 10, "from the step after the try on: one is a twentieth of 8 steps"
+    assert slow["shown"] == [5] * 100 and slow["decoded"] == 2, "one would be more than a twentieth of 10 steps"
+    assert very_slow["shown"] == [5] * 100 and very_slow["decoded"] == 2, (
+        "the coarse ones don't wait for the time back"
+    )
+    assert all(one["share"] <= 0.05 for one in (cheap, dear, slow))
+    assert very_slow["spent"] - (0.5 + 2 * 3.001) <= 0.05 * 100

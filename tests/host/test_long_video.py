@@ -103,10 +103,13 @@ def test_it_is_the_chain_of_nodes(lab):
     config = shutil.copytree(models / "tiny-2b", models / "tiny-noise") / "transformer" / "config.json"
     config.write_text(json.dumps({**json.loads(config.read_text()), "add_noise_in_inpaint_model": True}))
     case = Case(lab, 1)
-    made, rounds = case.run(model="tiny-noise")
-    assert made.shape == (LENGTH, 48, 80, 3) and rounds == 3
-    assert torch.equal(made, by_hand(case, model="tiny-noise"))
-    assert not torch.equal(made, case.run()[0]), "the noise counts"
+    try:
+        made, rounds = case.run(model="tiny-noise")
+        assert made.shape == (LENGTH, 48, 80, 3) and rounds == 3
+        assert torch.equal(made, by_hand(case, model="tiny-noise"))
+        assert not torch.equal(made, case.run()[0]), "the noise counts"
+    finally:
+        shutil.rmtree(models / "tiny-noise")
 
 
 def test_only_the_rounds_after_a_change_run_again(lab):
