@@ -62,7 +62,7 @@ def legal_length(length: int, patch_t: int | None = None, max_length: int | None
         reasons.append("the VAE takes 4n + 1 frames")
     latent_t = frames_to_latent_t(result)
     if patch_t is not None and latent_t > 1 and latent_t % patch_t:
-        result = latent_t_to_frames(latent_t - latent_t % patch_t)
+        result, _ = whole_patches(latent_t, patch_t)
         reasons.append(f"V1.5 takes a multiple of {patch_t} latent frames")
     if result != length:
         log.warning("length %d -> %d: %s", length, result, " and ".join(reasons))

@@ -59,19 +59,17 @@ def fit_mask(mask: Tensor, length: int, height: int, width: int, soft: bool = Fa
     """
     mask = as_frames(mask)
     frames = mask.shape[0]
-    if frames == 1:
-        pass  # repeated at the end, which needs no memory
-    elif length <= frames < length + 4 and frames_to_latent_t(frames) == frames_to_latent_t(length):
-        mask = mask[:length]
-    else:
+    fits = length <= frames < length + 4 and frames_to_latent_t(frames) == frames_to_latent_t(length)
+    if frames != 1 and not fits:
         raise ValueError(
             f"the mask has {frames} frames but the video has {length}: give a mask of 1 or {length} frames"
             + (f", or set the video's length to {frames}" if frames % 4 == 1 else "")
         )
+    mask = mask[:length]
     if mask.shape[1:] != (height, width):
         mask = F.interpolate(mask[:, None], size=(height, width))[:, 0]
     mask = mask if soft else (mask >= THRESHOLD).float()
-    return mask.expand(length, -1, -1)
+    return mask.expand(length, -1, -1)  # one frame is repeated without memory for the others
 
 
 def mask_to_latent(mask: Tensor, latent_t: int, latent_h: int, latent_w: int, soft: bool = False) -> Tensor:

@@ -32,8 +32,8 @@ WRAPPER = "cogvideox_fun_previews"
 PUBLISHED_DECODER = "taecvx"  # in the name of its file: those of Wan 2.1 and HunyuanVideo have the same shapes
 QUALITY = 70  # of WebP
 COARSE_PART = 4  # the first quarter of the steps has coarse previews: what they predict is blurred
-FIRST_SHARP = 50  # coarse previews, which trying the decoder is taken to cost
-EVERY = 10  # steps, in which at least one sharp preview has to fit into the budget
+TRIAL_COST = 50  # what trying the decoder is taken to cost, in coarse previews
+LONGEST_STAND = 10  # steps that a sharp preview may stay before the budget allows the next one
 
 
 def add_previews(patcher) -> None:
@@ -93,8 +93,8 @@ def load_decoder(model, device: torch.device) -> TinyDecoder | None:
 class MovingPreview:
     """Shows the first clip of a batch while it is sampled, as often as the `Budget` allows.
 
-    Pictures are coarse at first. Then a small decoder is tried, and they are sharp if one of them fits into the budget
-    at least every `EVERY` steps: else the same picture would stand for too long.
+    Previews are coarse at first. Then a small decoder is tried. If the budget allows a sharp preview at least every
+    `LONGEST_STAND` steps, the next ones are sharp. If not, one picture would stay for too long, and they stay coarse.
 
     Args:
         model: the `CogVideoXFun` that samples.
@@ -108,7 +108,7 @@ class MovingPreview:
         self.decoder: TinyDecoder | None = None
         self.tried = self.was_sharp = self.failed = False
         self.coarse_seconds = self.sharp_seconds = 0.0  # what the next one is taken to cost
-        self.trial_seconds = 0.0  # of the decoder, for which coarse previews don't wait
+        self.trial_seconds = 0.0  # what trying the decoder took; coarse previews don't wait until it is made up for
 
     def __call__(self, denoised: torch.Tensor, late: bool) -> None:
         """Show what a step predicts, B 16 T h w, scaled. Whatever goes wrong with it, the run goes on.
@@ -124,10 +124,10 @@ class MovingPreview:
         denoised.flatten()[0].item()  # waits for the GPU: the rest of the step is not the preview's cost
         try:
             with self.budget.spending():
-                if late and not self.tried and self.budget.allows(FIRST_SHARP * self.coarse_seconds):
+                if late and not self.tried and self.budget.allows(TRIAL_COST * self.coarse_seconds):
                     self.try_decoder(denoised[:1])
                 self.show(denoised[:1], sharp)
-        except Exception:
+        except Exception:  # a picture is not worth the run; the log has the error
             self.failed = True
             log.warning("a preview failed: there are none in the rest of this run", exc_info=True)
 
@@ -159,7 +159,7 @@ class MovingPreview:
                 encoded = self.budget.clock() - decoded
                 latent_t = latents.shape[2]
                 self.sharp_seconds = (decoded - before) * latent_t + encoded * latent_t_to_frames(latent_t)
-        if self.sharp_seconds > EVERY * self.budget.share * step:
+        if self.sharp_seconds > LONGEST_STAND * self.budget.share * step:
             self.decoder = None
         self.trial_seconds = self.budget.clock() - started
 
@@ -171,9 +171,9 @@ class MovingPreview:
 
     def sharp(self, latents: torch.Tensor) -> torch.Tensor | None:
         """Latents 1 16 T h w as pictures F H W 3, uint8, by the decoder; None if memory is too short."""
-        unscaled = self.model.latent_format.process_out(latents)
         dtype = next(self.decoder.parameters()).dtype
         try:
+            unscaled = self.model.latent_format.process_out(latents)
             chunks = self.decoder.decode_stream(unscaled, lambda chunk: chunk.to(dtype))
             return torch.cat([to_pictures(pixels[0].movedim(0, 1), args.preview_size) for pixels in chunks])
         except Exception as error:

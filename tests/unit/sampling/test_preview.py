@@ -17,12 +17,13 @@ class Clock:
 def sampled(steps: int, step_seconds: float, costs: list[float]) -> tuple[list[int], float]:
     """The steps that showed a preview, and their share of the time; ``costs`` of one after another."""
     clock = Clock()
-    budget, shown = Budget(clock=clock), []
+    budget, shown, last = Budget(clock=clock), [], 0.0
     for step in range(steps):
         clock.now += step_seconds
-        if budget.allows(costs[min(len(shown), len(costs)) - 1] if shown else 0):
+        if budget.allows(last):
+            last = costs[min(len(shown), len(costs) - 1)]
             with budget.spending():
-                clock.now += costs[min(len(shown), len(costs) - 1)]
+                clock.now += last
             shown.append(step)
     return shown, budget.spent / (clock.now - 100)
 
