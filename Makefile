@@ -10,6 +10,7 @@ FRONTEND ?=
 FRONT_END := $(if $(FRONTEND),$(VENV)/front_end/$(FRONTEND)/comfyui_frontend_package/static)
 NODES ?=
 TESTS ?=
+LONG ?=
 WORKERS ?= 2
 THREADS ?= 1
 
@@ -37,10 +38,12 @@ bench: $(READY)
 gpu:
 	$(or $(COMFYUI_PYTHON),python3) -m benchmarks.gpu.run
 
-# Run the linter and all tests. FRONTEND=1.58.1 tests that front end of PyPI, NODES=2 its other renderer.
+# Run the linter and the tests; LONG=1 runs the long ones, too. FRONTEND=1.58.1 tests that front end of PyPI, NODES=2 its
+# other renderer.
 test: $(READY) lint $(FRONT_END)
 	$(if $(FRONT_END),COMFYUI_FRONT_END=$(abspath $(FRONT_END))) COMFYUI_NODES=$(NODES) OMP_NUM_THREADS=$(THREADS) \
-		$(BIN)/python -m pytest -n $(WORKERS) --dist loadfile --no-loadscope-reorder --max-worker-restart 0 $(TESTS)
+		$(BIN)/python -m pytest -n $(WORKERS) --dist loadfile --no-loadscope-reorder --max-worker-restart 0 \
+		$(if $(LONG)$(TESTS),,--quick) $(TESTS)
 
 $(FRONT_END): | $(READY)
 	$(BIN)/pip install --quiet --disable-pip-version-check --no-deps --target $(VENV)/front_end/$(FRONTEND) \

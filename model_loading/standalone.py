@@ -13,7 +13,7 @@ from ..sampling.diffusers_samplers import generator_after, run_sampler
 from ..sampling.geometry import SPATIAL_COMPRESSION, check_size, frames_to_latent_t
 from ..sampling.inpaint import inpaint_latents, reference_pixels
 from ..sampling.masks import fit_mask, mask_to_latent
-from ..sampling.schedule import add_noise, cogvideox_ddim, starts_from_noise
+from ..sampling.schedule import run_ddim
 from .errors import CheckpointError, naming
 from .files.checkpoint import Checkpoint, load_vae_config, open_checkpoint
 from .files.safetensors_files import open_weights, read_json
@@ -156,7 +156,7 @@ class Pipeline:
         denoise: float = 1.0,
         sampler: str | None = None,
         seed: int = 0,
-        callback: Callable[[int, torch.Tensor, torch.Tensor], None] | None = None,
+        callback: Callable[[int, int, torch.Tensor, torch.Tensor], None] | None = None,
     ) -> torch.Tensor:
         """Run VideoX-Fun's DDIM, or one of diffusers' schedulers, with classifier-free guidance.
 
@@ -167,7 +167,7 @@ class Pipeline:
             start: the scaled latent of a video, at denoise below 1.
             sampler: see `run_sampler`; None is VideoX-Fun's DDIM.
             seed: what ``noise`` was drawn from; Euler A continues its generator.
-            callback: of VideoX-Fun's DDIM, see `cogvideox_ddim`.
+            callback: called after each step with (step, total, denoised, x).
 
         Returns:
             The scaled latent, B 16 T h w.
@@ -176,12 +176,8 @@ class Pipeline:
         predict = self.guided(len(noise), positive, negative, concat_latents, cfg)
         if sampler is not None:
             generator = generator_after(seed, noise.shape)
-            return run_sampler(sampler, schedule, predict, noise, start, generator, steps, spacing, denoise)
-        alphas = schedule.alphas_cumprod()
-        timesteps, total = schedule.run_timesteps(steps, spacing, denoise)
-        x = noise if starts_from_noise(denoise) else add_noise(start, noise, float(alphas[timesteps[0]]))
-        final = 1.0 if schedule.final_alpha_one else float(alphas[0])
-        return cogvideox_ddim(predict, x, timesteps, total, alphas, final, callback)
+            return run_sampler(sampler, schedule, predict, noise, start, generator, steps, spacing, denoise, callback)
+        return run_ddim(schedule, predict, noise, start, steps, spacing, denoise, callback)
 
     def guided(
         self,

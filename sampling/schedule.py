@@ -129,6 +129,37 @@ class NoiseSchedule:
         return self.timesteps(total, spacing)[-steps:], total
 
 
+def run_ddim(
+    # what to sample
+    schedule: NoiseSchedule,
+    predict: Callable[[Tensor, int], Tensor],
+    # from what
+    noise: Tensor,
+    latent: Tensor | None,
+    # how
+    steps: int,
+    spacing: str = "auto",
+    denoise: float = 1.0,
+    callback: Callable[[int, int, Tensor, Tensor], None] | None = None,
+    alphas_cumprod: Tensor | None = None,
+) -> Tensor:
+    """A run of VideoX-Fun's DDIM. A new video starts from unit noise at every spacing, whatever its first timestep.
+
+    Args:
+        predict: see `cogvideox_ddim`.
+        noise: unit noise.
+        latent: the scaled latent that is noised where ``denoise`` is below 1.
+        steps, denoise: see `NoiseSchedule.run_timesteps`.
+        callback: see `cogvideox_ddim`.
+        alphas_cumprod: in place of the schedule's own.
+    """
+    alphas = schedule.alphas_cumprod() if alphas_cumprod is None else alphas_cumprod
+    timesteps, total = schedule.run_timesteps(steps, spacing, denoise)
+    x = noise if starts_from_noise(denoise) else add_noise(latent, noise, float(alphas[timesteps[0]]))
+    final = 1.0 if schedule.final_alpha_one else float(alphas[0])
+    return cogvideox_ddim(predict, x, timesteps, total, alphas, final, callback)
+
+
 def cogvideox_ddim(
     predict: Callable[[Tensor, int], Tensor],
     x: Tensor,
@@ -136,7 +167,7 @@ def cogvideox_ddim(
     total_steps: int,
     alphas_cumprod: Tensor,
     final_alpha: float = 1.0,
-    callback: Callable[[int, Tensor, Tensor], None] | None = None,
+    callback: Callable[[int, int, Tensor, Tensor], None] | None = None,
 ) -> Tensor:
     """VideoX-Fun's DDIM (diffusers' ``CogVideoXDDIMScheduler``) on variance-preserving latents.
 
@@ -150,7 +181,7 @@ def cogvideox_ddim(
         total_steps: of the whole schedule; ``timesteps`` may be its end.
         alphas_cumprod: signal power per timestep.
         final_alpha: signal power before timestep 0.
-        callback: called after each step with (step, denoised, x).
+        callback: called after each step with (step, total, denoised, x).
     """
     alphas = alphas_cumprod.tolist()
     stride = len(alphas) // total_steps
@@ -163,7 +194,7 @@ def cogvideox_ddim(
         b = math.sqrt(alpha_prev) - math.sqrt(alpha) * a
         x = torch.add(a * x, denoised, alpha=b)
         if callback is not None:
-            callback(step, denoised, x)
+            callback(step, len(timesteps), denoised, x)
     return x
 
 

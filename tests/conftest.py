@@ -10,10 +10,18 @@ pack.load_pack()
 LONGEST = "browser", "host", "unit/training"  # folders, the longest first
 
 
-def pytest_collection_modifyitems(items):
+def pytest_addoption(parser):
+    parser.addoption("--quick", action="store_true", help="leave out the tests marked as long")
+
+
+def pytest_collection_modifyitems(config, items):
     """Start what takes longest, so that at the end no process waits for a long file of another one."""
     folders = [Path(__file__).parent / name for name in LONGEST]
     items.sort(key=lambda item: [folder not in item.path.parents for folder in folders])
+    if config.getoption("quick"):
+        for item in items:
+            if item.get_closest_marker("long"):
+                item.add_marker(pytest.mark.skip(reason="takes long: make test LONG=1"))
 
 
 @pytest.fixture(autouse=True)

@@ -154,6 +154,9 @@ def add_evaluate(commands) -> None:
     measure.add_argument("--output", type=Path, default=ROOT / "evaluation_output", help="folder for the results")
     measure.add_argument("--rows", nargs="+", choices=list(ROWS), default=list(ROWS), help="which rows (default: all)")
     measure.add_argument("--count", type=positive, default=64, help="clips in a row")
+    measure.add_argument(
+        "--goals", action="store_true", help="of vae, start_end and control, only the clips that have goals"
+    )
     measure.add_argument("--size", type=pixels, default=128, help="pixels, in rows that do not name their sizes")
     measure.add_argument("--steps", type=positive, default=20)
     measure.add_argument("--cfg", type=float, default=2.0)
@@ -307,7 +310,7 @@ def evaluate(args) -> None:
     from cogvideox_fun.training.evaluation import evaluate, generate, report
 
     device = "cuda" if torch.cuda.is_available() and not args.cpu else "cpu"
-    options = generate.Options(args.count, args.size, args.steps, args.cfg, args.spacing)
+    options = generate.Options(args.count, args.size, args.steps, args.cfg, args.spacing, args.goals)
     own_lora, own_control = args.model / "lora" / "ring.safetensors", args.model / "control"
     lora = args.lora or (own_lora if own_lora.is_file() else None)
     control = args.control or (own_control if own_control.is_dir() else None)

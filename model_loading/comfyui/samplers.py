@@ -7,7 +7,7 @@ import torch
 from tqdm.auto import tqdm
 
 from ...sampling.diffusers_samplers import alpha_at, generator_after, make_scheduler, run_sampler
-from ...sampling.schedule import NoiseSchedule, add_noise, cogvideox_ddim, dynamic_guidance, starts_from_noise
+from ...sampling.schedule import NoiseSchedule, add_noise, dynamic_guidance, run_ddim
 from .model import STEP, TIMESTEP, model_of
 
 NOT_FINITE = (
@@ -104,7 +104,7 @@ class OnTimesteps(comfy.samplers.Sampler):
 
 
 class CogVideoXDDIM(OnTimesteps):
-    """`cogvideox_ddim`: a new video starts from unit noise at every spacing, whatever its first timestep."""
+    """VideoX-Fun's DDIM, see `sampling.schedule.run_ddim`, on the alphas of the MODEL's own or patched schedule."""
 
     def alphas(self, model_sampling) -> torch.Tensor:
         alphas = getattr(model_sampling, "alphas_cumprod", None)
@@ -113,14 +113,8 @@ class CogVideoXDDIM(OnTimesteps):
         return alphas
 
     def run(self, predict, noise, latent, alphas, callback) -> torch.Tensor:
-        timesteps, total = self.schedule.run_timesteps(self.steps, self.spacing, self.denoise)
-        x = noise if starts_from_noise(self.denoise) else add_noise(latent, noise, float(alphas[timesteps[0]]))
-        final = 1.0 if self.schedule.final_alpha_one else float(alphas[0])
-
-        def on_step(step, denoised, x):
-            callback(step, len(timesteps), denoised, x)
-
-        return cogvideox_ddim(predict, x, timesteps, total, alphas, final, on_step)
+        how = self.steps, self.spacing, self.denoise, callback
+        return run_ddim(self.schedule, predict, noise, latent, *how, alphas_cumprod=alphas)
 
 
 class DiffusersSampler(OnTimesteps):

@@ -54,6 +54,7 @@ def test_comfyui_lists_and_serves_them(listed, server):
         assert served == (SUBGRAPHS / f"{title}.json").read_text(encoding="utf-8")
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("task", TASKS, ids=lambda task: task.title)
 def test_it_is_the_template_folded_up(listed, classic, front, info, task):
     """Dragged in beside the template's own loaders and connected in place of its node, it queues the same graph."""

@@ -79,6 +79,7 @@ def test_a_moving_picture_while_sampling(front):
     front.wait_until(lambda: front.app(LEFT) == 0, 10, "the picture stays after the run")
 
 
+@pytest.mark.long
 def test_the_picture_of_another_workflow_is_not_shown(front):
     """Of two runs that were queued from it, also that which begins after another workflow was opened.
 

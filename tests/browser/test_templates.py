@@ -127,6 +127,7 @@ def edition(window, request) -> str:
     return request.param
 
 
+@pytest.mark.long
 def test_every_nano_edition_runs_to_a_video(edition, front):
     front.run()
     assert front.wait_for_end(180)["end"] == "success" and front.messages() == []
@@ -141,6 +142,7 @@ def test_every_nano_edition_runs_to_a_video(edition, front):
     assert len(lines) == len(set(lines)), "what several nodes inside say alike is shown once"
 
 
+@pytest.mark.long
 def test_every_nano_edition_runs_as_an_app(edition, front, server):
     """Just sources, prompt, seed and Run; after the test above, ComfyUI has the result."""
     if not front.is_shown("app"):
@@ -199,6 +201,7 @@ def test_what_a_run_reports_stays_under_its_node_until_it_runs_again(classic, fr
     assert front.nodes()[TASK]["widgets"].get(SAID) == shown, "it comes back with its workflow"
 
 
+@pytest.mark.long
 def test_two_copies_of_a_template_do_not_share_what_their_runs_report(classic, front):
     """A template has no id, so that the page gives each copy its own."""
     for _copy in range(2):

@@ -50,6 +50,7 @@ def test_the_page_says_which_part_failed(tmp_path):
     assert "copy on the device" in page and "## The VAE" in page
 
 
+@pytest.mark.long
 def test_measuring_with_small_models(tmp_path):
     """Compilation and the VAE are left out: they take minutes on a CPU."""
     parts = "kernels", "calls", "small", "loop", "training", "numbers"

@@ -46,6 +46,7 @@ def ours(unmapped, lab):
     shutil.rmtree(model)
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("part", ["transformer", "vae", "text_encoder", "lora", "gguf"])
 def test_a_file_shortened_in_place_spoils_nothing_without_mmap(host, unmapped, ours, part):
     """Between loading and running: what was read is used, the video is the same, and the next load names the file."""

@@ -68,6 +68,7 @@ def test_another_weight_dtype_loads_no_text_encoder_and_no_vae_again(lab):
     assert loads(lab.log_since(size))[1:] == [0, 1]
 
 
+@pytest.mark.long
 def test_the_recommended_cache_on_the_nano_model(lab, host):
     """At least 1.8 times fewer transformer calls, and 30 dB or more to the full run's video.
 

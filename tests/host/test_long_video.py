@@ -197,6 +197,7 @@ def test_colours_follow_the_first_round(lab):
     assert float((matched[-1] - matched[0]).abs().max()) < 0.01
 
 
+@pytest.mark.long
 def test_memory_grows_with_the_frames(host, base, tmp_path_factory):
     """What ComfyUI keeps of two more rounds is the same after three rounds and after five.
 
@@ -237,6 +238,7 @@ def test_bad_numbers(lab, case):
         Case(lab, 9).run(**options)
 
 
+@pytest.mark.long
 def test_as_many_rounds_as_it_allows(lab):
     """ComfyUI can follow their chain; the model is refused before the first one."""
     case, length = Case(lab, 9), ROUND + 199 * (ROUND - OVERLAP)

@@ -11,6 +11,8 @@ import pytest
 from pretended import CHUNKS
 from tiny_model import write_tiny_model
 
+pytestmark = pytest.mark.long
+
 CHECK = "samplers:on_step _local_scalar_dense.default"  # the look for NaN, once a step
 RANDOM = "torch_utils:randn_tensor _to_copy.default"  # diffusers draws Euler A's noise on the CPU
 SAMPLED = (

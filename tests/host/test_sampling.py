@@ -208,6 +208,7 @@ def test_a_schedule_of_fewer_levels(setting):
     assert torch.isfinite(ours).all() and relative(ours, host) <= 2e-4
 
 
+@pytest.mark.long
 def test_the_same_seed_gives_the_same_video_twice_and_in_another_process(host, lab, tmp_path):
     def video(lab: Lab, seed: int, prompt: str):
         graph = lab.graph()

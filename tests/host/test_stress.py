@@ -354,6 +354,7 @@ def random_graph(lab, name: str, choose: random.Random):
     return graph, graph.fun("VAEDecode", vae=vae, latent=value, tile_size=choose.choice([0, 64]), overlap=16)
 
 
+@pytest.mark.long
 def test_random_graphs_never_spoil_a_later_run(tidy):
     """Whether they succeed or fail: a plain run of their model gives what it gave before, and no tensors are left."""
     choose = random.Random(0)

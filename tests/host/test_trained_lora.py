@@ -2,6 +2,7 @@
 
 import shutil
 
+import pytest
 import torch
 from cogvideox_fun.model_loading.standalone import Pipeline
 from cogvideox_fun.training.tasks.lora import apply_lora
@@ -12,6 +13,7 @@ from safetensors.torch import load_file
 PROMPTS = "street with fast city", "blurry"
 
 
+@pytest.mark.long
 def test_a_lora_trained_from_raw_clips_through_two_kills(lab, tmp_path):
     """Bit-equal to one of an unbroken run, and in ComfyUI the same as in the trainer's own pipeline."""
     model = lab.base / "models" / "CogVideoX_Fun" / "tiny-2b"

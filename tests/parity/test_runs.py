@@ -35,7 +35,7 @@ def test_runs_of_videox_fun(models, variant, task):
     steps = []
     noise = reference.channels_second(data["noise"])
     texts = data["prompt_embeds"], data["negative_prompt_embeds"]
-    out = model.sample(noise, *texts, extra, steps=4, cfg=6.0, callback=lambda _i, _d, x: steps.append(x))
+    out = model.sample(noise, *texts, extra, steps=4, cfg=6.0, callback=lambda _i, _n, _d, x: steps.append(x))
     assert (reference.channels_second(out) - data[f"{task}.final"]).abs().max() <= TOLERANCE
     steps = torch.stack([reference.channels_second(x) for x in steps])
     assert (steps - data[f"{task}.steps"]).abs().max() <= TOLERANCE

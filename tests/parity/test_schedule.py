@@ -37,7 +37,7 @@ def test_trajectory(family, steps):
         timesteps,
         steps,
         schedule.alphas_cumprod(),
-        callback=lambda _i, _d, x: trajectory.append(x),
+        callback=lambda _i, _n, _d, x: trajectory.append(x),
     )
     assert (torch.stack(trajectory) - data[f"{name}.traj"]).abs().max() <= 1e-5
 

@@ -21,13 +21,17 @@ BATCH = 8
 
 @dataclasses.dataclass(frozen=True)
 class Options:
-    """How clips are made: how many for each row, their size, and the sampler's steps, guidance and spacing."""
+    """How clips are made: how many for each row, their size, and the sampler's steps, guidance and spacing.
+
+    ``goals_only`` leaves out the kinds of clips that have no goal.
+    """
 
     count: int = 64
     size: int = 128
     steps: int = 20
     cfg: float = 2.0
     spacing: str = "auto"
+    goals_only: bool = False
 
 
 @dataclasses.dataclass(frozen=True)

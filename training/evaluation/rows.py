@@ -150,10 +150,15 @@ def compare(
 # the rows
 
 
+def chosen_kinds(evaluation: Evaluation, kinds: Mapping[str, Choice]) -> dict[str, Choice]:
+    goals_only = evaluation.options.goals_only
+    return {name: choice for name, choice in kinds.items() if choice is MOVES or not goals_only}
+
+
 def vae(evaluation: Evaluation, kinds: Mapping[str, Choice] = KINDS | CAMERA) -> list[Result]:
     """The true clips after the VAE."""
     results = []
-    for part, (name, choice) in enumerate(kinds.items()):
+    for part, (name, choice) in enumerate(chosen_kinds(evaluation, kinds).items()):
         main, shapes = choice is MOVES, name in KINDS
         lines = [Line("PSNR", Seen.psnr, "dB", at_least(34 if main else None))]
         if shapes:
@@ -174,7 +179,7 @@ def counted(evaluation: Evaluation, made: Iterable) -> Iterable:
 
 def start_and_end(evaluation: Evaluation, kinds: Mapping[str, Choice] = KINDS) -> list[Result]:
     results = []
-    for part, (name, choice) in enumerate(kinds.items()):
+    for part, (name, choice) in enumerate(chosen_kinds(evaluation, kinds).items()):
         main = choice is MOVES
         lines = iou_lines(MIDDLE, *((0.93, 0.85) if main else ())) + pixel_lines(MIDDLE) + identity_lines()
         if main:
@@ -315,7 +320,7 @@ def control(evaluation: Evaluation, kinds: Mapping[str, Choice] = KINDS) -> list
         )
     model = Evaluation(pipeline, evaluation.options, evaluation.progress)
     results = []
-    for part, (name, choice) in enumerate(kinds.items()):
+    for part, (name, choice) in enumerate(chosen_kinds(evaluation, kinds).items()):
         main = choice is MOVES
         lines = [Line("F-score of the edges", edge_score, goal=at_least(0.9 if main else None))]
         lines += [*iou_lines(WHOLE), *identity_lines(), *(motion_lines() if main else ())]

@@ -176,6 +176,7 @@ def test_a_block_is_one_graph(variant):
     assert torch.allclose(found, expected, atol=1e-5)
 
 
+@pytest.mark.long
 @pytest.mark.skipif(shutil.which("g++") is None, reason="inductor compiles for the CPU with g++, which is not here")
 @pytest.mark.parametrize("variant", ["2b", "5b"])
 def test_inductor_compiles_a_block(variant, monkeypatch, tmp_path):

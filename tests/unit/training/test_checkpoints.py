@@ -54,6 +54,7 @@ for owner, name, number in (os, "fsync", 1), (os, "fsync", 6), (Path, "rename", 
 """
 
 
+@pytest.mark.long
 def test_a_run_that_is_killed_while_it_saves_keeps_a_checkpoint(tiny_model, tmp_path):
     """SIGKILL before the first tensors are written, in the middle, before the checkpoint gets its name, and after."""
     script = tmp_path / "killed.py"

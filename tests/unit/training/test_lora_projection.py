@@ -42,6 +42,7 @@ def started(tmp_path, request):
     return base, tmp_path / "start"
 
 
+@pytest.mark.long
 def test_goes_on_from_its_file(started, tmp_path):
     """With another alpha, too; the file's must count. A file of another rank or with other layers is refused."""
     _, start = started

@@ -39,6 +39,7 @@ def configs(tmp_path, monkeypatch):
     return tmp_path / "runs" / "nano"
 
 
+@pytest.mark.long
 def test_all_phases_make_the_folder_of_the_pack(configs, tmp_path):
     output = tmp_path / "made"
     make.train_nano(output)

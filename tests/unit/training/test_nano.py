@@ -81,6 +81,7 @@ def test_a_start_and_an_end_image_become_a_motion_between_them(evaluation):
     assert mean(results, "right colour") == mean(results, "direction of the prompt") == 1
 
 
+@pytest.mark.long
 def test_a_prompt_decides_shape_colour_and_direction(evaluation):
     results = rows.text(Evaluation(evaluation.pipeline, dataclasses.replace(OPTIONS, count=TEXT_CLIPS)))
     assert mean(results, "IoU with the asked shape, at any place") >= TEXT_IOU
@@ -88,6 +89,7 @@ def test_a_prompt_decides_shape_colour_and_direction(evaluation):
         assert mean(results, what) == 1, what
 
 
+@pytest.mark.long
 def test_the_other_rows_of_the_evaluation(evaluation):
     """They run, on one clip of one step; make evaluate tells which goals are met."""
     lora = NANO / "lora" / "ring.safetensors"
@@ -99,6 +101,15 @@ def test_the_other_rows_of_the_evaluation(evaluation):
     assert all(torch.isfinite(torch.tensor(result.value.mean)) for result in results)
     assert {"start", "region", "LoRA ring"} < {example.row for example in small.examples}
     assert all(video.shape == (17, 64, 64, 3) for example in small.examples for video in example.videos)
+
+
+def test_only_the_clips_that_have_goals(evaluation):
+    chosen = Evaluation(
+        evaluation.pipeline, Options(count=1, size=32, steps=1, goals_only=True), control=NANO / "control"
+    )
+    results = [*rows.vae(chosen), *rows.start_and_end(chosen), *rows.control(chosen)]
+    expected = {f"{row}, moves over gradients" for row in ("VAE", "start and end", "control")}
+    assert {result.row for result in results} == expected
 
 
 def test_its_lora_fits_and_changes_what_it_makes(evaluation):

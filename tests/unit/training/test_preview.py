@@ -23,6 +23,7 @@ def pipeline():
     return Pipeline.from_folder(NANO)
 
 
+@pytest.mark.long
 def test_the_nano_models_factors_are_those_of_its_vae(pipeline):
     videos = clips(nano.PREVIEW_SEED, nano.PREVIEW_CLIPS)
     again = fit_preview([pipeline.encode(video)[0] for video in videos], videos)

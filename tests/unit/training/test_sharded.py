@@ -18,6 +18,8 @@ from pack import ROOT
 from safetensors.torch import load_file
 from train_sharded import STEPS, run, trainer_of
 
+pytestmark = pytest.mark.long
+
 CONFIGS = ROOT / "training" / "configs" / "accelerate"
 ENGINES = ("ddp", "fsdp2", "zero2", "zero2-offload", "zero3")
 MISSING = pytest.mark.skipif(not find_spec("deepspeed"), reason="deepspeed is not installed")

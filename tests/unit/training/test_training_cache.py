@@ -327,6 +327,7 @@ workers = 1
 """
 
 
+@pytest.mark.long
 def test_two_processes_go_on_with_an_interrupted_cache(tiny_model, cache, tmp_path):
     """They write the files of one process to the bit; a shard that was left half-written is written again."""
     (tmp_path / "phase.toml").write_text(CONFIG)

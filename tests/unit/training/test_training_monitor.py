@@ -254,6 +254,7 @@ seed = 5
 """
 
 
+@pytest.mark.long
 def test_sigterm_ends_a_run_with_how_to_go_on(tiny_model, tmp_path):
     """Also while it saves, which it does after every step."""
     (tmp_path / "phase.toml").write_text(CONFIG.format(model=tiny_model).replace("save_every = 2", "save_every = 1"))
@@ -269,6 +270,7 @@ def test_sigterm_ends_a_run_with_how_to_go_on(tiny_model, tmp_path):
     assert re.search(r"ERROR stopped \(terminated\) after step \d+ of 100000; .*train phase.toml --cpu$", text.strip())
 
 
+@pytest.mark.long
 def test_two_processes_report_together_and_say_how_to_go_on(tiny_model, tmp_path):
     """The losses are of all processes. After SIGTERM, the line has the launcher's command."""
     (tmp_path / "phase.toml").write_text(CONFIG.format(model=tiny_model))

@@ -142,6 +142,7 @@ def interrupted(manifest, ready, errors):
         sys.exit(7)
 
 
+@pytest.mark.long
 @pytest.mark.skipif(not hasattr(os, "setsid"), reason="needs process groups")
 def test_ctrl_c_ends_the_workers_without_a_word(manifest, tmp_path):
     context = multiprocessing.get_context("fork")
