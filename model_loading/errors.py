@@ -52,5 +52,6 @@ def naming(path: Path) -> Iterator[None]:
         if getattr(error, "path", None) is not None:
             raise
         raise CheckpointError(f"can't be loaded: {error}", path) from error
-    except (LookupError, TypeError) as error:  # something is missing, or of another kind
-        raise CheckpointError(f"can't be loaded ({error!r}): download it again", path) from error
+    except (LookupError, TypeError) as error:  # something in the file is missing or of another kind, or it is a bug
+        remedy = "download it again; if that does not help, report this with the log"
+        raise CheckpointError(f"can't be loaded ({error!r}): {remedy}", path) from error

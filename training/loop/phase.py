@@ -105,7 +105,7 @@ def run_phase(phase: Phase, cpu: bool = False, until: int | None = None) -> None
     trainer.run(until)
     if accelerator.is_main_process:
         if trainer.step < phase.steps:
-            log.info("stopped at step %d of %d: run the same command to continue", trainer.step, phase.steps)
+            log.info("%s: stopped after step %d, with a checkpoint to continue from", phase.output, trainer.step)
         else:
             finish(newest(trainer.folder), Path(phase.output) / "model", accelerator.device, phase)
     accelerator.wait_for_everyone()

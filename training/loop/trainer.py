@@ -93,7 +93,7 @@ class Trainer:
                 self.losses = [self.graphs(batch)]
                 return self.losses[0].mean()
             except RuntimeError as error:
-                log.warning("a step can't be a CUDA graph (%s): its kernels are started one by one", error)
+                log.warning("a step can't be a CUDA graph: its kernels are started one by one", exc_info=error)
                 self.graphs = None
                 self.optimizer.zero_grad(set_to_none=False)  # of what the capture had added
         size = self.phase.micro_batch or clips

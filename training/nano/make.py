@@ -19,11 +19,11 @@ from ...model_loading.networks.transformer import CogVideoXTransformer
 from ...model_loading.networks.vae import CogVideoXVAE, Downsample3D, ResnetBlock3D, SpatialNorm3D, VAEConfig
 from ..data import scenes
 from ..data.shapes import NEW_SHAPE
-from ..loop.config import Phase, read_phase
+from ..loop.config import ConfigError, Phase, read_phase
 from ..loop.encode import Amount, Encoding
 from ..loop.phase import processes, run_phase
 from ..loop.progress import plot_losses, read_losses, shorten
-from ..loop.state import newest
+from ..loop.state import newest, read_run
 from ..tasks.hub import (
     FILES,
     save_weights,
@@ -92,7 +92,8 @@ ROW_STEPS = 20  # steps of a row in the loss tables that come with the pack
 # Where the time is given: each phase's share of it, with its encoding
 SHARES = {"vae_1": 60.0, "vae_2": 120.0, "transformer": 200.0, "lora": 20.0, "few_steps": 40.0, "control": 40.0}
 LORAS = {"lora": f"{NEW_SHAPE}.safetensors", "few_steps": "few_steps.safetensors"}  # their names in the pack
-TRIED_STEPS, SLOWER = 16, 1.05  # steps that are timed first, and how much longer the others may take
+# Steps that are done first to time the second half of them; what the workers had ready is used up by then
+TRIED_STEPS, SLOWER = 48, 1.05  # and how much longer the others may take
 COLLECT_SECONDS = 10.0  # to write the result
 
 PREVIEW_SEED, PREVIEW_CLIPS = 15, 16  # the clips that the previews' factors are fitted to
@@ -205,7 +206,7 @@ def train_nano(
             is continued shares out the time anew among the phases that are not done.
 
     Raises:
-        ValueError: no phase with a whole model is done or among the names, or there are several processes and a time.
+        ConfigError: no phase with a whole model is done or among the names, or there are several processes and a time.
     """
     end = time.monotonic() + 60 * minutes
     everything = {name: read_phase(CONFIGS / f"nano_{name}.toml") for name in PHASES}
@@ -214,13 +215,13 @@ def train_nano(
     before = PHASES[: PHASES.index(names[0])]
     collected = [name for name in PHASES if name in names or (name in done and name in before)]
     if not set(collected) & set(WHOLE):
-        raise ValueError(f"the phases are {names}, expected one of {list(WHOLE)} among them, or done before")
+        raise ConfigError(f"the phases are {names}, expected one of {list(WHOLE)} among them, or done before")
     phases = {name: everything[name] for name in names}
     if source is not None:
         phases[names[0]] = dataclasses.replace(phases[names[0]], model=str(source))
     with processes() as state:
         if minutes and state.num_processes > 1:
-            raise ValueError(f"{state.num_processes} processes can't share out a time, expected 1: leave minutes out")
+            raise ConfigError(f"{state.num_processes} processes can't share out a time, expected 1: leave minutes out")
         if state.is_main_process and source is None and names[0] == PHASES[0]:
             write_untrained(phases[names[0]].model)
         state.wait_for_everyone()
@@ -247,14 +248,23 @@ def fitted(phase: Phase, until: float) -> Phase:
     The learning rate of these is the same whatever the number of steps is, since they are in its warm-up.
 
     Args:
-        until: of `time.monotonic`.
+        until: of `time.monotonic`. Starting the phase a second time is part of it.
     """
+    before, began = steps_done(phase), time.monotonic()
     run_phase(dataclasses.replace(phase, steps=10**6), until=TRIED_STEPS)
-    rows = read_losses(Path(phase.output) / "run" / "loss.csv")
-    taken = statistics.median(row["step_seconds"] for row in rows[TRIED_STEPS // 4 : TRIED_STEPS])
-    steps = TRIED_STEPS + max(int((until - time.monotonic()) / (SLOWER * taken)), 1)
+    now = time.monotonic()
+    rows, done = read_losses(Path(phase.output) / "run" / "loss.csv"), steps_done(phase)
+    taken = statistics.fmean(row["step_seconds"] for row in rows[-TRIED_STEPS // 2 :])
+    start = max(now - began - (done - before) * taken, 0)  # of the model, the workers and the GPU; it comes once more
+    steps = done + max(int((until - now - start) / (SLOWER * taken)), 1)
     log.info("%s: %d steps of %.3f s", phase.output, steps, taken)
     return dataclasses.replace(phase, steps=steps)
+
+
+def steps_done(phase: Phase) -> int:
+    """The step of a phase's newest checkpoint."""
+    checkpoint = newest(Path(phase.output) / "run")
+    return read_run(checkpoint)["step"] if checkpoint else 0
 
 
 def collect_nano(outputs: dict[str, Path], output: str | Path) -> None:

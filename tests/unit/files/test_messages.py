@@ -32,5 +32,10 @@ def test_an_error_names_one_file(tmp_path):
     for error in (ValueError("bad"), CheckpointError("bad")):
         with pytest.raises(CheckpointError, match=f"^{tmp_path} can't be loaded: bad$"), naming(tmp_path):
             raise error
+    with (
+        pytest.raises(CheckpointError, match="can't be loaded .KeyError.'a'..: download .* with the log$"),
+        naming(tmp_path),
+    ):
+        raise KeyError("a")
     with pytest.raises(CheckpointError, match="^inner bad$"), naming(tmp_path):
         raise CheckpointError("bad", "inner")

@@ -1,7 +1,7 @@
 """Training in a given time."""
 
 import time
-from statistics import median
+from statistics import fmean
 
 from cogvideox_fun.training.loop.config import Batches, Data, Optimizer, Phase
 from cogvideox_fun.training.loop.phase import run_phase
@@ -11,7 +11,7 @@ from cogvideox_fun.training.nano import make
 
 
 def test_a_phase_gets_the_steps_that_fit(tiny_model, tmp_path):
-    """The timed steps are kept: the run continues from them. More time gives more steps."""
+    """The timed steps are kept: the run continues from them, and so does a run that was interrupted later."""
     batches, optimizer = Batches(8, ((48, 32),), 5, 0.3, batch_size=2), Optimizer(1e-3, warmup_steps=make.TRIED_STEPS)
     options = {"batches": batches, "data": Data(seed=5), "optimizer": optimizer}
     phase = Phase("full", str(tiny_model), str(tmp_path / "out"), 3, **options)
@@ -22,8 +22,9 @@ def test_a_phase_gets_the_steps_that_fit(tiny_model, tmp_path):
     more = make.fitted(phase, until=begun + 1000)
     waited = time.monotonic() - begun
     taken = [row["step_seconds"] for row in read_losses(tmp_path / "out" / "run" / "loss.csv")]
-    planned = (more.steps - make.TRIED_STEPS) * make.SLOWER * median(taken[make.TRIED_STEPS // 4 :])
-    assert 1000 - waited - 2 * max(taken) <= planned <= 1000
+    planned = (more.steps - make.TRIED_STEPS) * make.SLOWER * fmean(taken[make.TRIED_STEPS // 2 :])
+    assert 1000 - 2 * waited - 2 * max(taken) <= planned <= 1000 - waited, "the start comes once more"
     run_phase(late, cpu=True)
     assert newest(tmp_path / "out" / "run").name == f"checkpoint_{late.steps:07d}"
     assert (tmp_path / "out" / "model" / "transformer").is_dir()
+    assert make.fitted(phase, until=time.monotonic() - 1).steps == late.steps + 1

@@ -265,7 +265,7 @@ def test_the_command_line_trains_stops_resumes_and_writes(tiny_model, tmp_path):
     (tmp_path / "phase.toml").write_text(CONFIG.replace('"full"', '"lora"'))
     command = [sys.executable, str(ROOT / "training" / "run.py"), "train", str(tmp_path / "phase.toml"), "--cpu"]
     command += ["--model", tiny_model.name]  # relative to where it is called
-    for more, expected in (["--until", "1"], "stopped at step 1 of 2"), ([], "written"):
+    for more, expected in (["--until", "1"], "stopped after step 1, "), ([], "written"):
         result = subprocess.run([*command, *more], capture_output=True, text=True, cwd=tiny_model.parent)
         assert result.returncode == 0 and expected in result.stderr, result.stderr[-2000:]
     state = load_file(tmp_path / "out" / "model" / "lora.safetensors")
