@@ -18,15 +18,11 @@ from torch.utils._pytree import tree_leaves
 from ..model_loading.networks.config import TEXT_TOKENS, TransformerConfig
 from ..model_loading.networks.transformer import CogVideoXTransformer
 from ..model_loading.networks.vae import CogVideoXVAE, VAEConfig
+from ..training.planning.plan import PUBLISHED
 from ..training.planning.trace import LiveBytes
 
 META = {"device": "meta", "dtype": torch.bfloat16}
-CONFIGS = {
-    "2B": TransformerConfig(num_attention_heads=30, num_layers=30, in_channels=33),
-    "5B": TransformerConfig(
-        num_attention_heads=48, num_layers=42, in_channels=33, use_rotary_positional_embeddings=True
-    ),
-}
+CONFIGS = {"2B": PUBLISHED["2b"], "5B": PUBLISHED["5b"]}
 SIZES = {"480x720x49": (13, 60, 90), "1024x1024x49": (13, 128, 128)}  # T h w of the latent
 TILE = 32  # latents: 256 pixels
 

@@ -102,6 +102,12 @@ class Pipeline:
             TextEncoder(checkpoint.text_encoder, checkpoint.tokenizer),
         )
 
+    def to(self, device: torch.device | str) -> "Pipeline":
+        """Move all parts to a device."""
+        for part in (self.transformer, self.vae, self.text_encoder.model):
+            part.to(device)
+        return self
+
     @torch.no_grad()
     def condition(
         self, video: torch.Tensor, mask: torch.Tensor, noise_augmentation: float = 0.0, seed: int = 0

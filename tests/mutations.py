@@ -201,7 +201,7 @@ MUTATIONS = [
     (f"{SAMPLING}/optical_flow.py", "        flow = median(flow)\n", "", "tests/unit/sampling/test_follow.py"),
     (
         "training/evaluation/drift.py",
-        "np.arange(len(values)) / FPS / 60",
+        "np.arange(len(values)) / FRAMES_PER_SECOND / 60",
         "np.arange(len(values)) / FPS",
         "tests/unit/training/test_drift.py",
     ),

@@ -1,6 +1,6 @@
 """Rewrite workflows of other CogVideoX packs for this one: ``python tools/convert_workflow.py old.json new.json``.
 
-With ``--count folder`` it writes nothing and prints how many nodes of every file arrive with their values.
+With ``--count folder`` it writes nothing and prints how many nodes of every file keep all their values.
 """
 
 import argparse
@@ -44,7 +44,7 @@ def convert_from(path: Path) -> tuple[dict, Report]:
 
 
 def count(folder: Path) -> None:
-    """Print the figure of every workflow below a folder, and what does not arrive.
+    """Print the figure of every workflow below a folder, and what is lost.
 
     Raises:
         WorkflowError: it is no folder.
@@ -84,7 +84,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("old", nargs="?", type=Path, help="a workflow in UI or API format")
     parser.add_argument("new", nargs="?", type=Path, help="the file to write")
-    parser.add_argument("--count", type=Path, metavar="FOLDER", help="count the nodes that arrive, of every workflow")
+    parser.add_argument("--count", type=Path, metavar="FOLDER", help="count the nodes that keep all their values")
     args = parser.parse_args()
     if bool(args.count) == bool(args.new):
         parser.error("give an old and a new file, or --count and a folder")

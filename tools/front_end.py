@@ -59,7 +59,7 @@ COMFYUI_NOISE = {
     r"/api/userdata": "settings, workflows and blueprints that a new user has not saved yet",
     r"^https://": "ComfyUI's own services and model sizes, which a test does not reach",
     r"accessed before initialization": "1.49 asks its own graph too early",
-    r"/docs/\w+/en\.md": "help in a folder per language, asked for first; ours is one page in English",
+    r"/docs/\w+/en\.md": "help in a folder per language, asked for first; ours is <id>.md",
     r"\w\.\$t is not a function": "1.27 and 1.35 draw the picture of a node that is dragged without its translations",
     r"Error fetching file size": "1.27 asks the hub for the size of a missing file, which a test does not reach",
     r"event listeners for graph that was never set up": "1.27's small map, when a subgraph is entered and left",

@@ -6,7 +6,7 @@ rows for its table in docs/beyond.md, and writes frames to windows.jpg, a row fo
   one_prompt  CogVideoX-Fun Context Windows
   uniform     the same, with windows that shift from step to step
   freenoise   ComfyUI's Context Windows (Manual) with FreeNoise; not in ComfyUI 0.8.0 and older
-  to_and_fro  the same, with a prompt for each window
+  back_and_forth  the same, with a prompt for each window
 """
 
 import argparse
@@ -20,7 +20,7 @@ load_pack()
 import numpy as np  # noqa: E402
 import torch  # noqa: E402
 from cogvideox_fun.model_loading.standalone import Pipeline  # noqa: E402
-from cogvideox_fun.sampling.geometry import TEMPORAL_COMPRESSION, frames_to_latent_t  # noqa: E402
+from cogvideox_fun.sampling.geometry import FRAMES_PER_SECOND, TEMPORAL_COMPRESSION, frames_to_latent_t  # noqa: E402
 from cogvideox_fun.tools import comfyui_server as comfy  # noqa: E402
 from cogvideox_fun.training.data.scenes import NEGATIVE, PATH_FRAMES, Scene  # noqa: E402
 from cogvideox_fun.training.evaluation import drift  # noqa: E402
@@ -35,9 +35,9 @@ ROWS = {
     "one_prompt": "Context Windows: overlap 9, one prompt",
     "uniform": "Context Windows: overlap 9, one prompt, standard_uniform",
     "freenoise": "ComfyUI's Context Windows: overlap 9, one prompt, FreeNoise",
-    "to_and_fro": "ComfyUI's Context Windows: overlap 9, a prompt for each window, FreeNoise",
+    "back_and_forth": "ComfyUI's Context Windows: overlap 9, a prompt for each window, FreeNoise",
 }
-DEFAULT = "one_prompt", "to_and_fro"
+DEFAULT = "one_prompt", "back_and_forth"
 SPLIT = "split_conds_to_windows"
 START = "first_frame.png"  # in ComfyUI's input folder
 
@@ -59,7 +59,7 @@ def windows(row: str) -> dict:
     size = {"context_length": frames_to_latent_t(PATH_FRAMES), "context_overlap": OVERLAP // TEMPORAL_COMPRESSION}
     uniform_only = {"context_stride": 1, "closed_loop": False}
     other = {"cond_retain_index_list": "", "latent_retain_index_list": "", "causal_window_fix": False}
-    split = {"freenoise": True, SPLIT: row == "to_and_fro"}
+    split = {"freenoise": True, SPLIT: row == "back_and_forth"}
     return node("ContextWindowsManual", **common, **size, **uniform_only, **other, **split, dim=2)
 
 
@@ -82,7 +82,7 @@ def prompts(texts: list[str]) -> tuple[dict, list]:
 def workflow(row: str, scene: Scene, length: int, options: Options) -> dict:
     """A video of ``length`` frames, 4n + 1, from the start image `START` in one sampling run, in API form."""
     texts = [scene.caption()]
-    if row == "to_and_fro":
+    if row == "back_and_forth":
         texts = [drift.prompts_of(scene)[i % 2] for i in range(count_windows(length))]
     encoded, positive = prompts(texts)
     text = {"positive": positive, "negative": ["negative", 0]}
@@ -119,7 +119,7 @@ def made(server: comfy.Server, base: Path, graph: dict) -> torch.Tensor:
 def check_host(server: comfy.Server, rows: list[str]) -> None:
     """End the command if ComfyUI can't make a row. It ignores inputs that it does not know."""
     own = server.get("/object_info").get("ContextWindowsManual", {"input": {"required": {}}})
-    impossible = [row for row in rows if row in ("freenoise", "to_and_fro")]
+    impossible = [row for row in rows if row in ("freenoise", "back_and_forth")]
     if impossible and SPLIT not in own["input"]["required"]:
         raise SystemExit(
             f"ERROR this ComfyUI has no {SPLIT}: use a newer one, or leave out {' and '.join(impossible)}"
@@ -138,7 +138,7 @@ def main() -> None:
         raise SystemExit(f"ERROR {comfy.NO_HOST}")
     options = Options(count=1, steps=args.steps)
     (scene,) = Evaluation(Pipeline.from_folder(MODEL), options).scenes(0)
-    frames = round(args.seconds * drift.FPS)
+    frames = round(args.seconds * FRAMES_PER_SECOND)
     length = -(-(frames - 1) // TEMPORAL_COMPRESSION) * TEMPORAL_COMPRESSION + 1
     pictures, found = [], {}
     with tempfile.TemporaryDirectory() as folder:

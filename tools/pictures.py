@@ -143,7 +143,7 @@ def save_card(frames: list[Image.Image], path: Path) -> None:
 
 
 def save(picture: Image.Image, path: Path, limit: int) -> None:
-    """Write a JPEG of at most ``limit`` bytes, as well as they allow."""
+    """Write a JPEG of at most ``limit`` bytes, at the highest quality that fits."""
     for quality in (90, 85, 80, 75, 70, 60, 50):
         buffer = io.BytesIO()
         picture.save(buffer, "JPEG", quality=quality, optimize=True)

@@ -113,7 +113,7 @@ def add_encode(commands) -> None:
     encode.add_argument("--together", type=positive, default=1, help="clips of one size that are encoded at once")
     encode.add_argument("--cpu", action="store_true", help="use the CPU even where there is a GPU")
     amount = encode.add_mutually_exclusive_group(required=True)
-    amount.add_argument("--count", type=positive, help="how many of the phase's draws")
+    amount.add_argument("--count", type=positive, help="how many clips to encode")
     amount.add_argument("--epochs", type=positive, help="how many passes over all clips, each with masks of its own")
 
 
@@ -126,7 +126,7 @@ def add_export(commands) -> None:
         type=Path,
         help="of a LoRA's run: write a model folder that adds the LoRA to the model in this folder",
     )
-    export.add_argument("--rank", type=int, default=0, help="of a LoRA's run: store it with at most this rank")
+    export.add_argument("--rank", type=positive, default=0, help="of a LoRA's run: store it with at most this rank")
 
 
 def add_average(commands) -> None:
@@ -155,7 +155,9 @@ def add_evaluate(commands) -> None:
     measure.add_argument("--rows", nargs="+", choices=list(ROWS), default=list(ROWS), help="which rows (default: all)")
     measure.add_argument("--count", type=positive, default=64, help="clips in a row")
     measure.add_argument(
-        "--goals", action="store_true", help="of vae, start_end and control, only the clips that have goals"
+        "--goals",
+        action="store_true",
+        help="in the rows vae, start_end and control, only the clips that have goals",
     )
     measure.add_argument("--size", type=pixels, default=128, help="pixels, in rows that do not name their sizes")
     measure.add_argument("--steps", type=positive, default=20)
@@ -305,36 +307,38 @@ def manifest(args) -> None:
     print(f"{args.output}: {added} clips added, {left_out} left out" + (" (see above)" if left_out else ""))
 
 
-def evaluate(args) -> None:
+def device_of(args) -> str:
     import torch
+
+    return "cuda" if torch.cuda.is_available() and not args.cpu else "cpu"
+
+
+def evaluate(args) -> None:
     from cogvideox_fun.training.evaluation import evaluate, generate, report
 
-    device = "cuda" if torch.cuda.is_available() and not args.cpu else "cpu"
     options = generate.Options(args.count, args.size, args.steps, args.cfg, args.spacing, args.goals)
     own_lora, own_control = args.model / "lora" / "ring.safetensors", args.model / "control"
     lora = args.lora or (own_lora if own_lora.is_file() else None)
     control = args.control or (own_control if own_control.is_dir() else None)
     if args.rows == ["control"] and control is None:
         raise SystemExit(f"ERROR {args.model} has no folder control: give a Control model's with --control")
-    what, how = (args.model, lora, control, args.rows), (options, args.output, device, args.add_lora)
+    what, how = (args.model, lora, control, args.rows), (options, args.output, device_of(args), args.add_lora)
     print(report.markdown(evaluate.evaluate(*what, *how)))
     print(f"written to {args.output}: the table as evaluation.md, .json and .png, twelve clips as evaluation.jpg")
 
 
 def drift(args) -> None:
-    import torch
     from cogvideox_fun.model_loading.standalone import Pipeline
+    from cogvideox_fun.sampling.geometry import FRAMES_PER_SECOND
     from cogvideox_fun.training.evaluation.drift import compare_drift, methods_of, rounds_of
     from cogvideox_fun.training.evaluation.generate import Evaluation, Options
     from tqdm import tqdm
 
-    pipeline = Pipeline.from_folder(args.model)
-    for part in (pipeline.transformer, pipeline.vae, pipeline.text_encoder.model):
-        part.to("cuda" if torch.cuda.is_available() and not args.cpu else "cpu")
+    pipeline = Pipeline.from_folder(args.model).to(device_of(args))
     options = Options(args.count, steps=args.steps, cfg=args.cfg)
     methods = [methods_of(args.overlap)[name] for name in args.methods]
     try:
-        rounds = args.count * rounds_of(round(args.seconds * 8), methods)
+        rounds = args.count * rounds_of(round(args.seconds * FRAMES_PER_SECOND), methods)
     except ValueError as error:
         raise SystemExit(f"ERROR --seconds {args.seconds:g} --overlap {args.overlap}: {error}") from None
     with tqdm(total=rounds, unit="round") as bar:

@@ -14,6 +14,7 @@ import torch
 
 from ...model_loading.comfyui.kernels import comfy_attention, comfy_norms
 from ...model_loading.comfyui.vae import load_vae
+from ...model_loading.files.detect import V15_SAMPLE
 from ...model_loading.networks.config import TEXT_TOKENS, TransformerConfig
 from ...model_loading.networks.transformer import CogVideoXTransformer
 from ...model_loading.standalone import Pipeline
@@ -234,9 +235,7 @@ def families() -> dict[str, TransformerConfig]:
         num_attention_heads=2, num_layers=2, in_channels=33, time_embed_dim=32, text_embed_dim=32
     )
     rotary = dataclasses.replace(small, use_rotary_positional_embeddings=True)
-    v15 = dataclasses.replace(
-        rotary, patch_size_t=2, patch_bias=False, sample_width=300, sample_height=300, sample_frames=85
-    )
+    v15 = dataclasses.replace(rotary, patch_size_t=2, **V15_SAMPLE)
     return {"2B": small, "2B control": dataclasses.replace(small, in_channels=32), "5B": rotary, "V1.5": v15}
 
 

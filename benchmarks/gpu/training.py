@@ -10,12 +10,11 @@ from collections.abc import Callable
 
 import torch
 
-from ...model_loading.networks.config import TEXT_TOKENS, TransformerConfig
 from ...model_loading.networks.transformer import CogVideoXTransformer
 from ...sampling.geometry import token_count
 from ...training.data.buckets import Bucket
 from ...training.loop.config import Batches, Phase
-from ...training.planning.trace import trace_step
+from ...training.planning.trace import encoded, trace_step
 from ...training.tasks.encoders import Encoded
 from ...training.tasks.parts import prepare_transformer
 from ...training.tasks.transformer import TransformerTask
@@ -54,22 +53,13 @@ CASES = (
 )
 
 
-def clip(scale: Scale, config: TransformerConfig, size: tuple[int, int, int]) -> Encoded:
+def clip(scale: Scale, case: Case) -> Encoded:
     """One random clip, as the encoders give it."""
-    width, height, length = size
-    grid = (length - 1) // 4 + 1, height // 8, width // 8
     generator = torch.Generator(scale.device).manual_seed(0)
-
-    def random(*shape: int) -> torch.Tensor:
-        return torch.randn(shape, generator=generator, device=scale.device)
-
-    return {
-        "latent": random(1, 16, *grid),
-        "extra": random(1, config.in_channels - 16, *grid),
-        "context": random(1, TEXT_TOKENS, config.text_embed_dim),
-        "noise": random(1, 1, 16, *grid),
-        "time": torch.full((1, 1), 0.5, device=scale.device),
-    }
+    found = {}
+    for name, empty in encoded(phase_of(case), scale.configs[case.family], Bucket(*case.size), 1).items():
+        found[name] = torch.randn(empty.shape, generator=generator, device=scale.device).to(empty.dtype)
+    return {**found, "time": torch.full((1, 1), 0.5, device=scale.device)}
 
 
 def trainable(scale: Scale, case: Case) -> TransformerTask:
@@ -117,7 +107,7 @@ def step_of(scale: Scale, case: Case) -> Callable[[], None]:
     trained = [p for p in task.parameters() if p.requires_grad]
     optimizer = torch.optim.AdamW(trained, 1e-5)
     average = EMAModel(trained, 0.999, foreach=True)
-    batch = clip(scale, scale.configs[case.family], case.size)
+    batch = clip(scale, case)
 
     def step() -> None:
         with torch.autocast(scale.device.type, torch.bfloat16):

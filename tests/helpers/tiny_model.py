@@ -8,6 +8,7 @@ import io
 from pathlib import Path
 
 import torch
+from cogvideox_fun.model_loading.files.detect import V15_SAMPLE
 from cogvideox_fun.model_loading.networks.config import TransformerConfig
 from cogvideox_fun.model_loading.networks.transformer import CogVideoXTransformer
 from cogvideox_fun.model_loading.networks.vae import CogVideoXVAE, VAEConfig
@@ -22,14 +23,7 @@ WORDS = (
 
 TINY = {"num_attention_heads": 2, "num_layers": 2, "time_embed_dim": 32, "text_embed_dim": TEXT_DIM}
 TINY_VAE = VAEConfig(block_out_channels=(8, 16, 16, 16), layers_per_block=1, norm_num_groups=4)
-V15 = {
-    "use_rotary_positional_embeddings": True,
-    "patch_size_t": 2,
-    "patch_bias": False,
-    "sample_width": 300,
-    "sample_height": 300,
-    "sample_frames": 85,
-}
+V15 = {"use_rotary_positional_embeddings": True, "patch_size_t": 2, **V15_SAMPLE}
 VARIANTS = {
     "2b": {"in_channels": 33},
     "5b": {"in_channels": 33, "use_rotary_positional_embeddings": True},

@@ -161,4 +161,4 @@ def test_what_is_measured_of_a_long_video(lab, base, row):
     assert video.shape == (length, 64, 64, 3)
     assert (video[0] - image[0]).abs().mean() < 0.1 < (video[-1] - image[0]).abs().max()
     prompts = [int(number) for number in re.findall(r"using region (\d+)", lab.log_since(before))]
-    assert prompts == ([0, 1, 2, 3, 4] if row == "to_and_fro" else [])
+    assert prompts == ([0, 1, 2, 3, 4] if row == "back_and_forth" else [])

@@ -40,15 +40,15 @@ class Report:
         return {state: states.count(state) for state in (KEPT, CONVERTED, PARTLY, NONE)}
 
     def figure(self) -> str:
-        """ "9 of 10 nodes arrive with their values (4 converted, 5 kept), 1 has no counterpart"."""
+        """ "9 of 10 nodes keep all their values (4 converted, 5 unchanged), 1 can't be converted"."""
         counts = self.counts()
-        arrived = counts[KEPT] + counts[CONVERTED]
+        whole = counts[KEPT] + counts[CONVERTED]
         text = (
-            f"{arrived} of {len(self.entries)} nodes arrive with their values "
-            f"({counts[CONVERTED]} converted, {counts[KEPT]} kept)"
+            f"{whole} of {len(self.entries)} nodes keep all their values "
+            f"({counts[CONVERTED]} converted, {counts[KEPT]} unchanged)"
         )
         text += f", {counts[PARTLY]} in part" if counts[PARTLY] else ""
-        return text + (f", {counts[NONE]} without a counterpart" if counts[NONE] else "")
+        return text + (f", {counts[NONE]} can't be converted" if counts[NONE] else "")
 
     def lines(self) -> list[str]:
         """Every problem and remark, one line each."""

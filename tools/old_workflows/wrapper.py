@@ -95,7 +95,7 @@ def weight_dtype(conversion: Conversion, node: Node) -> object:
     if quantization in FP8:
         return "fp8_e4m3fn"
     if quantization != "disabled":
-        conversion.problem(node, f"there is nothing for the quantization {quantization}: choose a `weight_dtype`")
+        conversion.problem(node, f"the quantization {quantization} is not supported: choose a `weight_dtype`")
     if "GGUF" in node.kind:
         return None
     return node.values.get("precision", node.values.get("base_precision"))
@@ -158,7 +158,7 @@ def text_encode(conversion: Conversion, node: Node) -> None:
     if clip is not None:
         conversion.graph.moved[node.out(1)] = clip
     if conversion.given(node, "strength", 1) not in (1, 1.0):
-        conversion.problem(node, f"there is nothing for `strength` {conversion.given(node, 'strength')}")
+        conversion.problem(node, f"`strength` {conversion.given(node, 'strength')} is not supported: it is ignored")
 
 
 def combine(conversion: Conversion, node: Node) -> None:

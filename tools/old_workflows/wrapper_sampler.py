@@ -19,7 +19,6 @@ SCHEDULES = {
     "uniform_standard": "standard_uniform",
     "uniform_looped": "looped_uniform",
 }
-ENCODERS = ("CogVideoImageEncode", "CogVideoImageEncodeFunInP")
 NOT_SUPPORTED = {
     "controlnet": "ControlNets are not supported",
     "tora_trajectory": "Tora is not supported",
@@ -111,7 +110,7 @@ def sampler(conversion: Conversion, node: Node) -> None:
 def sampler_name(conversion: Conversion, node: Node) -> str | None:
     name = node.values.get("scheduler")
     if name is not None and name not in SAMPLERS:
-        conversion.problem(node, f"there is nothing for the scheduler {name}: cogvideox_ddim is used")
+        conversion.problem(node, f"the scheduler {name} is not supported: cogvideox_ddim is used")
     return SAMPLERS.get(name)
 
 
@@ -225,7 +224,7 @@ def image(conversion: Conversion, node: Node, model, prompts: dict, source: Sour
     old = parts.get("old")
     given = tuple(conversion.given(old, name) for name in STRENGTHS) if old else ()
     if any(value not in (None, usual) for value, usual in zip(given, (1, 0, 1), strict=False)):
-        conversion.problem(old, f"there is nothing for {', '.join(STRENGTHS)} {given} with an image model")
+        conversion.problem(old, f"{', '.join(STRENGTHS)} {given} have no effect with an image model")
     if latent is None:
         latent = empty(conversion, node, first_image(parts), model)
     return conversion.make("CogVideoXFunImageConditioning", node, **prompts, image_latent=source, latent=latent)

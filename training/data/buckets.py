@@ -8,7 +8,7 @@ import dataclasses
 import itertools
 import random
 from collections import defaultdict
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 
 import numpy as np
 
@@ -47,6 +47,30 @@ class Draw:
     number: int
     index: int
     bucket: Bucket
+
+
+class Batcher:
+    """Gathers draws into batches of one bucket. Every process takes a slice of every batch.
+
+    Args:
+        batch_size: clips in a batch, of all processes together.
+        rank, world: this process and how many there are.
+
+    Raises:
+        ValueError: the batch can't be shared among the processes.
+    """
+
+    def __init__(self, batch_size: int, rank: int = 0, world: int = 1):
+        if batch_size % world:
+            raise ValueError(f"batch_size is {batch_size}, expected a multiple of the {world} processes")
+        self.batch_size, self.share = batch_size, slice(rank, None, world)
+
+    def __call__(self, draws: Iterable[Draw]) -> Iterator[list[Draw]]:
+        waiting: dict[Bucket, list[Draw]] = defaultdict(list)
+        for draw in draws:
+            waiting[draw.bucket].append(draw)
+            if len(waiting[draw.bucket]) == self.batch_size:
+                yield waiting.pop(draw.bucket)[self.share]
 
 
 def token_buckets(
@@ -125,10 +149,8 @@ class BucketBatches:
         earlier: Sequence[Bucket] = (),
         earlier_share: float = 0.0,
     ):
-        if batch_size % world:
-            raise ValueError(f"batch_size is {batch_size}, expected a multiple of the {world} processes")
         self.buckets = list(buckets)
-        self.batch_size = batch_size
+        self.batches_of = Batcher(batch_size, rank, world)
         self.seed = seed
         self.aspects, self.lengths = (x if x is None else np.asarray(x) for x in (aspects, lengths))
         self.resolutions = resolutions
@@ -142,7 +164,6 @@ class BucketBatches:
                     f"bucket takes {self.shortest}: give longer clips, or larger sizes, which take fewer frames"
                 )
         self.earlier, self.earlier_share = list(earlier), earlier_share
-        self.share = slice(rank, None, world)
 
     def _indices(self) -> Iterator[int]:
         """0, 1, 2 ... for procedural clips; otherwise every usable clip once per epoch, in a new order each time."""
@@ -172,12 +193,8 @@ class BucketBatches:
 
     def __iter__(self) -> Iterator[list[Draw]]:
         rng = random.Random(f"batches {self.seed}")  # noqa: S311 - not for secrets
-        waiting: dict[Bucket, list[Draw]] = defaultdict(list)
-        for number, index in enumerate(self._indices()):
-            bucket = self._bucket(index, rng)
-            waiting[bucket].append(Draw(number, index, bucket))
-            if len(waiting[bucket]) == self.batch_size:
-                yield waiting.pop(bucket)[self.share]
+        numbered = enumerate(self._indices())
+        return self.batches_of(Draw(number, index, self._bucket(index, rng)) for number, index in numbered)
 
 
 def _fitting(buckets: list[Bucket], length: int | None) -> list[Bucket]:

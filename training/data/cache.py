@@ -15,7 +15,6 @@ import json
 import logging
 import math
 import random
-from collections import defaultdict
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -24,7 +23,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import load_file
 from torch.utils.data import Dataset
 
-from .buckets import Bucket, Draw
+from .buckets import Batcher, Bucket, Draw
 from .samples import generators, latent_shape, noise_and_time
 
 log = logging.getLogger(__name__)
@@ -95,10 +94,8 @@ class CachedDraws:
     """
 
     def __init__(self, cache: Cache, batch_size: int, seed: int, rank: int = 0, world: int = 1):
-        if batch_size % world:
-            raise ValueError(f"batch_size is {batch_size}, expected a multiple of the {world} processes")
-        self.cache, self.batch_size, self.seed = cache, batch_size, seed
-        self.share = slice(rank, None, world)
+        self.cache, self.seed = cache, seed
+        self.batches_of = Batcher(batch_size, rank, world)
 
     def _entries(self) -> Iterator[int]:
         if self.seed == self.cache.seed:
@@ -109,12 +106,8 @@ class CachedDraws:
             yield from order
 
     def __iter__(self) -> Iterator[list[Draw]]:
-        waiting: dict[int, list[Draw]] = defaultdict(list)
-        for number, entry in enumerate(self._entries()):
-            bucket = int(self.cache.bucket[entry])
-            waiting[bucket].append(Draw(number, entry, self.cache.buckets[bucket]))
-            if len(waiting[bucket]) == self.batch_size:
-                yield waiting.pop(bucket)[self.share]
+        numbered = enumerate(self._entries())
+        return self.batches_of(Draw(number, entry, self.cache.bucket_of(entry)) for number, entry in numbered)
 
 
 class CachedSamples(Dataset):

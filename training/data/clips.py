@@ -13,6 +13,7 @@ from typing import NamedTuple, Protocol
 import numpy as np
 import torch
 
+from ...sampling.geometry import FRAMES_PER_SECOND
 from . import scenes
 from .buckets import Bucket
 from .control import EDGES
@@ -87,14 +88,9 @@ class VideoClips:
         fps: frames a second to take, 0 for all frames. A clip with a lower rate gives all its frames.
         measures: a row of frames, rate, width and height for each clip: see `Measures`.
         control: "" for none, `EDGES`, or what stands between the name of a clip and the suffix of its control video.
-
-    Raises:
-        ValueError: ``fps`` is negative.
     """
 
     def __init__(self, fps: float, measures: np.ndarray, control: str = ""):
-        if not fps >= 0:
-            raise ValueError(f"fps is {fps}, expected frames a second, or 0 for all frames")
         frames, native, width, height = np.asarray(measures, dtype=np.float64).reshape(-1, 4).T
         self.fps, self.control, self.native = fps, control, native.copy()
         self.lengths, self.aspects = lengths_at(frames, native, fps), width / height
@@ -180,10 +176,10 @@ class FolderClips(VideoClips):
         fps, control: see `VideoClips`.
 
     Raises:
-        ValueError: nothing is left, or ``fps`` is negative.
+        ValueError: nothing is left.
     """
 
-    def __init__(self, folders: Iterable[str | Path], fps: float = 8.0, control: str = ""):
+    def __init__(self, folders: Iterable[str | Path], fps: float = FRAMES_PER_SECOND, control: str = ""):
         folders = [Path(folder) for folder in folders]
         found = list_clips(folders, "" if control == EDGES else control)
         self.found: list[Found] = []

@@ -13,6 +13,7 @@ from pathlib import Path
 import numpy as np
 from tqdm import tqdm
 
+from ...sampling.geometry import FRAMES_PER_SECOND
 from .clips import Row, VideoClips
 from .folders import list_clips, measure_all
 
@@ -32,10 +33,10 @@ class ManifestClips(VideoClips):
         fps, control: see `VideoClips`.
 
     Raises:
-        ValueError: no row can be used, or ``fps`` is negative.
+        ValueError: no row can be used.
     """
 
-    def __init__(self, path: str | Path, fps: float = 8.0, control: str = ""):
+    def __init__(self, path: str | Path, fps: float = FRAMES_PER_SECOND, control: str = ""):
         self.manifest = Path(path)
         self.offsets, measures = read_numbers(self.manifest)
         super().__init__(fps, measures, control)

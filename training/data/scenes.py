@@ -16,6 +16,7 @@ from .backgrounds import window_of as window_of_picture
 from .shapes import COLOURS, NEW_SHAPE, SHAPES, cover
 
 DIRECTIONS = {"left": (-1, 0), "right": (1, 0), "up": (0, -1), "down": (0, 1)}
+OPPOSITE = {"left": "right", "right": "left", "up": "down", "down": "up"}
 SPEEDS = {"slowly": 0.22, "": 0.38, "quickly": 0.54}  # the length of a path
 PANS = {"slowly": 0.14, "": 0.26, "quickly": 0.38}  # the same of a camera, in fractions of its window
 ZOOM = 1.6  # of a camera, from the first to the last frame
@@ -57,7 +58,6 @@ GRAMMAR = {
 }
 FORMS = 4  # forms of a caption that are drawn
 KINDS = {"move": 0.5, "pass": 0.12, "turn": 0.08, "grow": 0.08, "pan": 0.15, "zoom": 0.07}  # how often
-SHAPE_KINDS = ("move", "pass", "turn", "grow")
 BACKGROUNDS = {"gradient": 0.5, "texture": 0.15, "photo": 0.35}  # how often, behind shapes
 GROUPS = {"gradient": tuple(GRADIENTS), "texture": tuple(TEXTURES), "photo": tuple(PHOTOS)}
 

@@ -1,7 +1,7 @@
 """How a video of many rounds drifts: its colours, its sharpness and its shape, as Long Video and as a plain chain.
 
-A shape moves to and fro over a background that stands still. So every frame should have the colours, the sharpness and
-the shape of the first one, and what changes steadily is drift.
+A shape moves back and forth over a background that stands still. So every frame should have the colours, the
+sharpness and the shape of the first one, and what changes steadily is drift.
 """
 
 import dataclasses
@@ -15,17 +15,16 @@ from PIL import Image
 
 from ...model_loading.standalone import Pipeline
 from ...sampling.composite import anchored
+from ...sampling.geometry import FRAMES_PER_SECOND
 from ...sampling.masks import build_start_end
 from ...sampling.rounds import join_rounds, start_frames
-from ..data.scenes import NEGATIVE, PATH_FRAMES, Scene
+from ..data.scenes import NEGATIVE, OPPOSITE, PATH_FRAMES, Scene
 from .generate import Evaluation, Options
 from .measure import Seen, truth_of
 from .report import mean_and_error
 
-FPS = 8
 LEVELS = 255
 SHOWN = 10  # frames of a video in the picture
-OPPOSITE = {"left": "right", "right": "left", "up": "down", "down": "up"}
 PART = 40_000  # for the seed of a scene's first round, so that no two scenes share noise
 
 
@@ -70,12 +69,12 @@ def sharpness(video: torch.Tensor) -> np.ndarray:
 
 def per_minute(values: Sequence[float]) -> float:
     """The slope of the straight line that fits a value of each frame best, per minute."""
-    return float(np.polyfit(np.arange(len(values)) / FPS / 60, values, 1)[0])
+    return float(np.polyfit(np.arange(len(values)) / FRAMES_PER_SECOND / 60, values, 1)[0])
 
 
 def of_minutes(values: Sequence[float]) -> list[float]:
     """The mean of a value of each frame over every minute; the last one may be shorter."""
-    minute = 60 * FPS
+    minute = 60 * FRAMES_PER_SECOND
     return [float(part.mean()) for part in np.split(np.asarray(values), range(minute, len(values), minute))]
 
 
@@ -141,7 +140,7 @@ def measured(video: torch.Tensor, scene: Scene) -> dict[str, float | list[float]
     with the first.
     """
     colours, sharp = background_drift(video), sharpness(video)
-    last = slice(-FPS, None)  # the last second
+    last = slice(-FRAMES_PER_SECOND, None)  # the last second
     parts, colour, shape = shapes_seen(video, scene), scene.subject.colour, scene.subject.shape
     return {
         "colour": per_minute(colours),
@@ -174,7 +173,7 @@ def compare_drift(evaluation: Evaluation, seconds: float, output: Path, methods:
         ValueError: a video is shorter than a round.
     """
     output.mkdir(parents=True, exist_ok=True)
-    length = round(seconds * FPS)
+    length = round(seconds * FRAMES_PER_SECOND)
     found: dict[str, list[dict]] = {method.title: [] for method in methods}
     rows, text = [], ""
     for number, scene in enumerate(evaluation.scenes(0)):

@@ -5,7 +5,6 @@ import time
 from collections.abc import Iterable
 from pathlib import Path
 
-import torch
 from tqdm import tqdm
 
 from ...model_loading.standalone import Pipeline
@@ -51,8 +50,7 @@ def evaluate(
     pipeline = Pipeline.from_folder(model)
     if everywhere:
         apply_lora(pipeline.transformer, everywhere)
-    for part in (pipeline.transformer, pipeline.vae, pipeline.text_encoder.model):
-        part.to(torch.device(device))
+    pipeline.to(device)
     output.mkdir(parents=True, exist_ok=True)
     results, examples = [], []
     for name in rows:

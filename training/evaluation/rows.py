@@ -13,7 +13,7 @@ import torch
 from ...model_loading.errors import CheckpointError
 from ...model_loading.standalone import Pipeline
 from ..data import backgrounds
-from ..data.scenes import DIRECTIONS, NAMES, REACH, SPEEDS, Scene
+from ..data.scenes import DIRECTIONS, NAMES, OPPOSITE, REACH, SPEEDS, Scene
 from ..data.shapes import COLOURS, NEW_SHAPE
 from ..tasks.lora import apply_lora
 from .edges import best_f_score, edges_of, outlined
@@ -309,9 +309,7 @@ def control(evaluation: Evaluation, kinds: Mapping[str, Choice] = KINDS) -> list
     """
     if not evaluation.control:
         return []
-    pipeline = Pipeline.from_folder(evaluation.control)
-    for part in (pipeline.transformer, pipeline.vae, pipeline.text_encoder.model):
-        part.to(evaluation.device)
+    pipeline = Pipeline.from_folder(evaluation.control).to(evaluation.device)
     config = pipeline.checkpoint.config
     if config.conditioning != "control":
         raise CheckpointError(
@@ -381,10 +379,9 @@ def recoloured(scene: Scene) -> Scene:
 
 def opposite(scene: Scene) -> Scene:
     """The same scene in the opposite direction and another colour."""
-    ways = {"left": "right", "right": "left", "up": "down", "down": "up"}
     subject = recoloured(scene).subject
     back = dataclasses.replace(subject, start=subject.end, end=subject.start)
-    return dataclasses.replace(scene, way=ways[scene.way], things=(*scene.things[:-1], back))
+    return dataclasses.replace(scene, way=OPPOSITE[scene.way], things=(*scene.things[:-1], back))
 
 
 def band(truth: Truth) -> torch.Tensor:

@@ -6,6 +6,7 @@ import typing
 from collections.abc import Callable, Mapping
 from pathlib import Path
 
+from ...sampling.geometry import FRAMES_PER_SECOND
 from ...sampling.positions import POSITION_MODES
 from ..data.control import EDGES, THRESHOLDS
 from ..data.masks import KINDS, VIDEOX_FUN
@@ -32,7 +33,7 @@ class Data:
     folders: tuple[str, ...] = ()
     control: str = ""  # edges, or what control videos have between the clip's name and its suffix, as "_depth"
     edge_thresholds: tuple[float, float] = THRESHOLDS  # low and high, as in ComfyUI's Canny node
-    fps: float = 8.0  # frames a second to take from a video: the models' own rate; 0 = all frames
+    fps: float = float(FRAMES_PER_SECOND)  # frames a second to take from a video: the models' own rate; 0 = all frames
     shapes: tuple[str, ...] = SHAPES  # of procedural clips
     kinds: tuple[str, ...] = tuple(SCENES)  # of procedural clips: what happens in them
     # how often each group of backgrounds is behind the shapes of procedural clips
@@ -274,7 +275,7 @@ def _check_tasks(phase: Phase, check: Check) -> None:
     check("train_patch_projection", lambda value: not value or task == "lora", "false: only task lora trains it")
     check("snr_gamma", lambda value: not value or task != "few_steps", "0: few_steps does not weight timesteps")
     check("snr_shift", lambda value: not value or task != "few_steps", "0: few_steps is for the model's own schedule")
-    expected = f"false: only the tasks {list(OF_THE_VAE)} have them, since a transformer frees what a graph reads"
+    expected = f"false: CUDA graphs work with the tasks {' and '.join(OF_THE_VAE)} alone"
     check("cuda_graphs", lambda value: not value or task in OF_THE_VAE, expected)
 
 

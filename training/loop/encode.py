@@ -68,8 +68,6 @@ class Encoding:
         shard_size: int = SHARD_SIZE,
         together: int = 1,
     ):
-        if together < 1:
-            raise ValueError(f"{together} clips are to be encoded at once, expected 1 or more")
         self.together = together
         check_cacheable(phase, "the phase")
         self.phase, self.folder, self.state, self.dtype = phase, Path(folder), state, DTYPES[dtype]
@@ -108,8 +106,6 @@ class Encoding:
             if not clips:
                 raise ValueError("these clips never end: say how many with --count, or give a count in [data]")
             count = amount.epochs * clips
-        if count < 1:
-            raise ValueError(f"{count} clips are to be encoded, expected 1 or more")
         return [draw for batch in islice(draws, count) for draw in batch]
 
     def run(self) -> None:

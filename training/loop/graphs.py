@@ -17,8 +17,9 @@ WARM_UP = 3  # steps before a capture: libraries choose and load their kernels
 class GraphedGradients:
     """Adds the gradients of a batch's mean loss, by a CUDA graph for each shape of a batch.
 
-    Gradients must stay where they are: set them to zero, not to None. So must all that a step reads beside its batch
-    and the parameters; the transformer keeps the position table of its last grid alone, and can't be trained so.
+    Gradients, and everything else that a step reads beside its batch, must keep their addresses: set gradients to
+    zero, not to None. The transformer replaces its position table when the size changes, so it can't be trained
+    this way.
 
     Args:
         losses: the losses of a batch on the device. It may not wait for the device, or choose by values on it.

@@ -138,12 +138,9 @@ def export_run(folder: str | Path, output: str | Path, base: str | Path | None =
         rank: of a LoRA: the highest rank to write it with, see `lower_rank`. 0: as it was trained.
 
     Raises:
-        ValueError: it has no checkpoint, or there is a base or a rank but the run is no LoRA's, or the rank is
-            negative.
+        ValueError: it has no checkpoint, or there is a base or a rank but the run is no LoRA's.
         CheckpointError: the LoRA does not fit the base.
     """
-    if rank < 0:
-        raise ValueError(f"rank is {rank}, expected 1 or more, or 0 to keep it")
     checkpoint = newest(Path(folder) / "run")
     if checkpoint is None:
         raise ValueError(f"{folder} has no run/checkpoint_*: give the output folder of a run that saved one")

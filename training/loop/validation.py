@@ -12,13 +12,13 @@ import torch
 from ...model_loading.networks.config import TransformerConfig
 from ...model_loading.networks.vae import CogVideoXVAE
 from ...model_loading.standalone import Pipeline, TextEncoder, load_vae, open_whole
-from ...sampling.geometry import check_size, legal_length
+from ...sampling.geometry import FRAMES_PER_SECOND, check_size, legal_length
 from ..data.buckets import Bucket, Draw
 from ..data.clips import Clips
 from ..data.scenes import HELD_OUT, NEGATIVE
 from ..tasks.parts import Parts
 from .config import OF_THE_VAE, ConfigError, Data, Phase
-from .grid import write_picture, write_video
+from .pictures import write_picture, write_video
 from .source import as_config_error, length_limits, open_clips, phase_buckets, phase_samples
 
 log = logging.getLogger(__name__)
@@ -239,7 +239,9 @@ class Validator:
             lines += [(row, clips[i]) for row, clips in zip(self.rows, table, strict=True)]
         self.folder.mkdir(parents=True, exist_ok=True)
         if self.bucket.length > 1:
-            write_video(self.picture(step).with_suffix(".mp4"), [sources, *table], self.phase.data.fps or 8.0)
+            write_video(
+                self.picture(step).with_suffix(".mp4"), [sources, *table], self.phase.data.fps or FRAMES_PER_SECOND
+            )
         picture = write_picture(self.picture(step), lines)
         log.info("%s: written", self.picture(step))
         for tracker in self.accelerator.trackers:

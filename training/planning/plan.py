@@ -8,6 +8,7 @@ from pathlib import Path
 import torch
 
 from ...model_loading.files.checkpoint import load_vae_config, open_checkpoint
+from ...model_loading.files.detect import V15_SAMPLE
 from ...model_loading.files.safetensors_files import open_weights
 from ...model_loading.networks.config import TEXT_TOKENS, TransformerConfig, VAEConfig
 from ...model_loading.networks.vae import ENCODE_FRAMES, CogVideoXVAE, encode_chunks
@@ -43,10 +44,7 @@ ROTARY = {"num_attention_heads": 48, "num_layers": 42, "use_rotary_positional_em
 PUBLISHED = {
     "2b": TransformerConfig(in_channels=33),
     "5b": TransformerConfig(in_channels=33, **ROTARY),
-    "v1.5": TransformerConfig(
-        **{"in_channels": 33, "patch_size_t": 2, "patch_bias": False, **ROTARY},
-        **{"sample_width": 300, "sample_height": 300, "sample_frames": 85},
-    ),
+    "v1.5": TransformerConfig(in_channels=33, patch_size_t=2, **V15_SAMPLE, **ROTARY),
 }
 T5_PARAMETERS = 4_762_310_656  # of T5 1.1 XXL's encoder
 EIGHT_BIT = 2 / 8  # bytes of a weight's two moments in 8 bits over those in float32

@@ -22,8 +22,8 @@ from torch.utils.flop_counter import flop_registry
 from ...model_loading.networks.config import TEXT_TOKENS, TransformerConfig, VAEConfig
 from ...model_loading.networks.transformer import CogVideoXTransformer
 from ...model_loading.networks.vae import CogVideoXVAE
-from ...sampling.geometry import SPATIAL_COMPRESSION, frames_to_latent_t
 from ..data.buckets import Bucket
+from ..data.samples import latent_shape
 from ..loop.config import Phase
 from ..tasks.encoders import Encoded
 from ..tasks.few_steps import FewStepsTask
@@ -321,7 +321,7 @@ class Run:
 def encoded(phase: Phase, config: TransformerConfig, bucket: Bucket, clips: int) -> Encoded:
     """Clips of a bucket as `Encoders` gives them, of any value."""
     noises = phase.batches.noises_per_clip
-    grid = frames_to_latent_t(bucket.length), bucket.height // SPATIAL_COMPRESSION, bucket.width // SPATIAL_COMPRESSION
+    grid = latent_shape(bucket)[1:]
     dtype = torch.bfloat16 if phase.mixed_precision == "bf16" else torch.float32
     extra = config.in_channels - config.out_channels
     return {

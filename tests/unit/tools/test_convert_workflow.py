@@ -193,10 +193,10 @@ def run(*arguments) -> subprocess.CompletedProcess:
 
 def test_the_command(tmp_path):
     result = run(DATA / "videox_fun_images.json", tmp_path / "new.json")
-    assert result.stdout.startswith("8 of 8 nodes arrive with their values"), result.stderr
+    assert result.stdout.startswith("8 of 8 nodes keep all their values"), result.stderr
     UIGraph(json.loads((tmp_path / "new.json").read_text(encoding="utf-8"))).check()
     counted = run("--count", DATA).stdout
-    assert "videox_fun_images.json: 8 of 8 nodes arrive" in counted and "Tora is not supported" in counted
+    assert "videox_fun_images.json: 8 of 8 nodes keep" in counted and "Tora is not supported" in counted
     (tmp_path / "no.json").write_text("{")
     failed = run(tmp_path / "no.json", tmp_path / "new.json")
     assert failed.returncode == 1 and "can't be read as JSON" in failed.stderr
@@ -206,7 +206,7 @@ def test_the_command_in_a_python_that_does_not_look_in_the_scripts_folder(tmp_pa
     """As the one of ComfyUI's portable version."""
     command = [sys.executable, "-I", str(COMMAND), str(DATA / "native.json"), str(tmp_path / "new.json")]
     result = subprocess.run(command, capture_output=True, text=True, check=False, cwd=tmp_path)
-    assert result.returncode == 0 and "nodes arrive" in result.stdout, result.stderr
+    assert result.returncode == 0 and "nodes keep" in result.stdout, result.stderr
 
 
 def test_the_command_does_not_overwrite_the_old_file(tmp_path):

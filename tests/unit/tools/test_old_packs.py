@@ -67,7 +67,7 @@ class TestVideoXFun:
         assert graph.source(encode, "mask") == (builder["id"], 1) and graph.source(encode, "vae") == (1, 2)
         decode = graph.before(graph.nodes[8], "images")
         assert decode["type"] == "CogVideoXFunVAEDecode" and graph.source(decode, "latent") == (7, 0)
-        assert report.figure() == "8 of 8 nodes arrive with their values (5 converted, 3 kept)"
+        assert report.figure() == "8 of 8 nodes keep all their values (5 converted, 3 unchanged)"
 
     def test_a_muted_picture_and_a_muted_control_video_do_not_count(self):
         data = load("videox_fun_images")
@@ -176,7 +176,7 @@ class TestVideoXFun:
         assert new[sampler["latent"][0]]["inputs"]["length"] == 5
         decode = new[new["8"]["inputs"]["images"][0]]
         assert decode["inputs"]["latent"] == ["7", 0] and decode["inputs"]["vae"] == ["4", 2]
-        assert report.figure() == "5 of 5 nodes arrive with their values (4 converted, 1 kept)"
+        assert report.figure() == "5 of 5 nodes keep all their values (4 converted, 1 unchanged)"
 
 
 class TestWrapper:
@@ -210,7 +210,7 @@ class TestWrapper:
         assert "`width` 720" in notes[16]
         assert graph.nodes[17]["mode"] == 2, "its picture came from Tora"
         assert [group["title"] for group in graph.data["groups"]][0] == "Models"
-        assert report.figure().startswith("16 of 20 nodes arrive")
+        assert report.figure().startswith("16 of 20 nodes keep")
 
     def test_tasks(self):
         graph, report = converted("wrapper_tasks")

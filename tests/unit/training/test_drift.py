@@ -3,6 +3,7 @@
 import pytest
 import torch
 from cogvideox_fun.model_loading.standalone import Pipeline
+from cogvideox_fun.sampling.geometry import FRAMES_PER_SECOND
 from cogvideox_fun.training.data.scenes import Scene, Thing
 from cogvideox_fun.training.evaluation import drift
 from cogvideox_fun.training.evaluation.generate import Evaluation, Options
@@ -29,7 +30,7 @@ def test_a_moving_shape_is_no_drift(video):
 
 def test_a_change_of_colour_a_minute(video):
     """Grey that gets lighter, L from 50 by 6 a second: nearly as many of CIEDE2000."""
-    lightness = torch.arange(LENGTH) * 6 / drift.FPS
+    lightness = torch.arange(LENGTH) * 6 / FRAMES_PER_SECOND
     y = ((50 + lightness + 16) / 116) ** 3
     grey = torch.where(y > 0.0031308, 1.055 * y ** (1 / 2.4) - 0.055, 12.92 * y)
     changes = drift.background_drift(grey.view(-1, 1, 1, 1).expand(-1, 32, 32, 3))
@@ -62,7 +63,7 @@ def test_the_shape_in_each_round(video):
 
 
 def test_the_slope_is_per_minute():
-    assert drift.per_minute([3.0 + i / drift.FPS for i in range(24)]) == pytest.approx(60)
+    assert drift.per_minute([3.0 + i / FRAMES_PER_SECOND for i in range(24)]) == pytest.approx(60)
     assert drift.per_minute([2.0] * 5) == pytest.approx(0)
 
 
@@ -99,7 +100,7 @@ def test_the_table():
 
 def test_a_table_of_chosen_methods(tmp_path):
     evaluation = Evaluation(Pipeline.from_folder(ROOT / "models" / "nano"), Options(count=1, size=64, steps=1))
-    text = drift.compare_drift(evaluation, 25 / drift.FPS, tmp_path, [drift.methods_of(5)["matched"]])
+    text = drift.compare_drift(evaluation, 25 / FRAMES_PER_SECOND, tmp_path, [drift.methods_of(5)["matched"]])
     assert [line.split(" | ")[0] for line in text.splitlines()[2:]] == ["| Long Video: overlap 5, colours matched"]
     assert (tmp_path / "drift.md").read_text(encoding="utf-8") == text
     assert Image.open(tmp_path / "drift.jpg").size == (10 * 64, 64), "one row of ten frames"

@@ -254,8 +254,6 @@ def test_clips_that_are_encoded_at_once_are_stored_like_single_ones(tiny_model, 
             assert torch.allclose(together[name], wanted, rtol=0, atol=atol), name
             compared += close
     assert compared > 2 * COUNT  # latents, features, and what is known
-    with pytest.raises(ValueError, match="0 clips are to be encoded at once, expected 1 or more"):
-        Encoding(phase_of(tiny_model), tmp_path / "other", Amount(1), PartialState(cpu=True), together=0)
 
 
 def test_every_epoch_has_masks_of_its_own(tiny_model, tmp_path):
