@@ -90,8 +90,8 @@ class VAEEncode(io.ComfyNode):
                 # fixed: with a new seed after every run the video would be encoded again every time
                 common.seed_input(
                     "noise_seed",
-                    "Seed of the noise augmentation and of sample_posterior. Not the sampler's seed: the same seed "
-                    "draws the same numbers.",
+                    "Seed of the noise augmentation and of sample_posterior. Use another seed than the sampler's: "
+                    "equal seeds give equal noise.",
                     changes=False,
                 ),
                 io.Mask.Input(

@@ -15,7 +15,7 @@ from ..model_loading.comfyui.vae import load_vae
 from ..model_loading.errors import shown
 from ..model_loading.files import checkpoint
 from . import common
-from .model_files import FIRST, LORAS, MODELS, OWN_MODELS, TEXT_ENCODERS, VAES, base_of, fingerprint, load_once, loaded
+from .model_files import FIRST, LORAS, MODELS, OWN_MODELS, TEXT_ENCODERS, VAES, base_of, load_once, loaded
 from .said import say
 
 NANO = "nano is made for 128 x 128 pixels and 17 frames; the (nano) templates say which words it knows"
@@ -62,7 +62,7 @@ class ModelLoader(io.ComfyNode):
 
     @classmethod
     def fingerprint_inputs(cls, model="", **_inputs):
-        return MODELS.fingerprint(model) + fingerprint(base_of(MODELS.find().get(model)))
+        return MODELS.fingerprint(model, base_of)
 
     @classmethod
     def execute(cls, model=FIRST, weight_dtype="default") -> io.NodeOutput:
@@ -126,8 +126,7 @@ class TextEncoderLoader(io.ComfyNode):
 
     @classmethod
     def fingerprint_inputs(cls, text_encoder="", **_inputs):
-        path = TEXT_ENCODERS.find().get(text_encoder)
-        return TEXT_ENCODERS.fingerprint(text_encoder) + fingerprint(tokenizer_of(path))
+        return TEXT_ENCODERS.fingerprint(text_encoder, tokenizer_of)
 
     @classmethod
     def execute(cls, text_encoder=FIRST) -> io.NodeOutput:

@@ -15,7 +15,7 @@ from .sampling import DDIM, cfg_input, dynamic_cfg_input, sampler_input, sampler
 # From a round's seed to that of the noise on its start image: other numbers than the sampler's. PyTorch's generator on
 # the CPU reads 32 bits of a seed.
 NOISE_SEED = 2**31
-MOST_ROUNDS = 200  # ComfyUI's key of a result lists all nodes before it: time and memory grow with the square
+MOST_ROUNDS = 200  # a node's cache key in ComfyUI lists all nodes before it: time and memory grow with the square
 
 
 def sampling_inputs() -> list:
@@ -84,8 +84,8 @@ class LongVideo(io.ComfyNode):
                 ),
                 common.seed_input(
                     "seed",
-                    "Seed of the first round. Each later round adds 1. To go on from rounds that are there, keep "
-                    "it: set control after generate to fixed.",
+                    "Seed of the first round. Each later round adds 1. To reuse finished rounds, keep the same seed "
+                    "(control after generate: fixed).",
                     changes=True,
                     stays=True,
                 ),

@@ -25,8 +25,8 @@ NO_RAFT = (
     f"for RAFT, put {RAFT} into models/optical_flow"
 )
 LOST = (
-    "less than a tenth of the mask is left from frame %d on: its object has left the picture or is hidden, or the "
-    "optical flow has lost it: use a shorter part of the clip, or paint it in the part where it is seen"
+    "less than a tenth of the mask is left from frame %d on: its object has left the picture, is hidden, or was lost "
+    "by the optical flow. Use a shorter part of the clip, or start at a frame where the object is visible"
 )
 EMPTY = "the mask of the first frame is empty: paint the object there, white is what is generated"
 
@@ -56,7 +56,7 @@ class StartEndImage(io.ComfyNode):
                 common.length_input(),
                 common.fit_input(),
                 io.Image.Input(
-                    "start_image", optional=True, tooltip="The first frame. Several frames are continued as a clip."
+                    "start_image", optional=True, tooltip="The first frame, or several: the video continues them."
                 ),
                 io.Image.Input("end_image", optional=True, tooltip="The last frame, or several last frames."),
                 common.length_model_input(),
@@ -198,8 +198,9 @@ class MaskFollow(io.ComfyNode):
             log.warning(NO_RAFT)
         flow = flow_of(raft, height, width)
         followed = follow_mask(first, length, lambda a, b: flow(images[a], images[b]), progress_callback())
-        if lost_at(followed[:1]) is not None:
+        lost = lost_at(followed)
+        if lost == 0:
             log.warning(EMPTY)
-        elif (lost := lost_at(followed)) is not None:
+        elif lost is not None:
             log.warning(LOST, lost + 1)
         return io.NodeOutput(followed, ui=preview(lambda: video_sheet(images, followed)))

@@ -74,10 +74,17 @@ class Listing:
             raise ValueError(self.missing(name, found))
         return name, found[name]
 
-    def fingerprint(self, name: str | None) -> str:
-        """For ``fingerprint_inputs``: changes when the file is replaced, or any file if the name is linked."""
+    def fingerprint(self, name: str | None, beside: Callable[[Path | None], Path | None] = lambda path: None) -> str:
+        """For ``fingerprint_inputs``: changes when the file is replaced, or any file if the name is linked.
+
+        Args:
+            beside: another file or folder that is loaded with this one.
+        """
         found = self.find()
-        return fingerprint(*(found.values() if name is None else [found.get(name)]))
+        if name is None:
+            return fingerprint(*found.values())
+        path = found.get(name)
+        return fingerprint(path, beside(path))
 
 
 def fingerprint(*paths: Path | None) -> str:

@@ -40,7 +40,7 @@ def sampler_input():
         "sampler_name",
         sampler_names(),
         "cogvideox_ddim is VideoX-Fun's DDIM_Cog. cogvideox_ddim_origin is the default of its scripts, DDIM_Origin, "
-        "and of its nodes, DDIM. They differ on the 2B models alone. All cogvideox_ names but cogvideox_ddim are "
+        "and of its nodes, DDIM. They differ only on 2B models. All cogvideox_ names except cogvideox_ddim are "
         "diffusers' schedulers: they don't use the 2B models' SNR shift, and cogvideox_pndm needs 4 steps or more. "
         "The rest are ComfyUI's samplers.",
     )

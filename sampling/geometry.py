@@ -62,7 +62,7 @@ def legal_length(length: int, patch_t: int | None = None, max_length: int | None
         reasons.append("the VAE takes 4n + 1 frames")
     latent_t = frames_to_latent_t(result)
     if patch_t is not None and latent_t > 1 and latent_t % patch_t:
-        result, _ = whole_patches(latent_t, patch_t)
+        result, _ = nearest_lengths(latent_t, patch_t)
         reasons.append(f"V1.5 takes a multiple of {patch_t} latent frames")
     if result != length:
         log.warning("length %d -> %d: %s", length, result, " and ".join(reasons))
@@ -72,12 +72,15 @@ def legal_length(length: int, patch_t: int | None = None, max_length: int | None
 def check_size(width: int, height: int) -> None:
     """Raise a ValueError unless width and height, in pixels, are multiples of 16."""
     for name, value in (("width", width), ("height", height)):
-        if value < 16 or value % 16:
-            lower = max(16, value // 16 * 16)
-            raise ValueError(f"{name} is {value} pixels, expected a multiple of 16: use {lower} or {lower + 16}")
+        if value < SIZE_MULTIPLE or value % SIZE_MULTIPLE:
+            lower = max(SIZE_MULTIPLE, value // SIZE_MULTIPLE * SIZE_MULTIPLE)
+            raise ValueError(
+                f"{name} is {value} pixels, expected a multiple of {SIZE_MULTIPLE}: use {lower} or "
+                f"{lower + SIZE_MULTIPLE}"
+            )
 
 
-def whole_patches(latent_t: int, patch_t: int) -> list[int]:
+def nearest_lengths(latent_t: int, patch_t: int) -> list[int]:
     """The lengths next to a number of latent frames that fill patches of ``patch_t``, in frames: 13, 2 -> [45, 53]."""
     below = latent_t - latent_t % patch_t
     return [latent_t_to_frames(t) for t in (below, below + patch_t) if t > 0]
@@ -100,7 +103,7 @@ def check_latent_t(latent_t: int, patch_t: int | None, max_latent_t: int | None)
             "Position Interpolation with riflex_k (5B) or a temporal_scale"
         )
     if patch_t is not None and latent_t > 1 and latent_t % patch_t:
-        lower, higher = whole_patches(latent_t, patch_t)
+        lower, higher = nearest_lengths(latent_t, patch_t)
         raise ValueError(
             f"the latent has {latent_t} frames (a length of {frames}), but V1.5 takes an even number of latent "
             f"frames: set length to {lower} or {higher}"

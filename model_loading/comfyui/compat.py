@@ -45,7 +45,7 @@ def can_add_nodes() -> bool:
 
 
 def prefetch_queue(blocks: list[torch.nn.Module], device: torch.device, options: dict):
-    """A function that uploads the next block's weights while a block runs, or None.
+    """A function that uploads a block's weights while the GPU may still run the block before, or None.
 
     Call it with each block before the block runs, and with None after the last. 0.33.0 has it, with dynamic VRAM.
     """

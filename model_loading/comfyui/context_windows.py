@@ -6,7 +6,7 @@ import comfy.context_windows as comfy_windows
 import comfy.patcher_extension
 import torch
 
-from ...sampling.geometry import TEMPORAL_COMPRESSION, frames_to_latent_t, latent_t_to_frames, whole_patches
+from ...sampling.geometry import TEMPORAL_COMPRESSION, frames_to_latent_t, legal_length
 from ..networks.tiling import upload
 from .compat import no_causal_anchor
 from .model import STEP, length_limits
@@ -55,11 +55,6 @@ class Windows(comfy_windows.IndexListContextHandler):
         )
 
     def should_use_context(self, model, conds, x_in, timestep, model_options) -> bool:
-        if x_in.size(TIME) < self.context_length:
-            raise ValueError(
-                f"a context window is {latent_t_to_frames(self.context_length)} frames, but the clip only "
-                f"{latent_t_to_frames(x_in.size(TIME))}: remove Context Windows, or set context_length to at most that"
-            )
         in_use = super().should_use_context(model, conds, x_in, timestep, model_options)
         if in_use and x_in.shape[0] > 1:  # ComfyUI would cut the timesteps of the batch as if they were frames
             raise ValueError(
@@ -124,21 +119,10 @@ def with_windows(patcher, length: int, overlap: int, schedule: str, fuse_method:
     Raises:
         ValueError: a window that the model does not take.
     """
-    patch_t, longest = length_limits(patcher, of_a_call=True)
-    latent_t = frames_to_latent_t(length)
-    if length < 1 or (length - 1) % TEMPORAL_COMPRESSION:
-        raise ValueError(
-            f"context_length is {length} frames, expected 4n + 1: use {latent_t_to_frames(latent_t)} or "
-            f"{latent_t_to_frames(latent_t + 1)}"
-        )
-    if longest is not None and length > longest:
-        raise ValueError(f"context_length is {length} frames, but the model takes at most {longest}: use {longest}")
-    if patch_t is not None and latent_t % patch_t:
-        raise ValueError(
-            f"context_length is {length} frames, which are {latent_t} latent frames, but V1.5 takes an even number: "
-            f"use {' or '.join(map(str, whole_patches(latent_t, patch_t)))}"
-        )
-    latent_overlap = overlap // TEMPORAL_COMPRESSION
+    legal = legal_length(length, *length_limits(patcher, of_a_call=True))
+    if legal != length:
+        raise ValueError(f"context_length is {length} frames, which the model does not take: set it to {legal}")
+    latent_t, latent_overlap = frames_to_latent_t(length), overlap // TEMPORAL_COMPRESSION
     if not 0 <= latent_overlap < latent_t:
         raise ValueError(
             f"context_overlap is {overlap} frames, expected less than the window of {length}: use a quarter of it"

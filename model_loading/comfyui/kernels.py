@@ -28,7 +28,7 @@ def comfy_norms(device: torch.device, dtype: torch.dtype) -> dict:
     """`blocks.norm_rotate` and `blocks.norm_modulate` by the fastest kernels that this machine has.
 
     Args:
-        dtype: the dtype that the model computes in, or is stored in if that is fp8.
+        dtype: what the weights are stored in.
     """
     rotation, triton = comfy_rotation(), triton_kernels(device, dtype)
 

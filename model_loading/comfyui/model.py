@@ -63,7 +63,7 @@ class ComfyTransformer(CogVideoXTransformer):
         return self.config.out_channels
 
     def weight_fetcher(self, device, options):
-        """ComfyUI's queue that uploads the next block while one runs, where its dynamic VRAM is in use."""
+        """ComfyUI's queue of uploads, where its dynamic VRAM is in use."""
         return prefetch_queue(self.transformer_blocks, device, options) or super().weight_fetcher(device, options)
 
     def forward(self, x, timestep, context, transformer_options=None, **conds):

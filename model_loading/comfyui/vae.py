@@ -22,11 +22,13 @@ from ..networks.vae import CogVideoXVAE, draw
 from .compat import is_out_of_memory, vae_output_dtype
 from .files import read_file
 from .model import progress_callback
+from .patcher import MappedPatcher
 
 log = logging.getLogger(__name__)
 
-OOM_TILE = 256  # pixels, of the tiles after an out-of-memory
+OOM_TILE = 256  # pixels, of the tiles where whole frames are too large
 OOM_OVERLAP = 64
+TOO_LARGE = "%s whole frames needs %.1f GB, and the device has %.1f GB: using tiles of %d pixels"
 
 
 def tile_share(shape, tile: int, overlap: int, unit: int) -> float:
@@ -54,7 +56,7 @@ class ComfyVAE(comfy.sd.VAE):
         self.vae_dtype = dtype or comfy.model_management.vae_dtype(self.device, self.working_dtypes)
         self.first_stage_model = self._load(Path(path))
         self.size = comfy.model_management.module_size(self.first_stage_model)
-        self.patcher = comfy.model_patcher.ModelPatcher(
+        self.patcher = MappedPatcher(
             self.first_stage_model,
             load_device=self.device,
             offload_device=comfy.model_management.vae_offload_device(),
@@ -104,7 +106,9 @@ class ComfyVAE(comfy.sd.VAE):
         )
 
     def _with_fallback(self, function, source, memory, tile, overlap, what: str, unit: int) -> torch.Tensor:
-        """Run; after an out-of-memory, run once more in spatial tiles and say so.
+        """Run; in spatial tiles where whole frames need more memory than the device has, or after an out-of-memory.
+
+        Some drivers never raise out-of-memory: they move to RAM what does not fit, which takes many times longer.
 
         Args:
             memory: bytes that the whole frame needs.
@@ -112,6 +116,10 @@ class ComfyVAE(comfy.sd.VAE):
         """
         if tile >= max(source.shape[3:]):
             tile = overlap = 0
+        total = comfy.model_management.get_total_memory(self.device)
+        if not tile and memory > total:
+            log.warning(TOO_LARGE, what, memory / 1e9, total / 1e9, OOM_TILE)
+            tile, overlap = OOM_TILE // unit, OOM_OVERLAP // unit
         try:
             return self._run(function, source, memory, tile, overlap, unit)
         except Exception as error:

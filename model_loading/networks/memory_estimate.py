@@ -1,6 +1,6 @@
 """The memory of one call beside the weights, for ComfyUI to plan with, fitted to traced runs (test_memory.py).
 
-Attention counts by its output only.
+Attention's own workspace is not counted, only its output.
 """
 
 import math

@@ -236,7 +236,7 @@ class CogVideoXTransformer(nn.Module):
     def weight_fetcher(self, device: torch.device, options: dict):
         """A function that is called with each block before it runs, and with None after the last.
 
-        ComfyUI's version of the model uploads the next block's weights in it.
+        ComfyUI's version of the model uploads the block's weights in it.
         """
         return lambda block: None
 

@@ -226,6 +226,24 @@ def default_dtypes(folder: Path) -> dict[str, list[str]]:
     return found
 
 
+def too_large(folder: Path) -> list:
+    """Whether a VAE decodes in tiles where whole frames need more memory than the device has, or as much; the log."""
+    import comfy.model_management
+    from cogvideox_fun.model_loading.comfyui import vae
+
+    own = vae.ComfyVAE(folder, device=CPU, dtype=torch.float32)
+    latent = torch.randn(1, 16, 3, 6, 34, generator=torch.Generator().manual_seed(0))
+    tiles = own.decode_tiled(latent, tile_x=vae.OOM_TILE // 8, tile_y=vae.OOM_TILE // 8, overlap=vae.OOM_OVERLAP // 8)
+    needed, said, found = own._memory_decode(latent.shape, torch.float32), [], []
+    for total in (needed - 1, needed):
+        with (
+            replaced(comfy.model_management, get_total_memory=lambda device, total=total: total),
+            replaced(vae.log, warning=lambda message, *values: said.append(message % values)),
+        ):
+            found.append(torch.equal(own.decode(latent), tiles))
+    return [found, said]
+
+
 def short_of_memory(model) -> list:
     """How many pictures a preview shows where its decoder needs more memory than there is, and what the log says."""
     import comfy.model_management
@@ -345,6 +363,7 @@ def main(comfyui: str, folder: str) -> None:
         "failing": failing(patcher.model),
         "affordable": [affordable(patcher.model, *case) for case in [(0.001, 1), (0.08,), (0.1,), (3.0,)]],
         "vae": vae_dtypes(Path(folder) / "vae"),
+        "too large": too_large(Path(folder) / "vae"),
         "2B": default_dtypes(Path(folder)),
     }
     sys.stdout.write("\n" + json.dumps(found) + "\n")

@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 import subprocess
 
 import pack
@@ -102,6 +103,13 @@ def test_products_in_fp8_need_more_memory(found):
 
 def test_positions_are_freed_when_the_model_is_unloaded(found):
     assert found["positions"] == [1, 0]
+
+
+def test_frames_larger_than_the_device_are_decoded_in_tiles(found):
+    """At once: some drivers move to RAM what does not fit and raise nothing."""
+    in_tiles, (said,) = found["too large"]
+    assert in_tiles == [True, False]
+    assert re.fullmatch("decoding whole frames needs .* GB, and the device has .* GB: using tiles of 256 pixels", said)
 
 
 def test_the_vae_computes_in_fp16_where_the_gpu_has_no_bf16(found):
