@@ -16,11 +16,11 @@ async def comfy_entrypoint():
     from .nodes.loaders import LoraLoader, ModelLoader, TextEncoderLoader, VAELoader
     from .nodes.long_video import LongVideo, LongVideoRound
     from .nodes.masks import MaskAdjust, MaskFollow, MaskResize3D, StartEndImage
+    from .nodes.messages import show_warnings
     from .nodes.positions import PositionInterpolation
     from .nodes.replacements import register
     from .nodes.resolution import Resolution
     from .nodes.rounds import AddRound, CheckLongVideo, JoinRounds
-    from .nodes.said import show_warnings
     from .nodes.sampling import Sampler, Scheduler
     from .nodes.windows import ContextWindows
 

@@ -12,8 +12,8 @@ from ..sampling.geometry import FRAMES_PER_SECOND, check_size
 from ..sampling.masks import FITS, resize_image
 from . import common
 from .latents import fit_length
+from .messages import show_message
 from .model_files import OWN_MODELS
-from .said import say
 
 EXAMPLES = OWN_MODELS / "nano" / "examples"
 NO_EXAMPLE = "(no example found)"
@@ -83,7 +83,7 @@ class ClipFrames(io.ComfyNode):
         seconds = len(frames) / frame_rate
         less = f" of {wanted}: the clip has {opened.end:.2f} seconds" if is_short else ""
         text = f"{start_seconds:.2f} to {start_seconds + seconds:.2f} seconds, {len(frames)} frames{less}"
-        say(text)
+        show_message(text)
         return io.NodeOutput(frames, float(frame_rate), opened.sound(start_seconds, seconds))
 
 

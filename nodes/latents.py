@@ -12,7 +12,7 @@ from ..sampling.geometry import SPATIAL_COMPRESSION, check_size, frames_to_laten
 from ..sampling.inpaint import reference_pixels
 from ..sampling.masks import check_image, fit_mask
 from . import common
-from .said import say
+from .messages import show_message
 
 log = logging.getLogger(__name__)
 
@@ -132,7 +132,7 @@ class VAEEncode(io.ComfyNode):
             noise_augmentation, reason = auto_noise(model, sample_posterior)
             text = f"noise augmentation: {noise_augmentation:g}, {reason}"
             log.info(text)
-            say(text)
+            show_message(text)
         video = video[: fit_length(len(video))]
         length, height, width, _ = video.shape
         check_size(width, height)

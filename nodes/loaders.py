@@ -15,8 +15,8 @@ from ..model_loading.comfyui.vae import load_vae
 from ..model_loading.errors import shown
 from ..model_loading.files import checkpoint
 from . import common
+from .messages import show_message
 from .model_files import FIRST, LORAS, MODELS, OWN_MODELS, TEXT_ENCODERS, VAES, base_of, load_once, loaded
-from .said import say
 
 NANO = "nano is made for 128 x 128 pixels and 17 frames; the (nano) templates say which words it knows"
 
@@ -82,7 +82,7 @@ class ModelLoader(io.ComfyNode):
         else:
             log.warning("%s has no vae: load one with Load CogVideoX-Fun VAE", shown(path))
         if path.is_relative_to(OWN_MODELS):
-            say(NANO)
+            show_message(NANO)
         expanded = graph.finalize() if graph and graph.nodes else None
         return io.NodeOutput(load_model(path, weight_dtype), clip, vae, expand=expanded)
 

@@ -8,8 +8,8 @@ from ..sampling.geometry import check_size
 from ..sampling.masks import FITS
 from ..sampling.rounds import prompt_lines, start_frames, summary
 from . import common
+from .messages import show_message
 from .rounds import LENGTHS, ROUND_LENGTHS, match_input, overlap_input
-from .said import say
 from .sampling import DDIM, cfg_input, dynamic_cfg_input, sampler_input, sampler_names
 
 # From a round's seed to that of the noise on its start image: other numbers than the sampler's. PyTorch's generator on
@@ -138,7 +138,7 @@ class LongVideo(io.ComfyNode):
                 "higher, or make the video in parts, each with the frames of the part before as start_image"
             )
         lines = prompt_lines(prompt, line_per_round)
-        say(summary(length, round_length, starts, len(lines)))
+        show_message(summary(length, round_length, starts, len(lines)))
 
         graph = GraphBuilder()
         end = {} if end_image is None else {"end_image": end_image}

@@ -9,7 +9,7 @@ from ..sampling.geometry import length_of_tokens, token_count
 from ..sampling.masks import check_image
 from . import common
 from .latents import fit_length
-from .said import say
+from .messages import show_message
 
 
 def label(bucket: tuple[int, int]) -> str:
@@ -73,5 +73,5 @@ class Resolution(io.ComfyNode):
             length = length_of_tokens(token_length, width, height)
         length = fit_length(length, model)
         tokens = token_count(width, height, length)
-        say(f"{width} x {height} ({label(bucket)}), {length} frames, {tokens} tokens")
+        show_message(f"{width} x {height} ({label(bucket)}), {length} frames, {tokens} tokens")
         return io.NodeOutput(width, height, length)

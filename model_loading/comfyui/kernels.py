@@ -34,7 +34,7 @@ def comfy_norms(device: torch.device, dtype: torch.dtype) -> dict:
 
     def usable(x: torch.Tensor, norm: torch.nn.Module) -> bool:
         given = x.device == device and x.is_contiguous() and may_overwrite(x)
-        return triton is not None and given and is_at_hand(norm, device)
+        return triton is not None and given and is_plain_on(norm, device)
 
     def norm_rotate(x, norm, rope):
         if usable(x, norm):
@@ -50,7 +50,7 @@ def comfy_norms(device: torch.device, dtype: torch.dtype) -> dict:
     return {"norm_rotate": norm_rotate, "norm_modulate": norm_modulate}
 
 
-def is_at_hand(layer: torch.nn.Module, device: torch.device) -> bool:
+def is_plain_on(layer: torch.nn.Module, device: torch.device) -> bool:
     """Whether a layer's weights can be used as they are: on the device, not packed and not patched for a call."""
     changes = [f"{name}{kind}" for name in ("weight", "bias") for kind in ("_function", "_lowvram_function")]
     packed = any(type(part.data) is not torch.Tensor or part.itemsize < 2 for part in (layer.weight, layer.bias))

@@ -22,8 +22,8 @@ from ..errors import CheckpointError
 from ..files.tiny_decoder import load_tiny_decoder
 from ..networks.tiny_decoder import TinyDecoder
 from .compat import is_out_of_memory
+from .events import event_sender
 from .files import read_file
-from .page import page
 
 log = logging.getLogger(__name__)
 
@@ -33,7 +33,7 @@ PUBLISHED_DECODER = "taecvx"  # in the name of its file: those of Wan 2.1 and Hu
 QUALITY = 70  # of WebP
 COARSE_PART = 4  # the first quarter of the steps has coarse previews: what they predict is blurred
 TRIAL_COST = 50  # what trying the decoder is taken to cost, in coarse previews
-LONGEST_STAND = 10  # steps that a sharp preview may stay before the budget allows the next one
+MOST_STEPS_BETWEEN = 10  # steps that a sharp preview may stay before the budget allows the next one
 
 
 def add_previews(patcher) -> None:
@@ -43,10 +43,10 @@ def add_previews(patcher) -> None:
 
 def show_previews(executor, guider, sigmas, extra_args, callback, *rest, **options):
     """The call of a sampler of ComfyUI, with a moving preview sent at its steps."""
-    tell = None if args.preview_method == LatentPreviewMethod.NoPreviews else page()
-    if tell is None:
+    send = None if args.preview_method == LatentPreviewMethod.NoPreviews else event_sender()
+    if send is None:
         return executor(guider, sigmas, extra_args, callback, *rest, **options)
-    preview = MovingPreview(guider.model_patcher.model, lambda picture: tell(EVENT, {"image": picture}))
+    preview = MovingPreview(guider.model_patcher.model, lambda picture: send(EVENT, {"image": picture}))
 
     def on_step(step: int, denoised: torch.Tensor, x: torch.Tensor, total: int) -> None:
         # before ComfyUI's own, which the page then leaves out
@@ -94,7 +94,7 @@ class MovingPreview:
     """Shows the first clip of a batch while it is sampled, as often as the `Budget` allows.
 
     Previews are coarse at first. Then a small decoder is tried. If the budget allows a sharp preview at least every
-    `LONGEST_STAND` steps, the next ones are sharp. If not, one picture would stay for too long, and they stay coarse.
+    `MOST_STEPS_BETWEEN` steps, the next ones are sharp. If not, one picture would stay too long, and they stay coarse.
 
     Args:
         model: the `CogVideoXFun` that samples.
@@ -159,7 +159,7 @@ class MovingPreview:
                 encoded = self.budget.clock() - decoded
                 latent_t = latents.shape[2]
                 self.sharp_seconds = (decoded - before) * latent_t + encoded * latent_t_to_frames(latent_t)
-        if self.sharp_seconds > LONGEST_STAND * self.budget.share * step:
+        if self.sharp_seconds > MOST_STEPS_BETWEEN * self.budget.share * step:
             self.decoder = None
         self.trial_seconds = self.budget.clock() - started
 

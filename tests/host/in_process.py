@@ -81,8 +81,8 @@ def norms() -> dict[str, bool]:
             assert found[name], stub.calls
     packed = norm(64)
     packed.weight.data = packed.weight.data.to(torch.float8_e4m3fn)
-    found["packed"] = kernels.is_at_hand(packed, CPU)
-    found["on another device"] = kernels.is_at_hand(norm(64).to("meta"), CPU)
+    found["packed"] = kernels.is_plain_on(packed, CPU)
+    found["on another device"] = kernels.is_plain_on(norm(64).to("meta"), CPU)
     return found
 
 

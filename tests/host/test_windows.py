@@ -56,7 +56,8 @@ def test_a_clip_that_is_shorter_than_a_window_has_none(lab):
     model = graph.loader("tiny-5b")
     latent = graph.fun("EmptyLatent", width=32, height=32, length=9, batch_size=2)
     texts = graph.prompts(model[1])
-    in_windows, plain = graph.get(*(graph.sampler(m, *texts, latent, steps=2) for m in (windowed(graph, model), model)))
+    models = windowed(graph, model), model
+    in_windows, plain = graph.get(*(graph.sampler(one, *texts, latent, steps=2) for one in models))
     assert torch.equal(in_windows, plain)
 
 

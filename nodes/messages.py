@@ -1,25 +1,25 @@
-"""Messages under the node that runs. web/said.js shows them, and they stay after the run."""
+"""Messages under the node that runs. web/messages.js shows them, and they stay after the run."""
 
 import logging
 
-from ..model_loading.comfyui.page import page
+from ..model_loading.comfyui.events import event_sender
 
 EVENT = "cogvideox-fun.said"
 
 
-def say(text: str) -> None:
+def show_message(text: str) -> None:
     """Show a text under the node that ComfyUI is running, in the page that started the run."""
-    tell = page()
-    if tell is not None:
-        tell(EVENT, {"text": text})
+    send = event_sender()
+    if send is not None:
+        send(EVENT, {"text": text})
 
 
-class OnTheNode(logging.Handler):
+class NodeWarnings(logging.Handler):
     """Shows warnings under the node that they are about."""
 
     def emit(self, record: logging.LogRecord) -> None:
         try:
-            say(record.getMessage())
+            show_message(record.getMessage())
         except Exception:  # as every handler of Python: a message must not stop a run
             self.handleError(record)
 
@@ -27,5 +27,5 @@ class OnTheNode(logging.Handler):
 def show_warnings(package: str) -> None:
     """From now on, show what the loggers of a package warn of."""
     logger = logging.getLogger(package)
-    if not any(isinstance(handler, OnTheNode) for handler in logger.handlers):
-        logger.addHandler(OnTheNode(logging.WARNING))
+    if not any(isinstance(handler, NodeWarnings) for handler in logger.handlers):
+        logger.addHandler(NodeWarnings(logging.WARNING))

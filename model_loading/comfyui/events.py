@@ -5,8 +5,8 @@ from collections.abc import Callable
 from comfy_execution.utils import get_executing_context
 
 
-def page() -> Callable[[str, dict], None] | None:
-    """A function (event, values) that tells the page; None if no node is running, or nobody is listening."""
+def event_sender() -> Callable[[str, dict], None] | None:
+    """A function (event, values) that sends to the page; None if no node is running, or nobody is listening."""
     context = get_executing_context()
     if context is None:
         return None

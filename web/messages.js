@@ -7,7 +7,7 @@ import { app } from "../../scripts/app.js";
 import { ComfyWidgets } from "../../scripts/widgets.js";
 import { bare, isOpen, nodesOf, openGraph } from "./nodes.js";
 
-const EVENT = "cogvideox-fun.said"; // nodes/said.py sends it
+const EVENT = "cogvideox-fun.said"; // nodes/messages.py sends it
 // The front end saves no widget whose name begins like this; 1.35 lists it at a subgraph's node, and ignores it later.
 const WIDGET = "$$cogvideox-fun-said";
 const HEIGHT = 74; // three lines
