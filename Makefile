@@ -38,8 +38,8 @@ bench: $(READY)
 gpu:
 	$(or $(COMFYUI_PYTHON),python3) -m benchmarks.gpu.run
 
-# Run the linter and the tests; LONG=1 runs the long ones, too. FRONTEND=1.58.1 tests that front end of PyPI, NODES=2 its
-# other renderer.
+# Run the linter and the short tests; LONG=1 runs all tests, TESTS=... all in a folder or file. FRONTEND=1.58.1 tests that
+# front end of PyPI, NODES=2 its other renderer.
 test: $(READY) lint $(FRONT_END)
 	$(if $(FRONT_END),COMFYUI_FRONT_END=$(abspath $(FRONT_END))) COMFYUI_NODES=$(NODES) OMP_NUM_THREADS=$(THREADS) \
 		$(BIN)/python -m pytest -n $(WORKERS) --dist loadfile --no-loadscope-reorder --max-worker-restart 0 \

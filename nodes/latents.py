@@ -22,7 +22,7 @@ TO_DECODE = "connect a latent that a CogVideoX-Fun model sampled, or decode this
 
 def fit_length(length: int, model=None) -> int:
     """Round a length down to 4n + 1 and, given a model, to what it takes; changes are logged."""
-    return legal_length(length, *(length_limits(model) if model is not None else ()))
+    return legal_length(length, *(length_limits(model, length) if model is not None else ()))
 
 
 def latent_shape(latent: dict, remedy: str = TO_START) -> tuple[int, ...]:

@@ -40,7 +40,15 @@ def length_of_tokens(tokens: int, width: int, height: int) -> int:
 
 
 def legal_length(length: int, patch_t: int | None = None, max_length: int | None = None) -> int:
-    """Round a length down to one that a model takes. The log tells of a change with both numbers.
+    """Round a length as `rounded_length` does. The log tells of a change with both numbers."""
+    result, reasons = rounded_length(length, patch_t, max_length)
+    if reasons:
+        log.warning("length %d -> %d: %s", length, result, reasons)
+    return result
+
+
+def rounded_length(length: int, patch_t: int | None = None, max_length: int | None = None) -> tuple[int, str]:
+    """Round a length down to one that a model takes, and say why; "" where it is taken as it is.
 
     Args:
         length: frames, at least 1.
@@ -64,9 +72,7 @@ def legal_length(length: int, patch_t: int | None = None, max_length: int | None
     if patch_t is not None and latent_t > 1 and latent_t % patch_t:
         result, _ = nearest_lengths(latent_t, patch_t)
         reasons.append(f"V1.5 takes a multiple of {patch_t} latent frames")
-    if result != length:
-        log.warning("length %d -> %d: %s", length, result, " and ".join(reasons))
-    return result
+    return result, " and ".join(reasons)
 
 
 def check_size(width: int, height: int) -> None:

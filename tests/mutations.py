@@ -202,8 +202,14 @@ MUTATIONS = [
     (
         "training/evaluation/drift.py",
         "np.arange(len(values)) / FRAMES_PER_SECOND / 60",
-        "np.arange(len(values)) / FPS",
+        "np.arange(len(values)) / FRAMES_PER_SECOND",
         "tests/unit/training/test_drift.py",
+    ),
+    (
+        "training/nano/make.py",
+        "start = max(now - began - (done - before) * taken, 0)",
+        "start = 0",
+        "tests/unit/training/test_timed.py",
     ),
     # inside ComfyUI
     (

@@ -5,6 +5,7 @@ in the docstrings are those that the pack is tested on: 0.3.64, 0.8.0 and 0.33.0
 """
 
 import inspect
+import math
 
 import comfy.model_management
 import comfy.model_patcher
@@ -103,6 +104,13 @@ def is_out_of_memory(error: BaseException) -> bool:
     """Whether an exception says that memory ran out. 0.33.0 knows more kinds than one class."""
     is_oom = getattr(comfy.model_management, "is_oom", None)
     return is_oom(error) if is_oom else isinstance(error, comfy.model_management.OOM_EXCEPTION)
+
+
+def device_memory(device: torch.device) -> float:
+    """Bytes of a device's memory; infinite with DirectML, for which ComfyUI only says 1 GB."""
+    if getattr(comfy.model_management, "directml_enabled", False):
+        return math.inf
+    return comfy.model_management.get_total_memory(device)
 
 
 def vae_output_dtype(vae: comfy.sd.VAE) -> torch.dtype:

@@ -6,7 +6,7 @@ import comfy.context_windows as comfy_windows
 import comfy.patcher_extension
 import torch
 
-from ...sampling.geometry import TEMPORAL_COMPRESSION, frames_to_latent_t, legal_length
+from ...sampling.geometry import TEMPORAL_COMPRESSION, frames_to_latent_t, latent_t_to_frames, rounded_length
 from ..networks.tiling import upload
 from .compat import no_causal_anchor
 from .model import STEP, length_limits
@@ -119,9 +119,12 @@ def with_windows(patcher, length: int, overlap: int, schedule: str, fuse_method:
     Raises:
         ValueError: a window that the model does not take.
     """
-    legal = legal_length(length, *length_limits(patcher, of_a_call=True))
-    if legal != length:
-        raise ValueError(f"context_length is {length} frames, which the model does not take: set it to {legal}")
+    patch_t, longest = length_limits(patcher)
+    legal, reason = rounded_length(length, patch_t, longest)
+    if patch_t is not None and legal == 1:  # the model would take it, but each frame would be a video of its own
+        legal, reason = latent_t_to_frames(patch_t), "V1.5 takes an even number of latent frames"
+    if reason:
+        raise ValueError(f"context_length is {length} frames, but {reason}: set it to {legal}")
     latent_t, latent_overlap = frames_to_latent_t(length), overlap // TEMPORAL_COMPRESSION
     if not 0 <= latent_overlap < latent_t:
         raise ValueError(

@@ -11,7 +11,7 @@ import comfy.supported_models_base
 import comfy.utils
 import torch
 
-from ...sampling.geometry import latent_t_to_frames
+from ...sampling.geometry import frames_to_latent_t, latent_t_to_frames
 from ...sampling.positions import PositionOptions
 from ...sampling.preview import PUBLISHED, PreviewFactors
 from ..files.checkpoint import SAVED_CONFIG, Checkpoint, encode_config
@@ -224,14 +224,14 @@ def with_positions(patcher, options: PositionOptions):
     return patched
 
 
-def length_limits(patcher, of_a_call: bool = False) -> tuple[int | None, int | None]:
+def length_limits(patcher, length: int = 0) -> tuple[int | None, int | None]:
     """What lengths a MODEL takes: latent frames per patch (2 on V1.5, else None) and the most frames, or None.
 
     Args:
-        of_a_call: of one call of the transformer, whatever windows it runs in.
+        length: of a clip, in frames. Where it is longer than the MODEL's context window, any length is taken.
     """
-    config = model_of(patcher).config
-    if not of_a_call and "context_handler" in patcher.model_options:  # context windows take a clip of any length
+    config, windows = model_of(patcher).config, patcher.model_options.get("context_handler")
+    if windows is not None and frames_to_latent_t(length) > windows.context_length:
         return None, None
     options = patcher.model_options.get("transformer_options", {}).get(POSITIONS, PositionOptions())
     latent_t = options.max_latent_t(config.max_latent_t)

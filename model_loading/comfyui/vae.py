@@ -19,7 +19,7 @@ from ..networks.config import VAEConfig
 from ..networks.memory_estimate import decode_bytes, encode_bytes, tiny_decode_bytes
 from ..networks.tiling import tile_spans
 from ..networks.vae import CogVideoXVAE, draw
-from .compat import is_out_of_memory, vae_output_dtype
+from .compat import device_memory, is_out_of_memory, vae_output_dtype
 from .files import read_file
 from .model import progress_callback
 from .patcher import MappedPatcher
@@ -116,7 +116,7 @@ class ComfyVAE(comfy.sd.VAE):
         """
         if tile >= max(source.shape[3:]):
             tile = overlap = 0
-        total = comfy.model_management.get_total_memory(self.device)
+        total = device_memory(self.device)
         if not tile and memory > total:
             log.warning(TOO_LARGE, what, memory / 1e9, total / 1e9, OOM_TILE)
             tile, overlap = OOM_TILE // unit, OOM_OVERLAP // unit

@@ -135,13 +135,13 @@ def mapped_from_a_file(weight: torch.Tensor) -> bool:
     return False
 
 
-def pinned(patcher) -> list:
+def pinned(patcher, key: str) -> list:
     """Whether a weight lies in a file before ComfyUI pins it, and after ComfyUI refused to; of what is pinned, whether
     it lies in a file and whether its value is kept."""
     import comfy.model_management
     import comfy.utils
 
-    key, seen = "diffusion_model.transformer_blocks.0.attn1.to_q.weight", []
+    seen = []
     before = comfy.utils.get_attr(patcher.model, key)
     found = [mapped_from_a_file(before)]
     if hasattr(comfy.model_management, "pin_memory"):
@@ -241,6 +241,7 @@ def too_large(folder: Path) -> list:
             replaced(vae.log, warning=lambda message, *values: said.append(message % values)),
         ):
             found.append(torch.equal(own.decode(latent), tiles))
+            own.decode_tiled(latent, tile_x=16, tile_y=16, overlap=4)  # tiles of one's own stay as they are
     return [found, said]
 
 
@@ -349,13 +350,17 @@ def main(comfyui: str, folder: str) -> None:
     start(comfyui)
     from cogvideox_fun.model_loading.comfyui import compat
     from cogvideox_fun.model_loading.comfyui.load import load_model
+    from cogvideox_fun.model_loading.comfyui.vae import ComfyVAE
 
-    patcher = load_model(folder)
+    patcher, vae = load_model(folder), ComfyVAE(Path(folder) / "vae", device=CPU, dtype=torch.float32)
     found = {
         "norms": norms(),
         "kitchen": kitchen(),
         "fetched": fetched(),
-        "pinned": pinned(patcher),
+        "pinned": [
+            pinned(patcher, "diffusion_model.transformer_blocks.0.attn1.to_q.weight"),
+            pinned(vae.patcher, "decoder.conv_in.conv.weight"),
+        ],
         "made when loaded": made_when_loaded(folder) if compat.model_prefetch else None,
         "declared": declared(folder),
         "positions": positions_kept(patcher),

@@ -51,14 +51,16 @@ def test_every_call_has_the_windows_latent_frames(lab, variant, window, length, 
     assert len(seen) >= 3 * 2, "several windows in each step"
 
 
-def test_a_clip_that_is_shorter_than_a_window_has_none(lab):
+@pytest.mark.parametrize("variant, length", [("tiny-5b", 9), ("tiny-v1.5", 25)])
+def test_a_clip_that_is_shorter_than_a_window_has_none(lab, variant, length):
+    """Its length is rounded as without windows."""
     graph = lab.graph()
-    model = graph.loader("tiny-5b")
-    latent = graph.fun("EmptyLatent", width=32, height=32, length=9, batch_size=2)
+    model = graph.loader(variant)
+    models = windowed(graph, model, context_length=45), model
+    latent = graph.fun("EmptyLatent", width=32, height=32, length=length, batch_size=2, model=models[0])
     texts = graph.prompts(model[1])
-    models = windowed(graph, model), model
     in_windows, plain = graph.get(*(graph.sampler(one, *texts, latent, steps=2) for one in models))
-    assert torch.equal(in_windows, plain)
+    assert torch.equal(in_windows, plain) and plain.shape[2] == {9: 3, 25: 6}[length]
 
 
 @pytest.mark.parametrize("length", [25, 21], ids=["seven latent frames", "as many latent frames as rows"])
@@ -122,9 +124,15 @@ CLIP = {"length": 9, "batch_size": 1}
 @pytest.mark.parametrize(
     "variant, options, clip, message",
     [
-        ("5b", {"context_length": 48}, CLIP, "is 48 frames, which the model does not take: set it to 45"),
-        ("5b", {"context_length": 53}, CLIP, "is 53 frames, which the model does not take: set it to 49"),
-        ("v1.5", {"context_length": 49}, CLIP, "is 49 frames, which the model does not take: set it to 45"),
+        ("5b", {"context_length": 48}, CLIP, "is 48 frames, but the VAE takes 4n . 1 frames: set it to 45"),
+        ("5b", {"context_length": 53}, CLIP, "is 53 frames, but the model takes at most 49 frames: set it to 49"),
+        ("v1.5", {"context_length": 49}, CLIP, "is 49 frames, but V1.5 takes a multiple of 2 .*: set it to 45"),
+        (
+            "v1.5",
+            {"context_length": 1, "context_overlap": 0},
+            CLIP,
+            "but V1.5 takes an even .*: set it to 5",
+        ),
         ("5b", {"context_overlap": 52}, CLIP, "context_overlap is 52 frames, expected less than the window of 49"),
         ("5b", {"context_overlap": 0, "fuse_method": "overlap-linear"}, CLIP, "is 0 frames, expected 4 or more with"),
         ("5b", {}, {"length": 97, "batch_size": 2}, "batch_size is 2, but context windows sample one clip at a time"),

@@ -25,7 +25,7 @@ class Conversion:
         self.scope = scope
         self.made: dict[object, Node] = {}  # id of an old node -> the new node in its place
         self.parts: dict[object, dict[str, Node]] = {}  # id of an old node -> other new nodes that belong to it
-        self.lost_ends: list[int] = []  # outputs of a subgraph whose node inside has no counterpart
+        self.lost_ends: list[int] = []  # outputs of a subgraph whose node inside can't be converted
         self.retyped: set[Source] = set()  # outputs of nodes that stay, and inputs of the subgraph, of a new type
         self.muted = {node.id for node in graph.nodes.values() if node.data.get("mode") == MUTED}
         for node in graph.nodes.values():
@@ -227,7 +227,7 @@ class Conversion:
                 continue
             if node.is_new or not self.graph.has_notes:
                 if not node.is_new:
-                    self.problem(node, f"its input `{name}` came from a node that has no counterpart: connect another")
+                    self.problem(node, f"its input `{name}` came from a node that can't be converted: connect another")
                 continue
             slots = {slot["name"]: slot for slot in node.data.get("inputs") or []}
             slot = slots.get(name, {})
@@ -236,5 +236,5 @@ class Conversion:
             ):  # optional, or off
                 continue
             node.data["mode"] = MUTED
-            self.problem(node, f"it is muted, since its input `{name}` came from a node that has no counterpart")
+            self.problem(node, f"it is muted, since its input `{name}` came from a node that can't be converted")
             waiting += [(other, input_name) for other, input_name in self.graph.consumers(node)]

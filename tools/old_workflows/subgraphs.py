@@ -50,12 +50,12 @@ class Subgraphs:
             scope, inside = self.inside[node.kind]
             for slot in inside.lost_ends:
                 name = scope.data["outputs"][slot]["name"]
-                conversion.problem(node, f"its output `{name}` came from a node inside that has no counterpart")
+                conversion.problem(node, f"its output `{name}` came from a node inside that can't be converted")
             pairs = (node.data.get("properties") or {}).get(PROMOTED) or []
             found = [(pair, self.widget(inside, *pair[:2])) for pair in pairs]
             for (key, name, *_), now in found:
                 if now is None:
-                    conversion.problem(node, f"the widget `{name}` of the node {key} inside has no counterpart")
+                    conversion.problem(node, f"the widget `{name}` of the node {key} inside can't be converted")
             self.promoted.append((node, found))
 
     def write(self) -> None:

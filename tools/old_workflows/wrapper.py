@@ -76,7 +76,7 @@ def loader(conversion: Conversion, node: Node) -> None:
     if isinstance(folder, str) and folder != name:
         conversion.remark(node, f"{name} is the folder {folder}")
     if conversion.live(node, "block_edit") is not None:
-        conversion.problem(node, "`block_edit` has no counterpart")
+        conversion.problem(node, "`block_edit` is not supported")
     model = made.out()
     chain = lora_chain(conversion, node.links.get("lora"))
     if "lora" in node.links and not chain:
@@ -194,7 +194,7 @@ def encode(conversion: Conversion, node: Node) -> None:
     )
     conversion.parts[node.id] = {"old": node, "latent": new}
     if conversion.live(node, "end_image") is not None:
-        conversion.problem(node, "`end_image` has no counterpart: only InP models of CogVideoX-Fun take an end image")
+        conversion.problem(node, "`end_image` is not supported: only InP models of CogVideoX-Fun take an end image")
     if "chunk_size" in node.values:
         conversion.remark(node, "`chunk_size` is not needed")
 

@@ -26,7 +26,7 @@ from ..tasks.parts import (
     write_lora_model,
     write_result,
 )
-from .config import Phase
+from .config import ConfigError, Phase
 from .monitor import check_trackers
 from .source import open_clips, phase_batches
 from .state import newest, read_phase_of, read_tensors
@@ -47,7 +47,7 @@ def processes(cpu: bool = False) -> Iterator:
         cpu: do not use a GPU.
 
     Raises:
-        ValueError: several processes were started, but they do not know each other. Each would train alone, and all
+        ConfigError: several processes were started, but they do not know each other. Each would train alone, and all
             would write the same files.
     """
     from accelerate import PartialState
@@ -55,7 +55,7 @@ def processes(cpu: bool = False) -> Iterator:
     state = PartialState(cpu=cpu, timeout=LONGEST_WAIT)
     started = int(os.environ.get("WORLD_SIZE", 1))
     if state.num_processes < started:
-        raise ValueError(
+        raise ConfigError(
             f"{started} processes were started, but on {state.device.type} each of them found {state.num_processes}: "
             "where there is no GPU, put --cpu after the command of run.py, not after accelerate launch"
         )

@@ -92,8 +92,8 @@ ROW_STEPS = 20  # steps of a row in the loss tables that come with the pack
 # Where the time is given: each phase's share of it, with its encoding
 SHARES = {"vae_1": 60.0, "vae_2": 120.0, "transformer": 200.0, "lora": 20.0, "few_steps": 40.0, "control": 40.0}
 LORAS = {"lora": f"{NEW_SHAPE}.safetensors", "few_steps": "few_steps.safetensors"}  # their names in the pack
-# Steps that are done first to time the second half of them; what the workers had ready is used up by then
-TRIED_STEPS, SLOWER = 48, 1.05  # and how much longer the others may take
+TRIED_STEPS = 48  # done first; the second half is timed, when the batches that workers prepared early are used up
+SLOWER = 1.05  # later steps may take this much longer
 COLLECT_SECONDS = 10.0  # to write the result
 
 PREVIEW_SEED, PREVIEW_CLIPS = 15, 16  # the clips that the previews' factors are fitted to
@@ -248,7 +248,7 @@ def fitted(phase: Phase, until: float) -> Phase:
     The learning rate of these is the same whatever the number of steps is, since they are in its warm-up.
 
     Args:
-        until: of `time.monotonic`. Starting the phase a second time is part of it.
+        until: by `time.monotonic`, when the phase must end; the second start of the phase is counted.
     """
     before, began = steps_done(phase), time.monotonic()
     run_phase(dataclasses.replace(phase, steps=10**6), until=TRIED_STEPS)
