@@ -65,7 +65,7 @@ ADVICE = {
 FIXED = "颜色、形状和背景来自图像；要换别的，请用模板 `CogVideoX-Fun Text to Video (nano)`。"
 # a further point of the nano edition
 NANO = {
-    "LoRA": "LoRA 用圆环训练而成，模型本身不认识圆环：请在提示词中保留 `ring`。模型太小，形状几乎看不出来。",
+    "LoRA": "LoRA 用圆环训练而成，模型本身不认识圆环：请在提示词中保留 `ring`。约一半的片段会出现圆环。",
     "Image to Video": FIXED,
     "Start and End Image to Video": FIXED,
     "Few Steps": f"{FIXED}LoRA 由节点包附带。Transformer 只需运行 4 次，而 "

@@ -196,8 +196,8 @@ LORA = Advice(
         "LoRA": f"[{REWARD_LORAS}]({HUB}/{REWARD_LORAS}) has those of the authors, for `models/loras`. Take one that "
         "has your model in its name, at a strength of about 0.7.",
     },
-    nano="**LoRA**: it was trained on rings, which the model does not know: keep `ring` in the prompt. So small a "
-    "model hardly shows the shape.",
+    nano="**LoRA**: it was trained on rings, which the model does not know: keep `ring` in the prompt. A ring "
+    "comes in about half of the clips.",
 )
 FEW_STEPS = Advice(
     "Choose the LoRA and the two images, and write what happens between them.",
