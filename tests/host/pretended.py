@@ -44,6 +44,7 @@ def on_the_gpu():
         should_use_bf16=lambda *_args, **_options: True,
         load_models_gpu=lambda *_args, **_options: None,
         get_free_memory=free,
+        get_total_memory=free,
     )
 
 
