@@ -25,6 +25,7 @@ def start_image(base):
     shutil.copy(base / "input" / "example.png", base / "input" / "start.png")
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("path", PATHS, ids=lambda path: path.stem)
 def test_values_are_in_their_widgets_and_comfyui_accepts_them(front, server, info, path):
     new, _ = convert(json.loads(path.read_text(encoding="utf-8")))

@@ -62,6 +62,7 @@ return document.querySelectorAll('img.cogvideox-fun-preview').length;
 """
 
 
+@pytest.mark.long
 def test_a_moving_picture_while_sampling(front):
     """On the node of the open graph that the sampler is in, until it is done."""
     front.open_template(TEXT)

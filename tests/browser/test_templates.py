@@ -167,6 +167,7 @@ def test_a_new_node_is_as_wide_as_its_title(front):
     assert [title for title, text, width in found if text + 60 > width] == []
 
 
+@pytest.mark.long
 def test_what_a_run_reports_stays_under_its_node_until_it_runs_again(classic, front):
     """On the node inside, and on the task's node, which also shows what other nodes inside it report."""
 
@@ -237,6 +238,7 @@ def test_widgets_set_in_the_page_are_what_runs(classic, front, server):
     assert front.messages() == []
 
 
+@pytest.mark.long
 def test_a_seed_changes_after_a_run_unless_it_is_fixed(front):
     """That of a real template, here with the nano model, changes; a nano edition's first click repeats its card."""
     small = {
@@ -430,6 +432,7 @@ def test_the_picture_chosen_at_the_tasks_node_counts(classic, front, base):
     front.console_errors()
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("mode", [2, 4], ids=["muted", "bypassed"])
 def test_what_a_node_that_is_off_names_is_not_missing(front, mode):
     workflow = read("CogVideoX-Fun Image to Video")
@@ -480,6 +483,7 @@ def chinese(server, browser):
     server.post("/settings/Comfy.Locale", "en")
 
 
+@pytest.mark.long
 def test_the_nodes_are_in_chinese(chinese):
     """Titles, the names of inputs, and the help page."""
     wanted = json.loads((comfy.ROOT / "locales" / "zh" / "nodeDefs.json").read_text(encoding="utf-8"))

@@ -88,6 +88,7 @@ def with_lora(lab, parts: dict[str, torch.Tensor], layer: str) -> torch.Tensor:
     return graph.get(graph.sampler(patched, *rest, steps=2))[0]
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("layer, kind", KINDS)
 def test_every_kind_of_lora_changes_its_layer(lab, layer, kind):
     """ComfyUI leaves out no part of it, which it would write to its log."""

@@ -138,6 +138,7 @@ def correlation(a: torch.Tensor, b: torch.Tensor) -> float:
     return float(torch.corrcoef(torch.stack([a.flatten(), b.flatten()]))[0, 1])
 
 
+@pytest.mark.long
 def test_a_decoder_shows_every_frame(watched):
     """20 steps of the nano model, whose folder has a decoder of its own: coarse until it was tried."""
     shown = clips(run(watched, sampled(watched, "nano", "ours", steps=20, share=1e9)[0].workflow))

@@ -182,6 +182,7 @@ def saved_dtypes(lab, prefix: str) -> tuple[str, dict[str, torch.dtype]]:
     return f"{prefix}.safetensors", {k: v.dtype for k, v in state.items() if "." in k}  # the others are markers
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("stored", [torch.float32, torch.bfloat16])
 @pytest.mark.parametrize("variant", ["2b", "v1.5"])
 def test_fp8_storage_is_for_the_blocks_matrices_alone(lab, variant, stored):

@@ -19,6 +19,7 @@ def random_video(graph, *size: int):
     return graph.tensor("Image", torch.rand(*size, 3, generator=torch.Generator().manual_seed(0)))
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("tile_size, overlap, whole", [(64, 16, False), (512, 64, True)])
 def test_tiles(lab, tile_size, overlap, whole):
     """The stock nodes make what ours make; temporal tiles are ignored, so that 6 latent frames give 21.

@@ -195,6 +195,7 @@ def test_without_room_for_it_a_mask_node_leaves_out_its_picture(lab):
 # out of memory
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("stock", [False, True], ids=["ours", "stock"])
 @pytest.mark.parametrize("what", ["decoding", "encoding"])
 def test_out_of_memory_is_tried_again_in_tiles_once(lab, what, stock):
@@ -286,6 +287,7 @@ STAGES = {  # stage -> what is paused, one of its modules, and at which of its c
 }
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("stage", STAGES)
 def test_an_interrupt_stops_the_stage_and_leaves_nothing(tidy, stage):
     """No call of the stage follows, nothing later runs, no tensor stays, and the next run is as before."""

@@ -203,6 +203,7 @@ def composited(lab, workflow: dict) -> tuple[torch.Tensor, ...]:
     return tuple(load_file(path)["value"] for path in paths)
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("size", [SIZE, 200], ids=["as the clip", "of another size"])
 def test_all_behind_sam3(lab, clip, size):
     """With an object that is lost for some frames: they stay, as do all pixels beyond the soft edge, bit by bit."""

@@ -162,6 +162,7 @@ def test_no_way_to_fuse_makes_pytorch_warn(lab):
     assert not re.search(r"comfyui/context_windows\.py:\d+: UserWarning", lab.log_since(0))
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("row", measure_windows.DEFAULT)
 def test_what_is_measured_of_a_long_video(lab, base, row):
     """It begins with the start image. A prompt for each window: the windows take them in their order."""

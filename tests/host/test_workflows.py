@@ -64,6 +64,7 @@ def run(lab, name: str, change=lambda workflow: None) -> torch.Tensor:
     return video_of(lab, workflow)
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("name", NANO)
 def test_the_nano_editions_run(lab, name):
     """From what comes with the pack, in a few steps; as it is, a start and an end give the square's true path.
