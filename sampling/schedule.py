@@ -147,11 +147,17 @@ def run_ddim(
 
     Args:
         predict: see `cogvideox_ddim`.
-        noise: unit noise.
-        latent: the scaled latent that is noised where ``denoise`` is below 1.
+        noise: unit noise, B C T h w.
+        latent: the scaled latent that is noised where ``denoise`` is below 1, of the same shape.
         steps, denoise: see `NoiseSchedule.run_timesteps`.
         callback: see `cogvideox_ddim`.
         alphas_cumprod: in place of the schedule's own.
+
+    Returns:
+        The scaled latent, B C T h w.
+
+    Raises:
+        ValueError: steps, spacing and denoise that the schedule does not have.
     """
     alphas = schedule.alphas_cumprod() if alphas_cumprod is None else alphas_cumprod
     timesteps, total = schedule.run_timesteps(steps, spacing, denoise)
