@@ -24,6 +24,7 @@ from ..tasks.encoders import Encoders
 from ..tasks.origin import differences, origin
 from ..tasks.parts import make_encoders
 from .config import Phase, check_cacheable
+from .cpu import warn_if_bfloat16_is_slow
 from .source import open_clips, phase_draws, phase_samples, worker_count
 from .trainer import to_device
 
@@ -169,6 +170,8 @@ class Encoding:
     def _write_shards(self, kind: str, mine: list[range], tensors: Callable[[range], dict]) -> None:
         bf16, device = self.phase.mixed_precision == "bf16", self.state.device
         if mine and self.encoders is None:
+            if bf16 and device.type == "cpu":
+                warn_if_bfloat16_is_slow()
             dtype = torch.bfloat16 if bf16 and device.type != "cpu" else torch.float32
             self.encoders = make_encoders(self.phase, self.checkpoint, self.texts, dtype).to(device)
         for shard in tqdm(mine, desc=kind, unit="shard", disable=not self.state.is_main_process):

@@ -27,6 +27,7 @@ from ..tasks.parts import (
     write_result,
 )
 from .config import ConfigError, Phase
+from .cpu import has_amx, warn_if_bfloat16_is_slow
 from .monitor import check_trackers
 from .source import open_clips, phase_batches
 from .state import newest, read_phase_of, read_tensors
@@ -63,11 +64,6 @@ def processes(cpu: bool = False) -> Iterator:
     state.destroy_process_group()
 
 
-def has_amx() -> bool:
-    """Whether this CPU has AMX (matrix units for bfloat16), as PyTorch 2.6 and newer can tell."""
-    return getattr(torch.cpu, "_is_amx_tile_supported", lambda: False)()
-
-
 def make_parts(phase: Phase, device: torch.device) -> Parts:
     """The parts of a phase as they are trained on a device."""
     on_cpu, bf16 = device.type == "cpu", phase.mixed_precision == "bf16"
@@ -76,6 +72,8 @@ def make_parts(phase: Phase, device: torch.device) -> Parts:
         dtype=torch.bfloat16 if bf16 and not on_cpu else torch.float32,
         attention=product_attention if bf16 and on_cpu else sdpa,
     )
+    if bf16 and on_cpu:
+        warn_if_bfloat16_is_slow()
     if bf16 and on_cpu and has_amx():  # oneDNN's bfloat16 gradient can crash there
         log.info("this CPU has AMX: convolutions are trained in float32")
         convolve_in_float32(parts.task)

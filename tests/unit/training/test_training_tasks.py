@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from accelerate import PartialState
 from cogvideox_fun.model_loading.errors import CheckpointError
 from cogvideox_fun.model_loading.files.checkpoint import open_checkpoint
 from cogvideox_fun.model_loading.files.safetensors_files import open_weights
@@ -14,6 +15,7 @@ from cogvideox_fun.model_loading.files.tiny_decoder import load_tiny_decoder
 from cogvideox_fun.model_loading.networks.blocks import sdpa
 from cogvideox_fun.model_loading.standalone import Pipeline, load_transformer
 from cogvideox_fun.training.loop.config import Batches, Data, Optimizer, Phase
+from cogvideox_fun.training.loop.encode import Amount, Encoding
 from cogvideox_fun.training.loop.phase import run_phase
 from cogvideox_fun.training.loop.source import open_clips, phase_batches
 from cogvideox_fun.training.loop.trainer import Trainer
@@ -260,6 +262,21 @@ def test_convolutions_are_trained_in_float32_where_the_cpu_has_amx(tiny_model, t
     phase = phase_of(tiny_model, "vae", output=str(tmp_path), mixed_precision="bf16")
     run_phase(phase, cpu=True)
     assert seen == {dtype}
+
+
+@pytest.mark.parametrize("unit", ["", "avx512_bf16", "amx_bf16", "bf16"])
+@pytest.mark.parametrize("precision", ["bf16", "no"])
+@pytest.mark.parametrize("command", ["train", "encode"])
+def test_bfloat16_on_a_cpu_without_it_is_named(tiny_model, tmp_path, monkeypatch, caplog, unit, precision, command):
+    monkeypatch.setattr(torch.cpu, "get_capabilities", lambda: {"avx2": True, "avx512_bf16": False, unit: True})
+    monkeypatch.setattr(Trainer, "run", lambda trainer, until: None)
+    phase = phase_of(tiny_model, "full", output=str(tmp_path / "out"), mixed_precision=precision)
+    if command == "train":
+        run_phase(phase, cpu=True)
+    else:
+        Encoding(phase, tmp_path / "cache", Amount(1), PartialState(cpu=True)).run()
+    warned = 'Write mixed_precision = "no"' in caplog.text
+    assert warned == (precision == "bf16" and not unit)
 
 
 def convolution_dtype(trainer) -> torch.dtype:
