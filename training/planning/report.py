@@ -23,7 +23,8 @@ def report(phases: Mapping[str, Phase], setup: Setup) -> str:
         f"{gpu.rate / 1e12:.0f} TFLOP/s, the dense bf16 rate; recomputed blocks count as operations."
     )
     parts = [title, about, summary(plans)]
-    return "\n\n".join([*parts, *(section(name, plan) for name, plan in plans.items())]) + "\n"
+    tables = sizes_by_phase(plans)
+    return "\n\n".join([*parts, *(section(name, plan, tables[name]) for name, plan in plans.items())]) + "\n"
 
 
 def table(rows: list[list[str]]) -> str:
@@ -60,13 +61,23 @@ def shown(plan: Plan, peak: float) -> str:
     return gigabytes(peak) + ("" if peak <= plan.gpu.memory else ", too much")
 
 
-def section(name: str, plan: Plan) -> str:
+def section(name: str, plan: Plan, sizes: str) -> str:
     phase = plan.phase
     facts = (
         f"{phase.task}, {plan.config.family}, {phase.batches.tokens} tokens, {phase.steps} steps of "
         f"{phase.batches.batch_size} clips."
     )
-    return "\n\n".join([f"## {name}", facts, buckets(plan), memory(plan), verdict(plan), costs(plan)])
+    return "\n\n".join([f"## {name}", facts, sizes, memory(plan), verdict(plan), costs(plan)])
+
+
+def sizes_by_phase(plans: Mapping[str, Plan]) -> dict[str, str]:
+    """The table of each phase's sizes, or which phase before it has the same one."""
+    tables, first = {}, {}
+    for name, plan in plans.items():
+        made = buckets(plan)
+        same = first.setdefault(made, name)
+        tables[name] = made if same == name else f"The same sizes and lengths as {same}."
+    return tables
 
 
 def buckets(plan: Plan) -> str:

@@ -14,7 +14,7 @@ from cogvideox_fun.training.loop.config import Batches, Data, Phase, read_phase
 from cogvideox_fun.training.loop.source import phase_buckets, phase_samples
 from cogvideox_fun.training.planning import trace
 from cogvideox_fun.training.planning.plan import GPUS, PUBLISHED, Plan, Saving, Setup
-from cogvideox_fun.training.planning.report import buckets, passes, verdict
+from cogvideox_fun.training.planning.report import buckets, passes, sizes_by_phase, verdict
 from cogvideox_fun.training.tasks.attention import product_attention
 from cogvideox_fun.training.tasks.transformer import TransformerTask
 from pack import ROOT
@@ -184,6 +184,14 @@ def test_what_does_not_fit_and_what_makes_it_fit(plan_2b):
         assert small.fits(saving) and saving.cached and saving.sharded and len(changes) == 2
     assert "It fits with cached latents and text features and FSDP 2 or ZeRO-3 on 8 GPUs" in verdict(small)
     assert "| 512 | 49 | 40 |" in buckets(small) and passes(small) == "16 in 16 x 1"
+
+
+def test_equal_sizes_are_listed_once(plan_2b):
+    other = copy.copy(plan_2b)
+    other.buckets = plan_2b.buckets[1:]
+    tables = sizes_by_phase({"first": plan_2b, "other": other, "last": copy.copy(plan_2b)})
+    assert tables["first"] == buckets(plan_2b) and tables["other"] == buckets(other)
+    assert tables["last"] == "The same sizes and lengths as first."
 
 
 def test_a_lora_of_a_published_model():
