@@ -19,7 +19,7 @@ from pack import ROOT
 from video_files import counted, write_video
 
 REPORT = [(512, 512), (768, 768), (1024, 1024)]
-CONFIGS = sorted((ROOT / "training" / "configs").glob("*.toml"))
+CONFIGS = sorted((ROOT / "training" / "configs").rglob("*.toml"))
 
 
 def draws_of(drawn: BucketBatches, count: int) -> list:
@@ -54,7 +54,7 @@ def test_lengths_of_a_model_with_patches_in_time():
     assert next(phase_batches(phase, SceneClips(0), config=PUBLISHED["v1.5"]))["video"].shape[1] == 13
 
 
-@pytest.mark.parametrize("path", CONFIGS, ids=lambda path: path.stem)
+@pytest.mark.parametrize("path", CONFIGS, ids=lambda path: f"{path.parent.name}-{path.stem}")
 def test_every_batch_of_a_phase_has_its_token_length(path):
     """Or one of the earlier phases' lengths that it repeats, each as often as the phase says."""
     phase = read_phase(path)
