@@ -3,7 +3,7 @@
 from comfy_api.latest import io
 
 from ..model_loading.comfyui.model import model_of, progress_callback
-from ..sampling.composite import anchored
+from ..sampling.anchor import anchored
 from ..sampling.masks import check_image
 from ..sampling.rounds import join_rounds
 from . import common
@@ -19,7 +19,7 @@ def overlap_input():
 
 
 def match_input():
-    tooltip = "Match colours and contrast of later rounds to the first, measured where nothing moves; 0 = off."
+    tooltip = "Give later rounds the colours, the contrast and at least the sharpness of the first; 0 = off."
     return common.number("match_colors", (1.0, 0.0, 1.0, 0.05), tooltip)
 
 

@@ -6,7 +6,6 @@ from collections.abc import Callable, Iterator
 import torch
 from torch import Tensor
 
-from .clips import check_same_size
 from .libraries import import_library
 from .masks import THRESHOLD, as_frames, check_image, fit_mask
 
@@ -17,9 +16,6 @@ PASSES = 3  # over the frames, to match colours: two to measure, one to match
 LEAST_KEPT = 0.01  # share of the pixels: fewer don't show the colours of the whole
 CONTRAST_LIMITS = (0.5, 2.0)
 FLAT = 2.0  # standard deviation of L, a or b: below it there is noise, which doesn't show the contrast of the whole
-STILL = 0.03  # standard deviation of a pixel over time, of 0..1: compression and grain stay below, motion does not
-LEAST_STILL = 0.1  # share of the picture: less may be chance, and does not show the colours of the whole
-SAME = 0.1  # how far a still pixel may be from the first round's: drift stays below, another object does not
 
 
 def composite(
@@ -79,39 +75,6 @@ def check_strength(match_colors: float) -> None:
     """Raise a ValueError unless match_colors is 0..1."""
     if not 0 <= match_colors <= 1:
         raise ValueError(f"match_colors is {match_colors}, expected 0 (leave the colours) to 1 (match them)")
-
-
-def anchored(video: Tensor, first: Tensor, strength: float = 1.0, on_progress: Callable | None = None) -> Tensor:
-    """Match the colours of a round of a long video to those of the first one.
-
-    Mean and contrast of L, a and b are matched, as in `composite`, and measured over the pixels that stand still in
-    both rounds and show about the same in both. Where the camera moves or the scene changes there are too few of them,
-    and the colours stay.
-
-    Args:
-        video, first: F H W 3, 0..1, of one size.
-        strength: 0 leaves the colours, 1 matches them.
-        on_progress: called with (done, total), to report progress or to interrupt.
-
-    Returns:
-        F H W 3, 0..1; ``video`` itself where the colours stay.
-
-    Raises:
-        ValueError: the sizes differ, or strength is outside 0..1.
-    """
-    check_strength(strength)
-    check_same_size(first, video, "the first round", "the round")
-    if strength == 0:
-        return video
-    (variance, mean), (first_variance, first_mean) = (torch.var_mean(clip, 0, correction=0) for clip in (video, first))
-    still = torch.maximum(variance, first_variance).amax(-1) < STILL**2
-    stays = still & ((mean - first_mean).abs().amax(-1) < SAME)
-    share = float(stays.float().mean())
-    if share < LEAST_STILL:
-        log.info("%.1f %% of the picture stands still, too little to match colours: they stay", 100 * share)
-        return video
-    moves = (~stays).float().expand(max(len(video), len(first)), -1, -1)
-    return recolored(video, first, moves, strength, on_progress).clamp_(0, 1)
 
 
 def parts(length: int, on_progress: Callable | None = None, before: int = 0, passes: int = 1) -> Iterator[slice]:

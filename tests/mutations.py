@@ -173,17 +173,25 @@ MUTATIONS = [
     ),
     (f"{SAMPLING}/rounds.py", "rounds[-1][surplus:]", "rounds[-1]", "tests/unit/sampling/test_rounds.py"),
     (
-        f"{SAMPLING}/composite.py",
+        f"{SAMPLING}/anchor.py",
         "torch.maximum(variance, first_variance)",
         "torch.minimum(variance, first_variance)",
         "tests/unit/sampling/test_rounds.py",
     ),
     (
-        f"{SAMPLING}/composite.py",
+        f"{SAMPLING}/anchor.py",
         "stays = still & (",
         "stays = still | (",
         "tests/unit/sampling/test_rounds.py",
     ),
+    (f"{SAMPLING}/anchor.py", "min(amount, limit)", "amount", "tests/unit/sampling/test_rounds.py"),
+    (
+        f"{SAMPLING}/anchor.py",
+        "mixed**2 + added * (wanted - ours)",
+        "mixed**2 - added * (wanted - ours)",
+        "tests/unit/sampling/test_rounds.py",
+    ),
+    (f"{SAMPLING}/anchor.py", "means = ((x * y).mean", "means = ((x * x).mean", "tests/unit/sampling/test_rounds.py"),
     (f"{SAMPLING}/follow.py", "[0] * returns", "[0]", "tests/unit/sampling/test_follow.py"),
     (f"{SAMPLING}/follow.py", "read(forth, here + back)", "forth", "tests/unit/sampling/test_follow.py"),
     (

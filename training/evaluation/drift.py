@@ -14,7 +14,7 @@ import torch
 from PIL import Image
 
 from ...model_loading.standalone import Pipeline
-from ...sampling.composite import anchored
+from ...sampling.anchor import anchored
 from ...sampling.geometry import FRAMES_PER_SECOND
 from ...sampling.masks import build_start_end
 from ...sampling.rounds import join_rounds, start_frames

@@ -2,7 +2,7 @@
 
 import pytest
 import torch
-from cogvideox_fun.sampling.composite import anchored
+from cogvideox_fun.sampling.anchor import MOST_SHARPENING, anchored, lost_sharpness
 from cogvideox_fun.sampling.rounds import join_rounds, prompt_lines, start_frames, summary
 
 ROUND, OVERLAP = 13, 5
@@ -127,6 +127,52 @@ def test_a_round_may_have_another_length(shorter):
     for one, other in ((drifted[:shorter], first), (drifted, first[:shorter])):
         found, source = anchored(one, other), first[: len(one)]
         assert found.shape == one.shape and (found - source).abs().mean() < 0.3 * (one - source).abs().mean()
+
+
+def textured(strength: float = 0.1) -> torch.Tensor:
+    """`scene` with fine detail on what stands still, F H W 3."""
+    grain = torch.rand(32, 48, 3, generator=torch.Generator().manual_seed(1)) - 0.5
+    return scene() + strength * grain
+
+
+def blurred(video: torch.Tensor) -> torch.Tensor:
+    from kornia.filters import gaussian_blur2d
+
+    return gaussian_blur2d(video.movedim(-1, 1), (3, 3), (0.6, 0.6), "replicate").movedim(1, -1)
+
+
+def sharpness(video: torch.Tensor) -> float:
+    """The root mean square of the differences of neighbouring pixels."""
+    return float(torch.cat([video.diff(dim=axis).flatten() for axis in (1, 2)]).square().mean().sqrt())
+
+
+@pytest.mark.parametrize("first", [scene(), textured()], ids=["edges of what moves", "detail everywhere"])
+def test_lost_sharpness_is_brought_back(first):
+    soft = blurred(first)
+    found = anchored(soft, first)
+    assert sharpness(soft) < 0.8 * sharpness(first)
+    assert sharpness(found) == pytest.approx(sharpness(first), rel=0.05)
+    assert (found - first).square().mean() < 0.9 * (soft - first).square().mean()
+
+
+def test_sharpening_has_a_limit():
+    soft = blurred(blurred(blurred(blurred(textured(0.3)))))
+    assert lost_sharpness(soft, textured(0.3), torch.ones(32, 48, dtype=torch.bool)) == MOST_SHARPENING
+
+
+def test_nothing_is_sharpened_for_an_object_that_left():
+    first = textured()
+    first[:, 4:16:2, 4:16] = 1.0
+    first[::2, 4:16, 4:16] = first[::2, 4:16, 4:16].flip(1)  # it flickers: it does not stand still
+    gone = textured()
+    assert sharpness(gone) < 0.8 * sharpness(first)
+    assert torch.allclose(anchored(gone, first)[:, 20:], gone[:, 20:], atol=4e-3)
+
+
+def test_a_sharper_round_is_not_sharpened():
+    first = textured()
+    sharper = (first + 0.5 * (first - blurred(first))).clamp(0, 1)
+    assert lost_sharpness(sharper, first, torch.ones(32, 48, dtype=torch.bool)) == 0
 
 
 @pytest.mark.parametrize("what", ["camera", "scene", "light", "flicker"])
