@@ -182,7 +182,7 @@ def add_drift(commands) -> None:
         nargs="+",
         choices=("chain", "overlap", "matched"),
         default=["chain", "overlap", "matched"],
-        help="plain chain, with overlap, and with colours matched as Long Video does (default: all)",
+        help="plain chain, with overlap, and matched to the first round as Long Video does (default: all)",
     )
     drift.add_argument("--overlap", type=positive, default=9, help="frames, of all methods but the plain chain")
     drift.add_argument("--steps", type=positive, default=20)

@@ -42,7 +42,7 @@ def methods_of(overlap: int) -> dict[str, Method]:
     return {
         "chain": Method("plain chain: overlap 1", 1, 0.0),
         "overlap": Method(f"overlap {overlap}", overlap, 0.0),
-        "matched": Method(f"Long Video: overlap {overlap}, colours matched", overlap, 1.0),
+        "matched": Method(f"Long Video: overlap {overlap}, matched to the first round", overlap, 1.0),
     }
 
 
