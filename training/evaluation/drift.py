@@ -136,16 +136,17 @@ def shapes_seen(video: torch.Tensor, scene: Scene) -> list[Seen]:
 def measured(video: torch.Tensor, scene: Scene) -> dict[str, float | list[float]]:
     """Colours in CIEDE2000, sharpness in % of the first frame's, identity in %: per minute, and in the last second.
 
-    The first frame is sharper than nearly all others. So there is the mean of each minute, too, to compare later ones
-    with the first.
+    The first frame is sharper than nearly all others. So there are the first second and the mean of each minute, too,
+    to compare later ones with.
     """
     colours, sharp = background_drift(video), sharpness(video)
-    last = slice(-FRAMES_PER_SECOND, None)  # the last second
+    begin, last = slice(FRAMES_PER_SECOND), slice(-FRAMES_PER_SECOND, None)  # a second each
     parts, colour, shape = shapes_seen(video, scene), scene.subject.colour, scene.subject.shape
     return {
         "colour": per_minute(colours),
         "colour_at_end": float(colours[last].mean()),
         "sharpness": 100 * per_minute(sharp) / float(sharp[0]),
+        "sharpness_at_start": 100 * float(sharp[begin].mean()) / float(sharp[0]) - 100,
         "sharpness_at_end": 100 * float(sharp[last].mean()) / float(sharp[0]) - 100,
         "sharpness_of_minutes": [100 * mean / float(sharp[0]) for mean in of_minutes(sharp)],
         "shape": float(np.mean([float(part.template_iou(shape).mean()) for part in parts])),

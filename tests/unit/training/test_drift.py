@@ -47,6 +47,8 @@ def test_blur_is_seen_as_less_sharpness(video):
     assert drift.sharpness(soft)[-1] < 0.6 * drift.sharpness(video)[-1]
     assert drift.measured(soft, SCENE)["sharpness_at_end"] < -20
     assert -20 < drift.measured(video, SCENE)["sharpness_at_end"]
+    later = drift.measured(torch.cat([video, soft]), SCENE)
+    assert later["sharpness_at_start"] == pytest.approx(0, abs=10) and later["sharpness_at_end"] < -20
     (mean,) = drift.measured(soft, SCENE)["sharpness_of_minutes"]
     assert mean == pytest.approx(100 * float((drift.sharpness(soft) / drift.sharpness(soft)[0]).mean()))
     assert drift.of_minutes(range(1000)) == [239.5, 719.5, 979.5]
