@@ -154,7 +154,7 @@ class AddRound(io.ComfyNode):
             node_id="CogVideoXFunAddRound",
             is_inner=True,
             display_name="Add Round",
-            description="Add a round to those of a long video, with the colours of the first one.",
+            description="Add a round to those of a long video, with the colours and sharpness of the first one.",
             is_input_list=True,
             inputs=[
                 io.Image.Input("video", tooltip="The round, from Long Video Round or VAE Decode."),
