@@ -19,7 +19,7 @@ def overlap_input():
 
 
 def match_input():
-    tooltip = "Give later rounds the colours, the contrast and at least the sharpness of the first; 0 = off."
+    tooltip = "Match colours and contrast of later rounds to the first, and bring back lost sharpness; 0 = off."
     return common.number("match_colors", (1.0, 0.0, 1.0, 0.05), tooltip)
 
 
@@ -154,7 +154,7 @@ class AddRound(io.ComfyNode):
             node_id="CogVideoXFunAddRound",
             is_inner=True,
             display_name="Add Round",
-            description="Add a round to those of a long video, with the colours and sharpness of the first one.",
+            description="Add a round to those of a long video, with the colours and the sharpness of the first one.",
             is_input_list=True,
             inputs=[
                 io.Image.Input("video", tooltip="The round, from Long Video Round or VAE Decode."),

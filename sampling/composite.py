@@ -12,7 +12,7 @@ from .masks import THRESHOLD, as_frames, check_image, fit_mask
 log = logging.getLogger(__name__)
 
 FRAMES_AT_ONCE = 8
-PASSES = 3  # over the frames, to match colours: two to measure, one to match
+COLOR_PASSES = 3  # over the frames, to match colours: two to measure, one to match
 LEAST_KEPT = 0.01  # share of the pixels: fewer don't show the colours of the whole
 CONTRAST_LIMITS = (0.5, 2.0)
 FLAT = 2.0  # standard deviation of L, a or b: below it there is noise, which doesn't show the contrast of the whole
@@ -90,8 +90,11 @@ def parts(length: int, on_progress: Callable | None = None, before: int = 0, pas
         yield slice(start, start + FRAMES_AT_ONCE)
 
 
-def recolored(video, source, mask, strength: float, on_progress: Callable | None = None) -> Tensor:
-    """``video`` with the colours of ``source``; a ``strength`` below 1 does so in part. on_progress: see `parts`."""
+def recolored(
+    video, source, mask, strength: float, on_progress: Callable | None = None, passes: int = COLOR_PASSES
+) -> Tensor:
+    """``video`` with the colours of ``source``; a ``strength`` below 1 does so in part. on_progress, passes: see
+    `parts`."""
     lab_to_rgb = import_library("kornia").color.lab_to_rgb
     kept = 1.0 if mask is None else sum(float((1 - frame).clamp(0, 1).mean()) for frame in mask) / len(mask)
     if not kept:
@@ -99,12 +102,12 @@ def recolored(video, source, mask, strength: float, on_progress: Callable | None
     elif kept < LEAST_KEPT:
         log.warning("only %.1f %% of the source was kept, too little to match colours: they stay", 100 * kept)
         return video.clone()
-    ours, our_contrast = measure(video, mask, on_progress, 0)
-    theirs, their_contrast = measure(source, mask, on_progress, 1)
+    ours, our_contrast = measure(video, mask, on_progress, 0, passes)
+    theirs, their_contrast = measure(source, mask, on_progress, 1, passes)
     contrast = (their_contrast / our_contrast).clamp(*CONTRAST_LIMITS)
     contrast = torch.where(torch.minimum(our_contrast, their_contrast) < FLAT, 1.0, contrast)
     result = torch.empty_like(video)
-    for part in parts(len(video), on_progress, 2, PASSES):
+    for part in parts(len(video), on_progress, 2, passes):
         lab = to_lab(video[part])
         matched = (lab - ours.to(lab)) * contrast.to(lab) + theirs.to(lab)
         rgb = lab_to_rgb(matched.movedim(-1, 1)).movedim(1, -1)  # kornia wants B C H W
@@ -117,13 +120,15 @@ def to_lab(video: Tensor) -> Tensor:
     return import_library("kornia").color.rgb_to_lab(video.float().clamp(0, 1).movedim(-1, 1)).movedim(1, -1)
 
 
-def measure(video: Tensor, mask: Tensor | None, on_progress=None, before: int = 0) -> tuple[Tensor, Tensor]:
+def measure(
+    video: Tensor, mask: Tensor | None, on_progress=None, before: int = 0, passes: int = COLOR_PASSES
+) -> tuple[Tensor, Tensor]:
     """Mean and standard deviation of L, a and b, [3] each, float64; pixels count by how far ``mask`` keeps them.
 
-    on_progress, before: see `parts`.
+    on_progress, before, passes: see `parts`.
     """
     count, total, square = 0.0, torch.zeros(3, dtype=torch.float64), torch.zeros(3, dtype=torch.float64)
-    for part in parts(len(video), on_progress, before, PASSES):
+    for part in parts(len(video), on_progress, before, passes):
         lab = to_lab(video[part]).cpu().double()
         share = torch.ones(lab.shape[:3], dtype=torch.float64)
         if mask is not None:

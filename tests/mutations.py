@@ -19,6 +19,7 @@ OLD_WORKFLOWS, OLD_TESTS = "tools/old_workflows", "tests/unit/tools"
 log = logging.getLogger(__name__)
 
 EVALUATION = "tests/unit/training/test_training_evaluation.py"
+ROUNDS_TESTS = "tests/unit/sampling/test_rounds.py"
 
 # file, what stands there once, what is put in its place, the tests that should fail
 MUTATIONS = [
@@ -169,29 +170,31 @@ MUTATIONS = [
         f"{SAMPLING}/rounds.py",
         "[overlap] * more + [overlap + surplus]",
         "[overlap + surplus] + [overlap] * more",
-        "tests/unit/sampling/test_rounds.py",
+        ROUNDS_TESTS,
     ),
-    (f"{SAMPLING}/rounds.py", "rounds[-1][surplus:]", "rounds[-1]", "tests/unit/sampling/test_rounds.py"),
+    (f"{SAMPLING}/rounds.py", "rounds[-1][surplus:]", "rounds[-1]", ROUNDS_TESTS),
     (
         f"{SAMPLING}/anchor.py",
         "torch.maximum(variance, first_variance)",
         "torch.minimum(variance, first_variance)",
-        "tests/unit/sampling/test_rounds.py",
+        ROUNDS_TESTS,
     ),
     (
         f"{SAMPLING}/anchor.py",
         "stays = still & (",
         "stays = still | (",
-        "tests/unit/sampling/test_rounds.py",
+        ROUNDS_TESTS,
     ),
-    (f"{SAMPLING}/anchor.py", "min(amount, limit)", "amount", "tests/unit/sampling/test_rounds.py"),
+    (f"{SAMPLING}/anchor.py", "first, on_progress)), limit)", "first, on_progress)), 9)", ROUNDS_TESTS),
+    (f"{SAMPLING}/anchor.py", ".clamp(-room, room)", "", ROUNDS_TESTS),
+    (f"{SAMPLING}/anchor.py", "theirs / len(first)", "theirs / len(video)", ROUNDS_TESTS),
     (
         f"{SAMPLING}/anchor.py",
-        "mixed**2 + added * (wanted - ours)",
-        "mixed**2 - added * (wanted - ours)",
-        "tests/unit/sampling/test_rounds.py",
+        "xy**2 + y * (wanted - x)",
+        "xy**2 - y * (wanted - x)",
+        ROUNDS_TESTS,
     ),
-    (f"{SAMPLING}/anchor.py", "means = ((x * y).mean", "means = ((x * x).mean", "tests/unit/sampling/test_rounds.py"),
+    (f"{SAMPLING}/anchor.py", "torch.stack([x @ x, x @ y", "torch.stack([x @ x, y @ y", ROUNDS_TESTS),
     (f"{SAMPLING}/follow.py", "[0] * returns", "[0]", "tests/unit/sampling/test_follow.py"),
     (f"{SAMPLING}/follow.py", "read(forth, here + back)", "forth", "tests/unit/sampling/test_follow.py"),
     (

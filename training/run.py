@@ -202,7 +202,7 @@ def add_plan(commands) -> None:
 
     plan = commands.add_parser("plan", help="what phases need, without a GPU and without the model")
     plan.add_argument("configs", type=Path, nargs="+", metavar="CONFIG", help="TOML files of phases")
-    plan.add_argument("--gpus", type=positive, default=1, help="how many train together (default: 1)")
+    plan.add_argument("--gpus", type=positive, default=1, help="GPUs that train together (default: 1)")
     plan.add_argument("--gpu", choices=list(GPUS), default="h100", help="their kind (default: h100)")
     plan.add_argument("--utilisation", type=share, default=0.3, help="of the GPU's dense bf16 rate (default: 0.3)")
     plan.add_argument(

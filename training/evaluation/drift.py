@@ -30,7 +30,7 @@ PART = 40_000  # for the seed of a scene's first round, so that no two scenes sh
 
 @dataclasses.dataclass(frozen=True)
 class Method:
-    """How rounds continue each other: the frames that two share, and how far colours are matched."""
+    """How rounds continue each other: the frames that two share, and how far they are matched to the first."""
 
     title: str
     overlap: int
@@ -38,7 +38,7 @@ class Method:
 
 
 def methods_of(overlap: int) -> dict[str, Method]:
-    """A plain chain, and what Long Video does with and without matched colours; ``overlap`` in frames."""
+    """A plain chain, and what Long Video does with and without matching to the first round; ``overlap`` in frames."""
     return {
         "chain": Method("plain chain: overlap 1", 1, 0.0),
         "overlap": Method(f"overlap {overlap}", overlap, 0.0),

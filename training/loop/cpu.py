@@ -1,4 +1,4 @@
-"""What bfloat16 needs of a CPU."""
+"""Whether a CPU computes in bfloat16, and how fast."""
 
 import logging
 
@@ -6,7 +6,7 @@ import torch
 
 log = logging.getLogger(__name__)
 
-BFLOAT16_UNITS = ("amx_bf16", "avx512_bf16", "avx_ne_convert", "bf16", "sve_bf16")  # of x86 and ARM
+BFLOAT16_UNITS = ("amx_bf16", "avx512_bf16", "avx_ne_convert")  # of x86
 
 
 def has_amx() -> bool:
@@ -15,10 +15,10 @@ def has_amx() -> bool:
 
 
 def warn_if_bfloat16_is_slow() -> None:
-    """Warn on a CPU without bfloat16 instructions, where PyTorch can tell. Bfloat16 is slower than float32 there."""
+    """Warn on an x86 CPU without bfloat16 instructions, where PyTorch can tell. It is slower than float32 there."""
     capabilities = getattr(torch.cpu, "get_capabilities", dict)()
-    if capabilities and not any(capabilities.get(name) for name in BFLOAT16_UNITS):
+    if capabilities.get("architecture") == "x86_64" and not any(capabilities.get(unit) for unit in BFLOAT16_UNITS):
         log.warning(
-            'this CPU has no bfloat16 instructions: mixed_precision = "bf16" is several times slower here than "no". '
-            'Write mixed_precision = "no" in the configuration'
+            'this CPU has no bfloat16 instructions: mixed_precision = "bf16" is slower here than "no". Write '
+            'mixed_precision = "no" in the configuration'
         )

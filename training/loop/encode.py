@@ -71,6 +71,8 @@ class Encoding:
     ):
         self.together = together
         check_cacheable(phase, "the phase")
+        if phase.mixed_precision == "bf16" and state.device.type == "cpu":
+            warn_if_bfloat16_is_slow()
         self.phase, self.folder, self.state, self.dtype = phase, Path(folder), state, DTYPES[dtype]
         self.checkpoint = open_whole(phase.model)
         self.texts = open_whole(phase.text_encoder) if phase.text_encoder else self.checkpoint
@@ -170,8 +172,6 @@ class Encoding:
     def _write_shards(self, kind: str, mine: list[range], tensors: Callable[[range], dict]) -> None:
         bf16, device = self.phase.mixed_precision == "bf16", self.state.device
         if mine and self.encoders is None:
-            if bf16 and device.type == "cpu":
-                warn_if_bfloat16_is_slow()
             dtype = torch.bfloat16 if bf16 and device.type != "cpu" else torch.float32
             self.encoders = make_encoders(self.phase, self.checkpoint, self.texts, dtype).to(device)
         for shard in tqdm(mine, desc=kind, unit="shard", disable=not self.state.is_main_process):

@@ -74,9 +74,8 @@ def sizes_by_phase(plans: Mapping[str, Plan]) -> dict[str, str]:
     """The table of each phase's sizes, or which phase before it has the same one."""
     tables, first = {}, {}
     for name, plan in plans.items():
-        made = buckets(plan)
-        same = first.setdefault(made, name)
-        tables[name] = made if same == name else f"The same sizes and lengths as {same}."
+        same = first.setdefault(tuple(plan.buckets), name)
+        tables[name] = buckets(plan) if same == name else f"The same sizes and lengths as {same}."
     return tables
 
 
