@@ -153,18 +153,20 @@ def photograph() -> torch.Tensor:
     return picture.repeat(ROUND, 1, 1, 1)
 
 
+MOVING = scene()  # has edges only there
 EVERYWHERE = torch.ones(32, 48, dtype=torch.bool)
 
 
 @pytest.mark.parametrize(
-    "first", [scene(), textured(), photograph()], ids=["edges of what moves", "detail everywhere", "photograph"]
+    "first", [MOVING, textured(), photograph()], ids=["edges of what moves", "detail everywhere", "photograph"]
 )
 @pytest.mark.parametrize("length", [ROUND, 5])
 def test_lost_sharpness_is_brought_back(first, length):
     soft = blurred(first)[:length]
     found = anchored(soft, first)
     assert sharpness(soft) < 0.8 * sharpness(first)
-    assert sharpness(found) == pytest.approx(sharpness(first[:length]), rel=0.1)
+    # of a still pixel, only as much as it had is brought back
+    assert sharpness(found) == pytest.approx(sharpness(first[:length]), rel=0.03 if first is MOVING else 0.1)
     assert (found - first[:length]).square().mean() < 0.9 * (soft - first[:length]).square().mean()
     assert torch.allclose(anchored(soft, first, 0.5), torch.lerp(soft, found, 0.5), atol=1e-5)
 
@@ -186,13 +188,13 @@ def test_nothing_is_sharpened_for_an_object_that_left():
 
 def test_a_small_still_object_is_not_sharpened_for_another_one():
     """The picture is flat but for it: on average still pixels have hardly any detail."""
-    first = torch.full((ROUND, 96, 96, 3), 0.5)
-    first[:, 60:64, 60:64] = 0.8
+    first = torch.full((ROUND, 128, 128, 3), 0.5)
+    first[:, 100:103, 60:63] = 0.7
     gone = first.clone()
     for i in range(ROUND):
         first[i, 10:30, 3 * i : 3 * i + 8] = torch.tensor([1.0, 0.0, 0.0])
-    found = anchored(gone, first)
-    assert (found - gone)[:, 50:].abs().max() < 1.1 / 255
+    assert lost_sharpness(gone, first, (gone == first).all(0).all(-1))[0] > 0.1
+    assert (anchored(gone, first) - gone)[:, 50:].abs().max() < 1.1 / 255
 
 
 @pytest.mark.parametrize("what", ["sharper", "flat", "scattered"])
