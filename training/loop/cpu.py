@@ -1,4 +1,4 @@
-"""Whether a CPU computes in bfloat16, and how fast."""
+"""What a CPU has for bfloat16."""
 
 import logging
 
@@ -15,7 +15,7 @@ def has_amx() -> bool:
 
 
 def warn_if_bfloat16_is_slow() -> None:
-    """Warn on an x86 CPU without bfloat16 instructions, where PyTorch can tell. It is slower than float32 there."""
+    """Warn where bfloat16 is slower than float32: on an x86 CPU without instructions for it, if PyTorch can tell."""
     capabilities = getattr(torch.cpu, "get_capabilities", dict)()
     if capabilities.get("architecture") == "x86_64" and not any(capabilities.get(unit) for unit in BFLOAT16_UNITS):
         log.warning(

@@ -74,9 +74,9 @@ def make_parts(phase: Phase, device: torch.device) -> Parts:
     )
     if bf16 and on_cpu:
         warn_if_bfloat16_is_slow()
-    if bf16 and on_cpu and has_amx():  # oneDNN's bfloat16 gradient can crash there
-        log.info("this CPU has AMX: convolutions are trained in float32")
-        convolve_in_float32(parts.task)
+        if has_amx():  # oneDNN's bfloat16 gradient can crash there
+            log.info("this CPU has AMX: convolutions are trained in float32")
+            convolve_in_float32(parts.task)
     return parts
 
 

@@ -55,7 +55,7 @@ class Setup:
     """Where a phase is to run."""
 
     gpu: str = "h100"
-    gpus: int = 8
+    gpus: int = 1
     utilisation: float = 0.3  # of the GPU's rate that the run reaches; measured for the 2B on an H100: 0.29 to 0.31
     clips: int = 1_200_000  # in a cache
 
